@@ -1,0 +1,35 @@
+"""When does gradient descent on a ReLU network find a global minimum? The pure-functional core.
+
+After B. Polaczyk and J. Cyranka, "Improved overparametrization bounds for global convergence of SGD for shallow neural
+networks" (TMLR 2023). Arrays go in and arrays come out; no flag, file or plot is known here.
+"""
+
+from relu_sgd.activation import relu
+from relu_sgd.descent import (
+    Descent,
+    DescentResult,
+    Status,
+    descend,
+    mean_squared_error_below,
+    relative_error_below,
+)
+from relu_sgd.network import Params, hidden_layer, jacobian_gram, loss, predict, preactivations, sample_losses
+from relu_sgd.problem import Problem
+
+__all__ = [
+    "Descent",
+    "DescentResult",
+    "Params",
+    "Problem",
+    "Status",
+    "descend",
+    "hidden_layer",
+    "jacobian_gram",
+    "loss",
+    "mean_squared_error_below",
+    "predict",
+    "preactivations",
+    "relative_error_below",
+    "relu",
+    "sample_losses",
+]

@@ -1,0 +1,339 @@
+"""Gradient descent and mini-batch SGD sequences, (14) of the paper with theta_k restored (see `descend`)."""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Scalar
+
+from relu_sgd.network import Normalization, Params, TrainedLayers, normalize, sample_losses
+from relu_sgd.problem import Problem
+
+__all__ = [
+    "Criterion",
+    "Descent",
+    "DescentResult",
+    "DescentState",
+    "Status",
+    "Stop",
+    "descend",
+    "mean_squared_error_below",
+    "paper_optimizer",
+    "relative_error_below",
+]
+
+Stop: TypeAlias = Literal["first_passage", "never"]
+# Sample losses at theta and the training set, to whether theta is a success.
+Criterion: TypeAlias = Callable[[Float[Array, " N"], Problem], Bool[Array, ""]]
+
+
+class Status(enum.IntEnum):
+    """How a run ended; PENDING marks one that has not."""
+
+    PENDING = 0
+    CONVERGED = 1
+    STEP_LIMIT = 2
+    DIVERGED = 3
+
+
+def relative_error_below(tolerance: float) -> Criterion:
+    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3)."""
+    return lambda losses, problem: 2 * jnp.sum(losses) < tolerance**2 * jnp.sum(problem.Y**2)
+
+
+def mean_squared_error_below(tolerance: float) -> Criterion:
+    """The released code's criterion, MSE / sqrt(N) < tolerance.
+
+    For labels +-1 it is the relative error below sqrt(tolerance sqrt(N)): 0.188 at N = 200 with 2.5e-3, 75 times laxer
+    than the paper's.
+    """
+    return lambda losses, problem: (
+        normalize(losses, problem.Y.shape[1], "mean") < tolerance * jnp.sqrt(problem.Y.shape[0])
+    )
+
+
+def paper_optimizer(trained_layers: TrainedLayers) -> optax.GradientTransformation:
+    """SGD with momentum 0.9 (v <- 0.9 v + g, theta <- theta - lr v) at Section 6's rate: 0.15 hidden, 0.002 both."""
+    return optax.sgd(0.15 if trained_layers == "hidden" else 0.002, momentum=0.9)
+
+
+class DescentState(NamedTuple):
+    """A run between two steps; what is needed to go on is all in it.
+
+    Attributes:
+      params: theta_k.
+      optimizer_state: of the trained weights.
+      gradient: that the next step takes, of the trained weights at theta_k.
+      steps: k, the number of updates made.
+      loss: L(theta_k) = 1/2 ||Y - Yhat||_F^2 over all samples, whatever the objective and the batch.
+      best_loss: the least of L(theta_0), ..., L(theta_k).
+      converged_at: the first k at which the criterion held, -1 so far.
+      meets: whether the criterion holds at theta_k.
+    """
+
+    params: Params
+    optimizer_state: PyTree
+    gradient: PyTree
+    steps: Int[Array, ""]
+    loss: Float[Array, ""]
+    best_loss: Float[Array, ""]
+    converged_at: Int[Array, ""]
+    meets: Bool[Array, ""]
+
+
+class DescentResult(NamedTuple):
+    """What `descend` returns; fields as in `DescentState`, and:
+
+    Attributes:
+      status: a `Status`. CONVERGED when the criterion holds at the last theta, DIVERGED when its loss is not finite,
+        STEP_LIMIT otherwise.
+      measured_at: the step of every record, or None when nothing is measured. After a run has stopped, its last
+        record is repeated.
+      measurements: the records, stacked along a leading axis, or None.
+    """
+
+    params: Params
+    status: Int[Array, ""]
+    steps: Int[Array, ""]
+    loss: Float[Array, ""]
+    best_loss: Float[Array, ""]
+    converged_at: Int[Array, ""]
+    measured_at: Int[Array, " records"] | None = None
+    measurements: PyTree = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """A descent as data: `start` makes a state, `advance` takes steps, `result` reads off how it ended.
+
+    `descend` runs all three; a caller who wants to stop, save or interleave runs uses them directly. The fields are
+    the keyword arguments of `descend`.
+
+    Raises:
+      ValueError: a field is not one of the allowed values, or fields contradict each other.
+    """
+
+    optimizer: optax.GradientTransformation
+    normalization: Normalization = "half_sum"
+    trained_layers: TrainedLayers = "both"
+    batch_size: int | None = None
+    at_zero: Any = 0.0
+    criterion: Criterion | None = None
+    stop: Stop = "first_passage"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("normalization", self.normalization, get_args(Normalization)),
+            ("trained_layers", self.trained_layers, get_args(TrainedLayers)),
+            ("stop", self.stop, get_args(Stop)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def _trained(self, params: Params) -> PyTree:
+        return params.W if self.trained_layers == "hidden" else params
+
+    def _with_trained(self, params: Params, trained: PyTree) -> Params:
+        return params._replace(W=trained) if self.trained_layers == "hidden" else trained
+
+    def _evaluator(self, problem: Problem, key: Key[Scalar, ""] | None) -> Callable:
+        """A function of (theta, k): the gradient that step k + 1 takes, and the losses of all samples."""
+        num_samples, d2 = problem.Y.shape
+        losses_of = sample_losses(problem, at_zero=self.at_zero)
+
+        def objective(trained: PyTree, params: Params, samples: Int[Array, " batch"] | None) -> tuple[Array, Array]:
+            losses = losses_of(self._with_trained(params, trained), samples)
+            return normalize(losses, d2, self.normalization), losses
+
+        gradient_and_losses = jax.grad(objective, has_aux=True)
+        if self.batch_size is None:
+            return lambda params, step: gradient_and_losses(self._trained(params), params, None)
+        if self.batch_size > num_samples:
+            raise ValueError(f"batch_size {self.batch_size} exceeds the number of samples N = {num_samples}")
+        if key is None:
+            raise ValueError("mini-batches need a key")
+
+        def evaluate(params: Params, step: Int[Array, ""]) -> tuple[PyTree, Array]:
+            batch = jax.random.permutation(jax.random.fold_in(key, step), num_samples)[: self.batch_size]
+            gradient, _ = gradient_and_losses(self._trained(params), params, batch)
+            return gradient, losses_of(params)
+
+        return evaluate
+
+    def _observe(self, state: DescentState, losses: Float[Array, " N"], problem: Problem) -> DescentState:
+        loss = jnp.sum(losses)
+        meets = jnp.bool_(False) if self.criterion is None else jnp.asarray(self.criterion(losses, problem))
+        return state._replace(
+            loss=loss,
+            best_loss=jnp.minimum(state.best_loss, jnp.where(jnp.isnan(loss), jnp.inf, loss)),
+            converged_at=jnp.where(meets & (state.converged_at < 0), state.steps, state.converged_at),
+            meets=meets,
+        )
+
+    def start(self, params: Params, problem: Problem, key: Key[Scalar, ""] | None = None) -> DescentState:
+        """The state at theta_0, with the loss and the criterion already evaluated there.
+
+        Args:
+          params: theta_0.
+          problem: the training set.
+          key: of the mini-batches; step k + 1 draws its batch from `fold_in(key, k)`.
+
+        Raises:
+          ValueError: shapes do not fit, the batch exceeds N, or mini-batches have no key.
+        """
+        gradient, losses = self._evaluator(problem, key)(params, jnp.int32(0))
+        state = DescentState(
+            params=params,
+            optimizer_state=self.optimizer.init(self._trained(params)),
+            gradient=gradient,
+            steps=jnp.int32(0),
+            loss=jnp.zeros((), losses.dtype),
+            best_loss=jnp.full((), jnp.inf, losses.dtype),
+            converged_at=jnp.int32(-1),
+            meets=jnp.bool_(False),
+        )
+        return self._observe(state, losses, problem)
+
+    def is_done(self, state: DescentState) -> Bool[Array, ""]:
+        """Whether the run has stopped by itself: the loss is not finite, or the stopping rule is met."""
+        diverged = ~jnp.isfinite(state.loss)
+        return diverged | state.meets if self.stop == "first_passage" else diverged
+
+    def advance(
+        self,
+        state: DescentState,
+        problem: Problem,
+        num_steps: int | Int[Array, ""],
+        key: Key[Scalar, ""] | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> DescentState:
+        """Up to `num_steps` more steps; fewer when the run stops by itself.
+
+        Args:
+          state: where to go on from.
+          problem: the training set.
+          num_steps: at most so many updates; traced or not.
+          key: the key that `start` was given.
+          differentiable: use a loop of fixed length, which reverse-mode differentiation can go through. `num_steps`
+            must then be an int.
+        """
+        evaluate = self._evaluator(problem, key)
+
+        def step(state: DescentState) -> DescentState:
+            trained = self._trained(state.params)
+            updates, optimizer_state = self.optimizer.update(state.gradient, state.optimizer_state, trained)
+            params = self._with_trained(state.params, optax.apply_updates(trained, updates))
+            steps = state.steps + 1
+            gradient, losses = evaluate(params, steps)
+            moved = state._replace(params=params, optimizer_state=optimizer_state, gradient=gradient, steps=steps)
+            return self._observe(moved, losses, problem)
+
+        if differentiable:
+
+            def step_unless_done(_, state: DescentState) -> DescentState:
+                done = self.is_done(state)
+                return jax.tree.map(lambda old, new: jnp.where(done, old, new), state, step(state))
+
+            return jax.lax.fori_loop(0, num_steps, step_unless_done, state)
+        last = state.steps + num_steps
+        return jax.lax.while_loop(lambda state: (state.steps < last) & ~self.is_done(state), step, state)
+
+    def result(self, state: DescentState) -> DescentResult:
+        """How a run that takes no more steps ended."""
+        status = jnp.where(state.meets, Status.CONVERGED, Status.STEP_LIMIT)
+        return DescentResult(
+            params=state.params,
+            status=jnp.where(jnp.isfinite(state.loss), status, Status.DIVERGED).astype(jnp.int8),
+            steps=state.steps,
+            loss=state.loss,
+            best_loss=state.best_loss,
+            converged_at=state.converged_at,
+        )
+
+
+def descend(
+    params: Params,
+    problem: Problem,
+    *,
+    num_steps: int,
+    optimizer: optax.GradientTransformation | None = None,
+    normalization: Normalization = "half_sum",
+    trained_layers: TrainedLayers = "both",
+    batch_size: int | None = None,
+    key: Key[Scalar, ""] | None = None,
+    at_zero: Float[ArrayLike, "*#shape"] = 0.0,
+    criterion: Criterion | None = None,
+    stop: Stop = "first_passage",
+    measure: Callable[[Params], PyTree] | None = None,
+    measure_every: int = 1,
+    differentiable: bool = False,
+) -> DescentResult:
+    """The sequence theta_{k+1} in theta_k - eta dL^b(theta_k, xi_{k+1}), or any other optax optimizer's.
+
+    Equation (14) as printed lacks theta_k on its right-hand side. The theory's SGD has no momentum
+    (`optax.sgd(learning_rate)`); Section 6's experiments have. Pure: jit, vmap and forward-mode differentiation work, and
+    reverse mode with `differentiable`.
+
+    Args:
+      params: theta_0. Its dtype is the precision of everything that follows.
+      problem: the training set; every sample is one of the N.
+      num_steps: the largest number of updates.
+      optimizer: any optax optimizer; None for the paper's (`paper_optimizer`).
+      normalization: the objective, "half_sum" (the paper's L) or "mean" (mean squared error).
+      trained_layers: "both", or "hidden" to keep V fixed.
+      batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
+        None for all N. The loss over all samples is evaluated at every step all the same.
+      key: of the mini-batches.
+      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1.
+      criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
+      stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
+        the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
+      measure: a function of theta whose results are recorded, at theta_0 and after every `measure_every` steps.
+      measure_every: number of steps between two records; the last record is at `num_steps` rounded down to a multiple.
+      differentiable: see `Descent.advance`.
+
+    Returns:
+      A `DescentResult`.
+
+    Raises:
+      ValueError: shapes do not fit, an option is not one of the allowed values, or a number is out of its range.
+    """
+    if num_steps < 0:
+        raise ValueError(f"num_steps must not be negative, got {num_steps}")
+    if measure_every < 1:
+        raise ValueError(f"measure_every must be at least 1, got {measure_every}")
+    if trained_layers not in get_args(TrainedLayers):
+        raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
+    descent = Descent(
+        optimizer=paper_optimizer(trained_layers) if optimizer is None else optimizer,
+        normalization=normalization,
+        trained_layers=trained_layers,
+        batch_size=batch_size,
+        at_zero=at_zero,
+        criterion=criterion,
+        stop=stop,
+    )
+
+    def advance(state: DescentState, steps: int) -> DescentState:
+        return descent.advance(state, problem, steps, key, differentiable=differentiable)
+
+    state = descent.start(params, problem, key)
+    if measure is None:
+        return descent.result(advance(state, num_steps))
+
+    def advance_and_measure(state: DescentState, _) -> tuple[DescentState, tuple[Array, PyTree]]:
+        state = advance(state, measure_every)
+        return state, (state.steps, measure(state.params))
+
+    first = (state.steps, measure(state.params))
+    state, rest = jax.lax.scan(advance_and_measure, state, length=num_steps // measure_every)
+    steps, measurements = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
+    result = descent.result(advance(state, num_steps % measure_every))
+    return result._replace(measured_at=steps, measurements=measurements)

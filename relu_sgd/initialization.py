@@ -1,0 +1,99 @@
+"""The laws that the initial weights W0 and V0 are drawn from (Section 6, Assumptions 4.1 and G.1).
+
+Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key and
+the true sizes alone. Sizes may be traced where the padded size is given. All raise ValueError as `relu_sgd.draws` does.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Scalar, ScalarLike
+
+from relu_sgd import draws
+
+__all__ = [
+    "balanced_sign_output",
+    "lecun_hidden",
+    "lecun_output",
+    "normal_hidden",
+    "normal_output",
+    "shuffled_sign_output",
+    "uniform_output",
+]
+
+Size = int | Array
+
+
+def normal_hidden(
+    key: Key[Scalar, ""],
+    d0: Size,
+    d1: Size,
+    standard_deviation: ScalarLike = 1.0,
+    *,
+    padded_d0: int | None = None,
+    padded_d1: int | None = None,
+) -> Float[Array, "padded_d0 padded_d1"]:
+    """W0 with independent N(0, standard_deviation^2) entries (Section 6 with 1; beta_w of Assumption 4.1)."""
+    return standard_deviation * draws.normal(key, (d0, d1), (padded_d0, padded_d1))
+
+
+def lecun_hidden(
+    key: Key[Scalar, ""], d0: Size, d1: Size, *, padded_d0: int | None = None, padded_d1: int | None = None
+) -> Float[Array, "padded_d0 padded_d1"]:
+    """W0 with independent N(0, 1/d0) entries (Remark 5.4)."""
+    return draws.normal(key, (d0, d1), (padded_d0, padded_d1)) / jnp.sqrt(d0)
+
+
+def normal_output(
+    key: Key[Scalar, ""], d1: Size, d2: int, standard_deviation: ScalarLike, *, padded_d1: int | None = None
+) -> Float[Array, "padded_d1 d2"]:
+    """V0 with independent N(0, standard_deviation^2) entries (beta_v of Assumption 4.1)."""
+    return standard_deviation * draws.normal(key, (d1, d2), (padded_d1, None))
+
+
+def lecun_output(
+    key: Key[Scalar, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
+) -> Float[Array, "padded_d1 d2"]:
+    """V0 with independent N(0, 1/d1) entries (Section 6, both layers trained; Remark 5.4)."""
+    return draws.normal(key, (d1, d2), (padded_d1, None)) / jnp.sqrt(d1)
+
+
+def uniform_output(
+    key: Key[Scalar, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
+) -> Float[Array, "padded_d1 d2"]:
+    """V0 with independent entries, uniform in [-1/sqrt(d1), 1/sqrt(d1)].
+
+    The released code's law when both layers are trained. Its variance is 1/(3 d1), a third of Section 6's.
+    """
+    return draws.uniform(key, (d1, d2), (padded_d1, None), -1.0, 1.0) / jnp.sqrt(d1)
+
+
+def balanced_sign_output(
+    d1: Size, d2: int = 1, *, magnitude: ScalarLike | None = None, padded_d1: int | None = None
+) -> Float[Array, "padded_d1 d2"]:
+    """V0 fixed: +magnitude in the first half of the rows and -magnitude in the second (Section 6, V not trained).
+
+    Args:
+      d1: width; an even number (with an odd one the middle row is -magnitude).
+      d2: output dimension.
+      magnitude: 1/sqrt(d1) when None, as in Section 6; Assumption G.1 takes ||y|| / sqrt(N d1).
+      padded_d1: number of rows of the result; those from d1 on are zero.
+    """
+    index = jnp.arange(d1 if padded_d1 is None else padded_d1)[:, None]
+    signs = jnp.where(index < d1 // 2, 1.0, jnp.where(index < d1, -1.0, 0.0))
+    return (1 / jnp.sqrt(d1) if magnitude is None else magnitude) * jnp.broadcast_to(signs, (index.size, d2))
+
+
+def shuffled_sign_output(
+    key: Key[Scalar, ""],
+    d1: Size,
+    d2: int = 1,
+    *,
+    magnitude: ScalarLike | None = None,
+    padded_d1: int | None = None,
+) -> Float[Array, "padded_d1 d2"]:
+    """V0 with a uniformly random half of every column +magnitude and the rest -magnitude (the released code).
+
+    As the neurons of W0 are exchangeable, the trained network has the same law as with `balanced_sign_output`.
+    Arguments as there.
+    """
+    signs = draws.balanced_signs(key, (d1, d2), (padded_d1, None))
+    return (1 / jnp.sqrt(d1) if magnitude is None else magnitude) * signs

@@ -1,0 +1,77 @@
+"""The grid cut into tiles.
+
+A tile is a block of the grid, (d0 block) x (d1 block) x (all seeds). It is the shape bucket (every network in it is
+padded to its largest d0 and d1, so one compiled program serves it), the unit of work that a process takes, the chunk that
+is written, and what resume skips.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Tile", "cost", "cut", "share"]
+
+
+class Tile(NamedTuple):
+    """A block of the grid of one set-up.
+
+    Attributes:
+      trained_layers: the set-up.
+      d0, d1: the sizes in the block, increasing.
+      d0_index, d1_index: where the block starts in the grid.
+      num_seeds: runs per cell.
+    """
+
+    trained_layers: str
+    d0: tuple[int, ...]
+    d1: tuple[int, ...]
+    d0_index: int
+    d1_index: int
+    num_seeds: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(number of d0, number of d1, number of seeds)."""
+        return len(self.d0), len(self.d1), self.num_seeds
+
+    @property
+    def num_runs(self) -> int:
+        """How many networks the tile trains."""
+        return len(self.d0) * len(self.d1) * self.num_seeds
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(d0, d1) that every network in the tile is padded to."""
+        return max(self.d0), max(self.d1)
+
+    def runs(self) -> np.ndarray:
+        """(d0, d1, seed) of every run: num_runs x 3, in the order of `shape`."""
+        grid = np.meshgrid(self.d0, self.d1, np.arange(self.num_seeds), indexing="ij")
+        return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
+
+
+def cut(
+    trained_layers: Sequence[str], d0: Sequence[int], d1: Sequence[int], num_seeds: int, block: tuple[int, int]
+) -> list[Tile]:
+    """The grid cut into blocks of block[0] x block[1] cells, smaller at its upper edges."""
+    return [
+        Tile(layers, tuple(d0[i : i + block[0]]), tuple(d1[j : j + block[1]]), i, j, num_seeds)
+        for layers in trained_layers
+        for i in range(0, len(d0), block[0])
+        for j in range(0, len(d1), block[1])
+    ]
+
+
+def cost(tile: Tile) -> float:
+    """A rough measure of the tile's longest possible time: runs x (products + a constant per neuron and per step).
+
+    Only the order of tiles depends on it: the longest go first, so that the processes end together.
+    """
+    padded_d0, padded_d1 = tile.padded
+    return tile.num_runs * ((padded_d0 + 20) * padded_d1 + 200)
+
+
+def share(tiles: Sequence[Tile], shard_index: int, shard_count: int) -> list[Tile]:
+    """The tiles of one shard, longest first: every shard_count-th of them in the order of their cost."""
+    return sorted(tiles, key=cost, reverse=True)[shard_index::shard_count]

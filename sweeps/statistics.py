@@ -1,0 +1,81 @@
+"""Probabilities with their intervals and counts, and why runs fail."""
+
+import functools
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from relu_sgd.descent import Status
+
+__all__ = ["INTERVALS", "interval", "summarize"]
+
+INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
+
+
+@functools.lru_cache(maxsize=None)
+def interval(successes: int, runs: int, method: str = "wilson", level: float = 0.95) -> tuple[float, float]:
+    """A confidence interval for a probability, from `successes` out of `runs`.
+
+    Args:
+      successes: 0 to `runs`.
+      runs: at least 1.
+      method: "wilson" or "exact", see `INTERVALS`.
+      level: its coverage, exact methods cover at least this much.
+
+    Returns:
+      (low, high).
+
+    Raises:
+      ValueError: the counts or the method are not allowed.
+    """
+    found = stats.binomtest(successes, runs).proportion_ci(confidence_level=level, method=method)
+    return float(found.low), float(found.high)
+
+
+def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
+    """Per (d0, d1) cell of one set-up: counts, probability and interval, causes of failure, averages.
+
+    Only finished runs count; a cell without any has NaN for everything but its counts.
+
+    Args:
+      results: a group of the store, see `sweeps.store`.
+      method: of the intervals.
+
+    Returns:
+      A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` count runs and add up to `runs`: a run
+      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. Step counts are of
+      converged runs; zeros and errors of those that did not diverge.
+    """
+    status = results["status"]
+    converged = (status == Status.CONVERGED).sum("seed")
+    runs = (status != Status.PENDING).sum("seed")
+    limit = status == Status.STEP_LIMIT
+    dead = (limit & (results["dead_samples"] > 0)).sum("seed")
+    bounds = np.full((*runs.shape, 2), np.nan)
+    for cell, count in np.ndenumerate(runs.values):
+        if count:
+            bounds[cell] = interval(int(converged.values[cell]), int(count), method)
+    finite = (status == Status.CONVERGED) | limit
+    steps = results["converged_at"].where(status == Status.CONVERGED)
+    return xr.Dataset(
+        {
+            "runs": runs,
+            "converged": converged,
+            "step_limit": limit.sum("seed") - dead,
+            "dead": dead,
+            "diverged": (status == Status.DIVERGED).sum("seed"),
+            "probability": converged / runs.where(runs > 0),
+            "probability_low": (runs.dims, bounds[..., 0]),
+            "probability_high": (runs.dims, bounds[..., 1]),
+            "median_steps": steps.median("seed"),
+            "least_steps": steps.min("seed"),
+            "most_steps": steps.max("seed"),
+            "mean_numerical_zeros": results["numerical_zeros"].where(finite).mean("seed"),
+            "standard_deviation_numerical_zeros": results["numerical_zeros"].where(finite).std("seed", ddof=1),
+            "mean_zeros_at_rounding": results["zeros_at_rounding"].where(finite).mean("seed"),
+            "mean_dead_samples": results["dead_samples"].where(finite).mean("seed"),
+            "median_relative_error": results["relative_error"].where(finite).median("seed"),
+        },
+        attrs=results.attrs,
+    )

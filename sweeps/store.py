@@ -1,0 +1,194 @@
+"""Results on disk: xarray over Zarr, one file a chunk, crash-safe.
+
+A store has a group per set-up; in a group every metric is an array over the same named dimensions, cut into the same chunks,
+one a tile. A tile's metrics are written first and its status last, so a tile counts when its status is there. Zarr writes
+a chunk to a temporary file and renames it; a store is built under a temporary name and renamed too. Killing the program at
+any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a good one.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import ZstdCodec
+
+__all__ = ["Metrics", "Store", "StoreError"]
+
+# Name to type and description. "status" must be among them: an integer, 0 for pending.
+Metrics = Mapping[str, tuple[type | np.dtype, str]]
+
+_PARTIAL = ".partial"
+
+
+class StoreError(Exception):
+    """A store cannot be used; the message is one line that says why."""
+
+
+def _fill(dtype: np.dtype) -> Any:
+    return np.nan if dtype.kind == "f" else 0
+
+
+def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array:
+    return group.create_array(
+        name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs
+    )
+
+
+class Store:
+    """An open store. Make one with `create` or `open`.
+
+    Attributes:
+      path: its folder.
+      attributes: what `create` was given.
+    """
+
+    def __init__(self, path: Path, root: zarr.Group) -> None:
+        self.path = path
+        self._root = root
+        self.attributes: dict[str, Any] = dict(root.attrs)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        groups: Sequence[str],
+        coordinates: Mapping[str, Sequence[int]],
+        chunk: Mapping[str, int],
+        metrics: Metrics,
+        attributes: Mapping[str, Any],
+    ) -> "Store":
+        """A new store in which everything is pending. It appears at `path` whole or not at all.
+
+        Args:
+          path: where; must not exist.
+          groups: names of the set-ups.
+          coordinates: the dimensions, in order, with the values along them.
+          chunk: the number of values of every dimension in a chunk.
+          metrics: what is kept of a run.
+          attributes: of the store, repeated on every group; whatever JSON can hold.
+
+        Raises:
+          StoreError: there is something at `path`, or it cannot be written.
+        """
+        partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+        shape = tuple(len(values) for values in coordinates.values())
+        chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
+        try:
+            root = zarr.create_group(partial, attributes=dict(attributes), overwrite=True)
+            for name in groups:
+                group = root.create_group(name, attributes=dict(attributes))
+                for dimension, values in coordinates.items():
+                    array = np.asarray(values, dtype=np.int64)
+                    _create_array(group, dimension, [dimension], data=array)
+                for metric, (kind, description) in metrics.items():
+                    dtype = np.dtype(kind)
+                    _create_array(
+                        group,
+                        metric,
+                        list(coordinates),
+                        shape=shape,
+                        chunks=chunks,
+                        dtype=dtype,
+                        fill_value=_fill(dtype),
+                        attributes={"description": description},
+                    )
+            if path.exists():
+                raise StoreError(f"{path} exists already")
+            partial.rename(path)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> "Store":
+        """An existing store.
+
+        Raises:
+          StoreError: there is none, or it cannot be read.
+        """
+        if not path.is_dir():
+            raise StoreError(f"there are no results at {path}")
+        try:
+            return cls(path, zarr.open_group(path, mode="r" if read_only else "r+"))
+        except Exception as error:  # Zarr raises many kinds for a damaged store; all mean the same to the caller.
+            raise StoreError(f"{path} is damaged or no store: {_one_line(error)}") from error
+
+    def clean(self, older_than: float = 0.0) -> None:
+        """Removes the temporary files that a killed run left, when they are older than so many seconds."""
+        for leftover in self.path.parent.rglob(f"*{_PARTIAL}"):
+            if time.time() - leftover.stat().st_mtime >= older_than:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+    def pending(self, group: str) -> np.ndarray:
+        """Which runs have no result yet: an array of booleans over the dimensions.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        return self._array(group, "status")[...] == 0
+
+    def write(self, group: str, where: tuple[slice, ...], records: Mapping[str, np.ndarray]) -> None:
+        """Stores the records of one chunk, the status last.
+
+        Args:
+          group: the set-up.
+          where: the chunk's slice of every dimension.
+          records: every metric; reshaped to the chunk.
+
+        Raises:
+          StoreError: the disk refuses.
+          ValueError: a metric is missing or unknown.
+        """
+        metrics = [name for name, array in self._root[group].arrays() if array.ndim == len(where) and name != "status"]
+        if set(records) != {*metrics, "status"}:
+            raise ValueError(f"expected records of {sorted([*metrics, 'status'])}, got {sorted(records)}")
+        shape = tuple(part.stop - part.start for part in where)
+        try:
+            for name in [*metrics, "status"]:
+                self._array(group, name)[where] = np.asarray(records[name]).reshape(shape)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def read(self, group: str) -> xr.Dataset:
+        """All results of a set-up, in memory; runs without one have status 0.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        try:
+            return xr.open_zarr(self.path, group=group, consolidated=False, chunks=None).load()
+        except Exception as error:
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
+
+    def verify(self) -> None:
+        """Reads everything once.
+
+        Raises:
+          StoreError: something is missing or damaged, or a run has a status but no metrics.
+        """
+        for group in self._root.group_keys():
+            results = self.read(group)
+            done = results["status"].values != 0
+            if not np.isin(results["status"].values, (0, 1, 2, 3)).all():
+                raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of 0, 1, 2, 3")
+            for name, values in results.data_vars.items():
+                if values.dtype.kind == "f" and np.isnan(values.values[done]).any():
+                    raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")
+
+    def _array(self, group: str, name: str) -> zarr.Array:
+        try:
+            return self._root[f"{group}/{name}"]
+        except Exception as error:
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
