@@ -42,8 +42,23 @@ class Tile(NamedTuple):
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(d0, d1) that every network in the tile is padded to."""
-        return max(self.d0), max(self.d1)
+        """(d0, d1) that every network in the tile is padded to.
+
+        Beyond 4 inputs d0 is rounded up to a multiple of 8: products whose inner size fills the vector registers are so
+        much faster on a CPU that 16 inputs cost less than 10.
+        """
+        d0 = max(self.d0)
+        return (d0 if d0 <= 4 else -(-d0 // 8) * 8), max(self.d1)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Where the tile lies in the arrays of its set-up."""
+        rows, columns, seeds = self.shape
+        return (
+            slice(self.d0_index, self.d0_index + rows),
+            slice(self.d1_index, self.d1_index + columns),
+            slice(0, seeds),
+        )
 
     def runs(self) -> np.ndarray:
         """(d0, d1, seed) of every run: num_runs x 3, in the order of `shape`."""

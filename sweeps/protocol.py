@@ -10,11 +10,21 @@ import json
 import math
 from typing import Any
 
-__all__ = ["CHOICES", "PRESETS", "PerLayers", "Protocol", "Trajectories", "fingerprint", "for_layers", "relative_tolerance"]
+__all__ = [
+    "CHOICES",
+    "PRESETS",
+    "PerLayers",
+    "Protocol",
+    "Trajectories",
+    "fingerprint",
+    "for_layers",
+    "relative_tolerance",
+    "science",
+]
 
 # The allowed values of every field that names a law or a rule, with what each means.
 CHOICES: dict[str, dict[str, str]] = {
-    "trained_layers": PerLayers(hidden="W is trained and V stays fixed", both="W and V are trained"),
+    "trained_layers": {"hidden": "W is trained and V stays fixed", "both": "W and V are trained"},
     "data_law": {
         "sphere": "rows of X uniform on the sphere",
         "cube": "rows of X uniform in the cube [-1, 1]^d0, then scaled to the radius",
@@ -219,6 +229,16 @@ def relative_tolerance(protocol: Protocol) -> float:
     if protocol.criterion == "relative_error":
         return protocol.tolerance
     return math.sqrt(protocol.tolerance * math.sqrt(protocol.num_samples))
+
+
+def science(protocol: Protocol, trained_layers: tuple[str, ...]) -> dict[str, Any]:
+    """Everything that decides the results of a convergence map, by the name of its flag, as JSON holds it."""
+    values = dataclasses.asdict(protocol)
+    for unused in ("name", "trajectories"):
+        del values[unused]
+    for name in ("output_law", "learning_rate"):
+        values[name] = [values[name][layers] for layers in trained_layers]
+    return json.loads(json.dumps({"trained_layers": trained_layers, **values}))
 
 
 def fingerprint(science: dict[str, Any]) -> str:

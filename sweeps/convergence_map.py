@@ -1,0 +1,68 @@
+"""The probability that gradient descent finds a global minimum, over (d0, d1): Figure 2 of the paper.
+
+python -m sweeps.convergence_map --protocol=as_written --out=DIR
+
+trains every network of the grid, in every set-up, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The same
+command goes on after an interruption.
+"""
+
+import functools
+
+import numpy as np
+from absl import logging
+
+from sweeps import engine, experiment, launch, settings
+from sweeps.engine import Timings
+from sweeps.launch import Sweep
+from sweeps.plan import Tile
+from sweeps.protocol import Protocol, for_layers, science
+from sweeps.report import report
+
+
+def run_tile(
+    protocol: Protocol, lanes: int, steps_per_chunk: int, num_devices: int, tile: Tile
+) -> tuple[dict[str, np.ndarray], Timings]:
+    """Trains the networks of a tile on the devices of this process."""
+    import jax
+
+    devices = jax.local_devices()[: num_devices or None]
+    protocol = for_layers(protocol, tile.trained_layers)
+    runs = experiment.draw_tile(protocol, tile)
+    return engine.run_on_devices(
+        experiment.work_of(protocol, tile.trained_layers),
+        runs,
+        lanes=lanes or engine.default_lanes(jax.default_backend()),
+        steps_per_chunk=steps_per_chunk,
+        devices=devices,
+    )
+
+
+def run(chosen: settings.Settings) -> None:
+    """The whole sweep: train what is pending, then draw what there is."""
+    protocol, layers, execution = chosen.protocol, chosen.trained_layers, chosen.execution
+    if execution.figures_only:
+        report(launch.open_results(execution.out), execution.out, execution.interval)
+        return
+    precision = np.dtype(protocol.precision)
+    sweep = Sweep(
+        protocol_name=protocol.name,
+        science=science(protocol, layers),
+        trained_layers=layers,
+        d0=protocol.d0,
+        d1=protocol.d1,
+        num_seeds=protocol.num_seeds,
+        precision=protocol.precision,
+        metrics={name: (kind or precision, text) for name, (kind, text) in experiment.METRICS.items()},
+        run_tile=functools.partial(
+            run_tile, protocol, execution.lanes, execution.steps_per_chunk, execution.num_devices
+        ),
+    )
+    store = launch.train(sweep, execution)
+    if any(store.pending(setup).any() for setup in layers):
+        logging.info("this shard is done; others are not, so no figures yet (--figures_only draws them at any time)")
+        return
+    report(store, execution.out, execution.interval)
+
+
+if __name__ == "__main__":
+    launch.main(run, "convergence_map")

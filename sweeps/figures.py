@@ -1,0 +1,171 @@
+"""Every plot, from stored results alone. Axes show d1 across and d0 up; colours are readable to the colour-blind."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+__all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save"]
+
+FORMATS = ("png", "pdf", "svg")
+SETUP_TITLES = {"hidden": "hidden layer trained", "both": "both layers trained"}
+CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
+
+Summaries = Mapping[str, xr.Dataset]
+
+
+def _edges(sizes: np.ndarray) -> np.ndarray:
+    """The borders between cells that are centred on the sizes."""
+    if len(sizes) == 1:
+        return np.array([sizes[0] - 0.5, sizes[0] + 0.5])
+    middles = (sizes[1:] + sizes[:-1]) / 2
+    return np.concatenate([[2 * sizes[0] - middles[0]], middles, [2 * sizes[-1] - middles[-1]]])
+
+
+def _cells(axes: Axes, values: xr.DataArray, **kwargs: Any) -> Any:
+    """The values as coloured cells over a hatched ground, which shows through where there is no value."""
+    d0, d1 = _edges(values["d0"].values), _edges(values["d1"].values)
+    ground = Rectangle(
+        (d1[0], d0[0]), d1[-1] - d1[0], d0[-1] - d0[0], facecolor="0.95", edgecolor="0.6", hatch="////", linewidth=0
+    )
+    axes.add_patch(ground)
+    mesh = axes.pcolormesh(d1, d0, np.ma.masked_invalid(values.values), **kwargs)
+    axes.set_xlim(d1[0], d1[-1])
+    axes.set_ylim(d0[0], d0[-1])
+    axes.set_xlabel("hidden width $d_1$")
+    axes.set_ylabel("input dimension $d_0$")
+    return mesh
+
+
+def _legend(axes: Axes, handles: Sequence[Any], values: xr.DataArray) -> None:
+    if np.isnan(values.values).any():
+        handles = [*handles, Patch(facecolor="0.95", edgecolor="0.6", hatch="////", label="no run converged or finished")]
+    if handles:
+        axes.legend(handles=handles, loc="upper right", fontsize="x-small", framealpha=0.9)
+
+
+def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    columns = len(summaries) if rows == 1 else len(CAUSES)
+    figure = Figure(figsize=(4.6 * columns + 0.8, 4.1 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(title)
+    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    return figure, axes
+
+
+def _over_setups(
+    summaries: Summaries, title: str, caption: str, name: str, label: str, norm: Normalize, colours: str
+) -> Figure:
+    """A panel per set-up, all on one scale."""
+    figure, panels = _panels(summaries, title, caption)
+    for axes, (setup, summary) in zip(panels[0], summaries.items(), strict=True):
+        mesh = _cells(axes, summary[name], norm=norm, cmap=colours)
+        axes.set_title(SETUP_TITLES[setup], fontsize="medium")
+        _legend(axes, [], summary[name])
+    figure.colorbar(mesh, ax=panels[0].tolist(), label=label)
+    return figure
+
+
+def _overparametrization_curves(axes: Axes, num_samples: int) -> list[Line2D]:
+    """The curves d0 d1 = N and d1 = N, as far as they cross the panel; the handles of those that do."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    handles = []
+    d1 = np.linspace(max(left, 1e-9), right, 400)
+    curve = num_samples / d1
+    if ((curve > bottom) & (curve < top)).any():
+        handles += axes.plot(d1, curve, color="tab:red", linestyle="--", label="$d_0 d_1 = N$")
+    if left < num_samples < right:
+        handles.append(axes.axvline(num_samples, color="tab:red", linestyle=":", label="$d_1 = N$"))
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    return handles
+
+
+def probability(summaries: Summaries, caption: str) -> Figure:
+    """Figure 2a: the probability of convergence, with its contour 0.5 and the curves d0 d1 = N and d1 = N."""
+    figure, panels = _panels(summaries, "Probability of convergence to a global minimum", caption)
+    for axes, (setup, summary) in zip(panels[0], summaries.items(), strict=True):
+        values = summary["probability"]
+        mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
+        handles: list[Any] = []
+        known = values.values[~np.isnan(values.values)]
+        if min(values.shape) > 1 and known.size and known.min() < 0.5 < known.max():
+            axes.contour(
+                values["d1"], values["d0"], np.ma.masked_invalid(values.values), [0.5], colors="white", linewidths=1.5
+            )
+            handles.append(Patch(facecolor="0.5", edgecolor="white", linewidth=1.5, label="probability 0.5"))
+        handles += _overparametrization_curves(axes, summary.attrs["science"]["num_samples"])
+        axes.set_title(SETUP_TITLES[setup], fontsize="medium")
+        _legend(axes, handles, values)
+    figure.colorbar(mesh, ax=panels[0].tolist(), label="share of runs that converged")
+    return figure
+
+
+def intervals(summaries: Summaries, caption: str, method: str) -> Figure:
+    """How sure the probabilities are: the width of their 95 percent intervals."""
+    widths = {
+        setup: summary.assign(width=summary["probability_high"] - summary["probability_low"])
+        for setup, summary in summaries.items()
+    }
+    title = f"Width of the 95 percent interval of the probability ({method})"
+    return _over_setups(widths, title, caption, "width", "high end - low end", Normalize(0, 1), "cividis")
+
+
+def numerical_zeros(summaries: Summaries, caption: str) -> Figure:
+    """Figures 2b and 2c: the average number of numerical zeros among the preactivations at the last step."""
+    most = max([1.0, *(float(summary["mean_numerical_zeros"].max()) for summary in summaries.values())])
+    threshold = next(iter(summaries.values())).attrs["science"]["zero_threshold"]
+    norm = SymLogNorm(linthresh=1, vmin=0, vmax=most if most == most else 1)
+    label = f"average number of $|Z_{{ij}}| < {threshold:g}$"
+    return _over_setups(
+        summaries, "Numerical zeros at the last step", caption, "mean_numerical_zeros", label, norm, "viridis"
+    )
+
+
+def convergence_steps(summaries: Summaries, caption: str) -> Figure:
+    """The median number of steps to convergence, of the runs that converged."""
+    values = np.concatenate([summary["median_steps"].values.ravel() for summary in summaries.values()])
+    values = values[values > 0]
+    norm = LogNorm(values.min(), max(values.max(), values.min() * 1.01)) if values.size else LogNorm(1, 10)
+    title = "Steps to convergence"
+    return _over_setups(summaries, title, caption, "median_steps", "median of converged runs", norm, "viridis")
+
+
+def causes(summaries: Summaries, caption: str) -> Figure:
+    """Why runs fail: the share of runs that ended for each reason; a row per set-up."""
+    figure, panels = _panels(summaries, "Why runs fail", caption, rows=max(2, len(summaries)))
+    for row, (setup, summary) in zip(panels, summaries.items(), strict=False):
+        for axes, (name, cause) in zip(row, CAUSES.items(), strict=True):
+            values = summary[name] / summary["runs"].where(summary["runs"] > 0)
+            mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
+            axes.set_title(f"{SETUP_TITLES[setup]}: {cause}", fontsize="medium")
+    for row in panels[len(summaries) :]:
+        for axes in row:
+            axes.remove()
+    figure.colorbar(mesh, ax=panels.ravel().tolist()[: 3 * len(summaries)], label="share of runs")
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str, configuration: str) -> list[Path]:
+    """The figure as PNG, PDF with embedded fonts, and SVG, with the configuration in each file's metadata."""
+    keyword = f"configuration {configuration}"
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Keywords": keyword},
+        "pdf": {"Keywords": keyword, "CreationDate": None},
+        "svg": {"Keywords": [keyword], "Date": None},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": configuration}):
+        for kind in FORMATS:
+            paths.append(folder / f"{name}.{kind}")
+            figure.savefig(paths[-1], dpi=150, metadata=metadata[kind])
+    return paths

@@ -1,0 +1,431 @@
+"""What launchers share: the output folder, progress, signals, and the loop over tiles."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import logging as standard_logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from tqdm import tqdm
+
+from sweeps import engine, plan, processes, settings
+from sweeps.engine import Timings
+from sweeps.plan import Tile
+from sweeps.protocol import fingerprint
+from sweeps.settings import Execution, UsageError
+from sweeps.store import Metrics, Store, StoreError
+
+__all__ = ["Sweep", "configure_jax", "main", "open_results", "train"]
+
+DEFAULT_BLOCK = (4, 3)
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
+
+# From a tile and what `configure_jax` needs to its records and timings; a module-level function, so that it can be sent to
+# another process.
+RunTile = Callable[[Tile], tuple[dict[str, np.ndarray], Timings]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a launcher hands over.
+
+    Attributes:
+      protocol_name: of the preset, for the flag file.
+      science: everything that decides the results, by flag.
+      trained_layers: the set-ups.
+      d0, d1, num_seeds: the grid.
+      precision: "float32" or "float64".
+      metrics: what is kept of a run.
+      run_tile: trains a tile.
+    """
+
+    protocol_name: str
+    science: dict[str, Any]
+    trained_layers: tuple[str, ...]
+    d0: tuple[int, ...]
+    d1: tuple[int, ...]
+    num_seeds: int
+    precision: str
+    metrics: Metrics
+    run_tile: RunTile
+
+
+def configure_jax(precision: str, compilation_cache: str, num_devices: int, num_processes: int) -> None:
+    """Settings of JAX that have to be made before its first computation in a process."""
+    if num_processes > 1 or jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+        # A network trains on one core; splitting its small products over threads costs more than it gains.
+        option = "--xla_cpu_multi_thread_eigen=false"
+        if option not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {option}".strip()
+    jax.config.update("jax_enable_x64", precision == "float64")
+    if num_devices and num_processes == 1:
+        with _ignoring_initialized_backend():
+            jax.config.update("jax_num_cpu_devices", num_devices)
+    if compilation_cache:
+        # Compiled code holds the processor's own instructions: a home folder shared by different machines needs a
+        # folder for each kind.
+        folder = Path(compilation_cache).expanduser() / f"{platform.machine()}-{_processor()}"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@contextmanager
+def _ignoring_initialized_backend() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        logging.warning("--num_devices comes too late for this process: %s", error)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags_line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return fingerprint({"features": sorted(flags_line.split())})
+    except OSError:
+        return fingerprint({"processor": platform.processor()})
+
+
+def _commit() -> str:
+    """The commit of this code, with "+" when there are changes; "" outside a repository."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+" if changes else "")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+@contextmanager
+def _locked(folder: Path, shard_index: int, shard_count: int) -> Iterator[None]:
+    """The folder is ours while this lasts, or the shard of it."""
+    try:
+        import fcntl
+    except ImportError:  # Not a POSIX system: nothing to lock with.
+        yield
+        return
+    with (folder / f".lock-{shard_index}-of-{shard_count}").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"--out: another run is writing to {folder}") from error
+        yield
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name.startswith(".lock-") or entry.name.endswith(".partial")
+
+
+def open_results(out: Path) -> Store:
+    """The finished or unfinished results in an output folder, to read.
+
+    Raises:
+      UsageError: there are none, or they are damaged.
+    """
+    try:
+        return Store.open(out / "results.zarr", read_only=True)
+    except StoreError as error:
+        raise UsageError(f"--out: {error}") from error
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is not a folder")
+    if out.is_dir() and not (out / "results.zarr").exists():
+        foreign = [entry.name for entry in out.iterdir() if not _is_ours(entry)]
+        if foreign:
+            raise UsageError(f"--out: {out} holds other things ({min(foreign)}) and no results of a sweep; nothing was written")
+    folder = out
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"--out: cannot write to {folder}")
+
+
+def _check_same(store: Store, science: dict[str, Any], block: tuple[int, int] | None, out: Path) -> None:
+    there = store.attributes.get("science")
+    if not isinstance(there, dict):
+        raise UsageError(f"--out: {out / 'results.zarr'} is no store of a sweep")
+    if there != science:
+        names = sorted(name for name in {*there, *science} if there.get(name) != science.get(name))
+        different = "; ".join(f"--{name} is {_short(there.get(name))} there and {_short(science.get(name))} here" for name in names)
+        raise UsageError(f"--out: the results in {out} are of another sweep: {different}")
+    if block is not None and list(block) != store.attributes["block"]:
+        raise UsageError(
+            f"--block: {block[0]}x{block[1]}, but the results in {out} are in blocks of "
+            f"{'x'.join(map(str, store.attributes['block']))}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 40 else f"{text[:25]}...{text[-10:]}"
+
+
+def _open_store(sweep: Sweep, execution: Execution) -> Store:
+    out = execution.out
+    path = out / "results.zarr"
+    try:
+        if not path.exists():
+            store = Store.create(
+                path,
+                sweep.trained_layers,
+                {"d0": sweep.d0, "d1": sweep.d1, "seed": range(sweep.num_seeds)},
+                dict(
+                    zip(("d0", "d1", "seed"), (*(execution.block or DEFAULT_BLOCK), sweep.num_seeds), strict=True)
+                ),
+                sweep.metrics,
+                {
+                    "science": sweep.science,
+                    "configuration": fingerprint(sweep.science),
+                    "protocol": sweep.protocol_name,
+                    "block": list(execution.block or DEFAULT_BLOCK),
+                },
+            )
+        else:
+            store = Store.open(path)
+            _check_same(store, sweep.science, execution.block, out)
+            store.verify()
+    except StoreError as error:
+        raise UsageError(f"--out: {error}") from error
+    return store
+
+
+def _describe(store: Store, execution: Execution, lanes: int, num_processes: int) -> dict[str, Any]:
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "configuration": store.attributes["configuration"],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "num_devices": len(jax.local_devices()) if num_processes == 1 else 1,
+        "num_processes": num_processes,
+        "lanes": lanes,
+        "steps_per_chunk": execution.steps_per_chunk,
+        "shard": f"{execution.shard_index} of {execution.shard_count}",
+    }
+
+
+class _Progress:
+    """A bar on a terminal, lines in a log otherwise. What advances is the estimated cost of the tiles."""
+
+    def __init__(self, tiles: Sequence[Tile], done: Sequence[Tile]) -> None:
+        self._tiles, self._done, self._runs = len(tiles), len(done), 0
+        self._begun = self._logged = time.monotonic()
+        self._first = sum(map(plan.cost, done))
+        total = sum(map(plan.cost, tiles))
+        self._bar = tqdm(
+            total=total,
+            initial=self._first,
+            disable=not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]",
+            dynamic_ncols=True,
+        )
+        self._cost, self._total = self._first, total
+        self._say()
+
+    def _say(self) -> str:
+        rate = self._runs / max(time.monotonic() - self._begun, 1e-9)
+        text = f"{self._done}/{self._tiles} tiles, {rate:.1f} runs/s"
+        self._bar.set_postfix_str(text)
+        return text
+
+    def update(self, tile: Tile) -> None:
+        self._done += 1
+        self._runs += tile.num_runs
+        self._cost += plan.cost(tile)
+        text = self._say()
+        self._bar.update(plan.cost(tile))
+        now = time.monotonic()
+        if self._bar.disable and (now - self._logged >= 10 or self._done == self._tiles):
+            self._logged = now
+            left = (now - self._begun) * (self._total - self._cost) / max(self._cost - self._first, 1e-9)
+            logging.info("%s, about %s left", text, _duration(left))
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class _Stopping:
+    """SIGINT or SIGTERM: finish the tiles in hand, then leave. A second one: leave at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "_Stopping":
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+        logging.warning("finishing the tiles in hand; a second signal leaves at once")
+
+
+def train(sweep: Sweep, execution: Execution) -> Store:
+    """Trains every pending tile of this run's shard, and returns the store.
+
+    Raises:
+      UsageError: the output folder is foreign, of another sweep, damaged, in use or not writable; nothing was written.
+      SystemExit: a signal asked to stop, and the tiles in hand are stored.
+    """
+    _check_folder(execution.out)
+    num_processes = execution.num_processes
+    if num_processes != 1 and jax.default_backend() != "cpu":
+        if num_processes:
+            raise UsageError(f"--num_processes: {num_processes} processes cannot share a {jax.default_backend()}")
+        num_processes = 1
+    num_processes = num_processes or len(processes.available_cores())
+    lanes = execution.lanes or engine.default_lanes(jax.default_backend())
+    out = execution.out
+    if (out / "results.zarr").exists():
+        _check_same(open_results(out), sweep.science, execution.block, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out, execution.shard_index, execution.shard_count):
+        store = _open_store(sweep, execution)
+        # Another shard may be writing: leave what is fresh.
+        store.clean(older_than=0 if execution.shard_count == 1 else 3600)
+        block = tuple(store.attributes["block"])
+        _write(out / "config.json", json.dumps(store.attributes, indent=2) + "\n")
+        _write(out / "run.flagfile", settings.flagfile(sweep.protocol_name, sweep.science, block))
+        tiles = plan.cut(sweep.trained_layers, sweep.d0, sweep.d1, sweep.num_seeds, block)
+        pending = {layers: store.pending(layers) for layers in sweep.trained_layers}
+        mine = plan.share(tiles, execution.shard_index, execution.shard_count)
+        todo = [tile for tile in mine if pending[tile.trained_layers][tile.slices].any()]
+        session = _describe(store, execution, lanes, num_processes)
+        logging.info("%d of %d tiles to do, %d processes, %d lanes", len(todo), len(mine), num_processes, lanes)
+        _run_tiles(sweep, execution, store, mine, todo, num_processes, session)
+    return store
+
+
+def _run_tiles(
+    sweep: Sweep,
+    execution: Execution,
+    store: Store,
+    mine: Sequence[Tile],
+    todo: Sequence[Tile],
+    num_processes: int,
+    session: dict[str, Any],
+) -> None:
+    spent = {"compilation": 0.0, "running": 0.0, "storing": 0.0}
+    num_processes = max(1, min(num_processes, len(todo)))
+    initialize = functools.partial(
+        configure_jax, sweep.precision, execution.compilation_cache, execution.num_devices, num_processes
+    )
+    begun = time.monotonic()
+    progress = _Progress(mine, [tile for tile in mine if tile not in set(todo)])
+    done = 0
+    try:
+        with _Stopping() as stopping:
+            for tile, (records, timings) in processes.map_unordered(
+                sweep.run_tile, todo, num_processes, initialize, lambda: stopping.asked
+            ):
+                before = time.perf_counter()
+                store.write(tile.trained_layers, tile.slices, records)
+                spent["storing"] += time.perf_counter() - before
+                spent["compilation"] += timings.compilation
+                spent["running"] += timings.running
+                done += 1
+                progress.update(tile)
+    except BrokenProcessPool as error:
+        raise UsageError("a worker process died (out of memory?); the same command goes on where it stopped") from error
+    except StoreError as error:
+        raise UsageError(f"--out: {error}; the same command goes on where it stopped") from error
+    finally:
+        progress.close()
+        seconds = time.monotonic() - begun
+        if done:
+            session |= {"tiles": done, "seconds": round(seconds, 3), **{f"{k}_seconds": round(v, 3) for k, v in spent.items()}}
+            with (execution.out / "sessions.jsonl").open("a") as file:
+                file.write(json.dumps(session) + "\n")
+    if done:
+        whole = sum(spent.values())
+        logging.info(
+            "%d tiles in %s: %s",
+            done,
+            _duration(seconds),
+            ", ".join(f"{name} {value:.1f} s ({value / whole:.1%})" for name, value in spent.items()),
+        )
+    if done < len(todo):
+        logging.warning("stopped with %d tiles to do; the same command goes on", len(todo) - done)
+        raise SystemExit(130)
+
+
+def main(run: Callable[[settings.Settings], None], name: str) -> None:
+    """Parses the flags and calls `run`. Bad input prints one line and exits with status 2."""
+
+    def parse(argv: list[str]) -> list[str]:
+        if any(word in ("--help", "-help", "-h", "-?", "--helpshort") for word in argv[1:]):
+            print(_help(name))
+            raise SystemExit(0)
+        try:
+            left = flags.FLAGS(argv)
+            if len(left) > 1:
+                raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
+        except flags.Error as error:
+            _fail(name, str(error))
+        except UsageError as error:
+            _fail(name, str(error))
+        return left
+
+    def run_checked(_: list[str]) -> None:
+        logging.set_verbosity(logging.INFO)
+        # Our own progress, and from everybody else only what is worth a warning.
+        standard_logging.getLogger().setLevel(standard_logging.WARNING)
+        logging.get_absl_logger().setLevel(standard_logging.INFO)
+        try:
+            run(settings.read(flags.FLAGS))
+        except UsageError as error:
+            _fail(name, str(error))
+
+    app.run(run_checked, flags_parser=parse)
+
+
+def _fail(name: str, message: str) -> None:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _help(name: str) -> str:
+    return f"{sys.modules['__main__'].__doc__ or name}\nFlags:\n\n{flags.FLAGS.module_help('sweeps.settings')}"

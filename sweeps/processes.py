@@ -1,0 +1,90 @@
+"""Tiles through worker processes, each pinned to a core.
+
+XLA's thread pool costs small networks dearly, so on a CPU a process a core beats one process with a device a core.
+"""
+
+import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+__all__ = ["available_cores", "map_unordered"]
+
+Task = TypeVar("Task")
+
+
+def available_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _begin(counter: Any, cores: list[int], initialize: Callable[[], None]) -> None:
+    """In a new worker: one core, no signals (the parent decides when to leave), and not a moment longer than the parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    with counter.get_lock():
+        index = counter.value
+        counter.value += 1
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores[index % len(cores)]})
+    initialize()
+
+
+def map_unordered(
+    function: Callable[[Task], Any],
+    tasks: Iterable[Task],
+    num_processes: int,
+    initialize: Callable[[], None],
+    stop: Callable[[], bool],
+) -> Iterator[tuple[Task, Any]]:
+    """(task, function(task)) as they are done, the tasks begun in their order.
+
+    Args:
+      function: what is done to a task; picklable when there are several processes, like the tasks and results.
+      tasks: what to do.
+      num_processes: 1 does everything in this process.
+      initialize: called once in every process before its first task.
+      stop: asked before every new task; once it says True no other begins, and those begun are finished.
+
+    Raises:
+      concurrent.futures.process.BrokenProcessPool: a worker died.
+    """
+    queue = iter(tasks)
+    if num_processes == 1:
+        initialize()
+        for task in queue:
+            if stop():
+                return
+            yield task, function(task)
+        return
+    context = multiprocessing.get_context("spawn")
+    begin = functools.partial(_begin, context.Value("i", 0), available_cores(), initialize)
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=begin) as pool:
+        running: dict[Any, Task] = {}
+        try:
+            while True:
+                while len(running) < num_processes and not stop() and (task := next(queue, None)) is not None:
+                    running[pool.submit(function, task)] = task
+                if not running:
+                    return
+                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        finally:
+            for future in running:
+                future.cancel()

@@ -1,0 +1,246 @@
+"""`descend` against the NumPy reference, in both set-ups and with every option."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import numpy_reference as reference
+from relu_sgd import Descent, Params, Problem, Status, descend, loss, relative_error_below
+from relu_sgd.descent import mean_squared_error_below, paper_optimizer
+
+
+def draw(seed=0, num_samples=20, d0=5, d1=8, d2=1):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(num_samples, d0))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    Y = rng.choice([-1.0, 1.0], size=(num_samples, d2))
+    W = rng.normal(size=(d0, d1))
+    V = rng.normal(size=(d1, d2)) / np.sqrt(d1)
+    return W, V, X, Y
+
+
+def run(arrays, **options):
+    W, V, X, Y = map(jnp.asarray, arrays)
+    return jax.jit(functools.partial(descend, **options))(Params(W, V), Problem(X, Y))
+
+
+def assert_close(found, expected, tolerance=1e-10):
+    scale = np.linalg.norm(expected)
+    assert np.linalg.norm(np.asarray(found) - expected) <= tolerance * scale
+
+
+@pytest.mark.parametrize("trained_layers", ["hidden", "both"])
+@pytest.mark.parametrize("normalization", ["half_sum", "mean"])
+@pytest.mark.parametrize("d2", [1, 3])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_equals_the_reference_for_a_thousand_steps(trained_layers, normalization, d2, momentum):
+    arrays = draw(d2=d2)
+    options = dict(num_steps=1000, normalization=normalization, trained_layers=trained_layers)
+    found = run(arrays, optimizer=optax.sgd(0.004, momentum=momentum), **options)
+    W, V, steps, _ = reference.descend(*arrays, learning_rate=0.004, momentum=momentum, **options)
+    assert_close(found.params.W, W)
+    assert_close(found.params.V, V)
+    assert found.steps == steps == 1000
+    assert found.status == Status.STEP_LIMIT
+    np.testing.assert_allclose(found.loss, reference.half_sum(W, V, *arrays[2:]), rtol=1e-10)
+    assert found.best_loss <= found.loss
+
+
+@pytest.mark.parametrize("trained_layers", ["hidden", "both"])
+def test_mini_batches_equal_the_reference_on_the_same_batches(trained_layers):
+    arrays, key, num_steps, batch_size = draw(), jax.random.key(7), 1000, 6
+    batches = [
+        np.asarray(jax.random.permutation(jax.random.fold_in(key, step), 20)[:batch_size]) for step in range(num_steps)
+    ]
+    assert all(len(set(batch)) == batch_size for batch in batches)
+    options = dict(num_steps=num_steps, trained_layers=trained_layers)
+    found = run(arrays, optimizer=optax.sgd(0.01, momentum=0.9), batch_size=batch_size, key=key, **options)
+    W, V, _, _ = reference.descend(*arrays, learning_rate=0.01, momentum=0.9, batches=batches, **options)
+    assert_close(found.params.W, W)
+    assert_close(found.params.V, V)
+
+
+def test_mini_batches_draw_every_sample_equally_often_and_afresh():
+    arrays, key = draw(), jax.random.key(3)
+    descent = Descent(optax.sgd(0.1), batch_size=5)
+    batches = jax.vmap(lambda step: jax.random.permutation(jax.random.fold_in(key, step), 20)[:5])(jnp.arange(4000))
+    counts = np.bincount(np.asarray(batches).ravel(), minlength=20)
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(4000 * 0.25 * 0.75)
+    # The average mini-batch gradient is b / N times the full one, within its standard error.
+    W, V, X, Y = map(jnp.asarray, arrays)
+    params, problem = Params(W, V), Problem(X, Y)
+    states = jax.vmap(lambda seed: descent.start(params, problem, jax.random.key(seed)))(jnp.arange(2000))
+    gradients = np.asarray(states.gradient.W)
+    error = gradients.std(axis=0, ddof=1) / np.sqrt(len(gradients))
+    expected = 5 / 20 * reference.gradients(*arrays, 0.0)[0]
+    assert (np.abs(gradients.mean(axis=0) - expected) <= 5 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize("at_zero", [0.0, 0.5, 1.0, "array"])
+def test_slope_at_zero_is_used(at_zero):
+    """Neurons that start at 0 sit on the kink of every sample at the first step."""
+    W, V, X, Y = draw()
+    W[:, ::2] = 0
+    if at_zero == "array":
+        at_zero = np.random.default_rng(1).uniform(size=(20, 8))
+    options = dict(num_steps=1000, trained_layers="hidden", at_zero=at_zero)
+    found = run((W, V, X, Y), optimizer=optax.sgd(0.02), **options)
+    expected = reference.descend(W, V, X, Y, learning_rate=0.02, **options)[0]
+    assert_close(found.params.W, expected)
+    other = reference.descend(W, V, X, Y, learning_rate=0.02, **{**options, "at_zero": 0.25})[0]
+    assert np.linalg.norm(other - expected) > 1e-3
+
+
+def test_slope_at_zero_follows_its_samples_into_mini_batches():
+    W, V, X, Y = draw()
+    W[:, ::2] = 0
+    slopes, key = np.random.default_rng(1).uniform(size=(20, 8)), jax.random.key(0)
+    batch = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), 20)[:4])
+    found = run((W, V, X, Y), num_steps=1, optimizer=optax.sgd(0.1), at_zero=slopes, batch_size=4, key=key)
+    expected = reference.descend(W, V, X, Y, num_steps=1, learning_rate=0.1, at_zero=slopes, batches=[batch])
+    assert_close(found.params.W, expected[0])
+
+
+@pytest.mark.parametrize("stop", ["first_passage", "never"])
+def test_first_passage(stop):
+    arrays = draw(num_samples=6, d0=6, d1=40)
+    options = dict(num_steps=3000, trained_layers="hidden")
+    found = run(arrays, optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.1), stop=stop, **options)
+    W, _, steps, converged_at = reference.descend(
+        *arrays, learning_rate=0.05, momentum=0.9, tolerance=0.1, stop=stop, **options
+    )
+    assert 0 < converged_at < 3000
+    assert found.converged_at == converged_at
+    assert found.steps == steps
+    assert found.status == Status.CONVERGED
+    assert_close(found.params.W, W)
+
+
+def test_first_passage_sees_the_start_and_the_last_step():
+    arrays = draw(num_samples=6, d0=6, d1=40)
+    options = dict(optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.1), trained_layers="hidden")
+    passage = int(run(arrays, num_steps=3000, **options).steps)
+    assert run(arrays, num_steps=passage, **options).status == Status.CONVERGED
+    short = run(arrays, num_steps=passage - 1, **options)
+    assert (short.status, short.converged_at) == (Status.STEP_LIMIT, -1)
+    solved = run(arrays, num_steps=10, **{**options, "criterion": relative_error_below(1e3)})
+    assert (solved.status, solved.steps, solved.converged_at) == (Status.CONVERGED, 0, 0)
+
+
+def test_never_judges_the_last_network():
+    """A network that met the criterion once and lost it has not converged, but says when it did."""
+    arrays = draw(num_samples=6, d0=6, d1=40)
+    start = np.sqrt(2 * reference.half_sum(*arrays)) / np.sqrt(6)
+    found = run(
+        arrays, num_steps=4, optimizer=optax.sgd(-0.5), criterion=relative_error_below(1.0001 * start), stop="never"
+    )
+    assert (found.status, found.converged_at, found.steps) == (Status.STEP_LIMIT, 0, 4)
+
+
+def test_released_criterion_is_relative_error_0_188_at_200_samples():
+    Y = np.where(np.arange(200) % 2, 1.0, -1.0)[:, None]
+    problem = Problem(jnp.ones((200, 1)), jnp.asarray(Y))
+    for error, expected in ((0.1879, True), (0.1881, False)):
+        losses = 0.5 * (error * Y[:, 0]) ** 2
+        assert bool(mean_squared_error_below(2.5e-3)(losses, problem)) == expected
+
+
+@pytest.mark.parametrize("stop", ["first_passage", "never"])
+def test_divergence_is_a_status(stop):
+    found = run(draw(), num_steps=1000, optimizer=optax.sgd(50.0), criterion=relative_error_below(1e-3), stop=stop)
+    assert found.status == Status.DIVERGED
+    assert found.steps < 1000
+    assert np.isfinite(found.best_loss)
+
+
+def test_paper_optimizer():
+    arrays = draw()
+    for layers, rate in (("hidden", 0.15), ("both", 0.002)):
+        found = run(arrays, num_steps=5, trained_layers=layers)
+        W, V, _, _ = reference.descend(*arrays, num_steps=5, learning_rate=rate, momentum=0.9, trained_layers=layers)
+        assert_close(found.params.W, W)
+        assert_close(found.params.V, V)
+    assert paper_optimizer("both") is not None
+
+
+def test_measurements_are_of_the_steps_they_name():
+    arrays = draw()
+    problem = Problem(*map(jnp.asarray, arrays[2:]))
+    options = dict(optimizer=optax.sgd(0.01, momentum=0.9), trained_layers="both")
+    found = run(arrays, num_steps=10, measure=lambda params: {"loss": loss(params, problem)}, measure_every=4, **options)
+    np.testing.assert_array_equal(found.measured_at, [0, 4, 8])
+    for step, value in zip(found.measured_at, found.measurements["loss"], strict=True):
+        W, V, _, _ = reference.descend(*arrays, num_steps=int(step), learning_rate=0.01, momentum=0.9)
+        np.testing.assert_allclose(value, reference.half_sum(W, V, *arrays[2:]), rtol=1e-10)
+    assert found.steps == 10
+    assert_close(found.params.W, reference.descend(*arrays, num_steps=10, learning_rate=0.01, momentum=0.9)[0])
+
+
+def test_an_interrupted_descent_goes_on_bit_for_bit():
+    W, V, X, Y = map(jnp.asarray, draw())
+    problem, key = Problem(X, Y), jax.random.key(2)
+    descent = Descent(optax.adam(0.01), batch_size=7)
+    advance = jax.jit(lambda state, steps: descent.advance(state, problem, steps, key))
+    start = jax.jit(lambda: descent.start(Params(W, V), problem, key))()
+    whole = advance(start, 100)
+    parts = advance(advance(start, 37), 63)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_vmap_over_seeds_equals_single_runs():
+    draws = [draw(seed) for seed in range(3)]
+    stacked = [jnp.stack(leaves) for leaves in zip(*draws, strict=True)]
+    options = dict(
+        num_steps=400, optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.3), trained_layers="hidden"
+    )
+    together = jax.jit(jax.vmap(lambda W, V, X, Y: descend(Params(W, V), Problem(X, Y), **options)))(*stacked)
+    for index, arrays in enumerate(draws):
+        alone = run(arrays, **options)
+        assert alone.steps == together.steps[index]
+        assert alone.status == together.status[index]
+        assert_close(together.params.W[index], alone.params.W, 1e-9)
+
+
+def test_reverse_mode_equals_forward_mode_and_finite_differences():
+    W, V, X, Y = map(jnp.asarray, draw())
+
+    def final(rate, differentiable):
+        return descend(
+            Params(W, V), Problem(X, Y), num_steps=20, optimizer=optax.sgd(rate), differentiable=differentiable
+        ).loss
+
+    reverse = jax.grad(final)(0.01, True)
+    forward = jax.jvp(lambda rate: final(rate, False), (0.01,), (1.0,))[1]
+    difference = (final(0.01 + 1e-6, False) - final(0.01 - 1e-6, False)) / 2e-6
+    np.testing.assert_allclose(reverse, forward, rtol=1e-9)
+    np.testing.assert_allclose(reverse, difference, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_steps=-1), "num_steps"),
+        (dict(num_steps=1, normalization="sum"), "normalization"),
+        (dict(num_steps=1, trained_layers="output"), "trained_layers"),
+        (dict(num_steps=1, stop="soon"), "stop"),
+        (dict(num_steps=1, batch_size=0), "batch_size"),
+        (dict(num_steps=1, batch_size=21, key=jax.random.key(0)), "21 exceeds .* N = 20"),
+        (dict(num_steps=1, batch_size=2), "key"),
+        (dict(num_steps=1, at_zero=1.5), r"\[0, 1\]"),
+        (dict(num_steps=1, measure=lambda params: 0, measure_every=0), "measure_every"),
+    ],
+)
+def test_bad_options(options, message):
+    W, V, X, Y = map(jnp.asarray, draw())
+    with pytest.raises(ValueError, match=message):
+        descend(Params(W, V), Problem(X, Y), **options)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    W, V, X, Y = map(jnp.asarray, draw())
+    with pytest.raises(ValueError, match=r"Y: \(20, 2\).*V: \(8, 1\)"):
+        descend(Params(W, V), Problem(X, jnp.ones((20, 2))), num_steps=1)
