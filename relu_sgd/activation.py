@@ -8,7 +8,7 @@ must pick one element of it. Libraries disagree on which (`jax.nn.relu` picks 0,
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 __all__ = ["relu"]
 
@@ -23,14 +23,13 @@ def _relu(x: Array, at_zero: Array) -> Array:
 def _relu_jvp(primals, tangents):
     x, at_zero = primals
     x_dot, _ = tangents
-    # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign,
-    # and lets a NaN through. Selecting, rather than multiplying by 0, keeps an infinite tangent out of the inactive side.
-    slope_at_kink = at_zero + jax.lax.stop_gradient(x)
-    x_dot_out = jnp.where(x > 0, x_dot, jnp.where(x < 0, jnp.zeros_like(x_dot), slope_at_kink * x_dot))
-    return jnp.maximum(x, 0), x_dot_out
+    # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign, and
+    # lets a NaN through. The slope is selected before it multiplies, so that an infinite x stays out of the reverse mode.
+    slope = jnp.where(x > 0, 1, jnp.where(x < 0, 0, at_zero + jax.lax.stop_gradient(x)))
+    return jnp.maximum(x, 0), slope * x_dot
 
 
-def relu(x: Float[ArrayLike, "*shape"], at_zero: Float[ArrayLike, "*#shape"] = 0.0) -> Float[Array, "*shape"]:
+def relu(x: Real[ArrayLike, "*shape"], at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> Float[Array, "*shape"]:
     """max(x, 0), whose derivative is 1 for x > 0, 0 for x < 0 and `at_zero` at exactly 0.
 
     Zeros of both signs count as 0, and so do subnormal numbers on a backend that flushes them (XLA's CPU and TPU

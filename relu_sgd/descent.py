@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real
 
 from relu_sgd.network import Normalization, Params, TrainedLayers, normalize, sample_losses
 from relu_sgd.problem import Problem
@@ -142,7 +142,7 @@ class Descent:
     def _with_trained(self, params: Params, trained: PyTree) -> Params:
         return params._replace(W=trained) if self.trained_layers == "hidden" else trained
 
-    def _evaluator(self, problem: Problem, key: Key[Scalar, ""] | None) -> Callable:
+    def _evaluator(self, problem: Problem, key: Key[Array, ""] | None) -> Callable:
         """A function of (theta, k): the gradient that step k + 1 takes, and the losses of all samples."""
         num_samples, d2 = problem.Y.shape
         losses_of = sample_losses(problem, at_zero=self.at_zero)
@@ -176,7 +176,7 @@ class Descent:
             meets=meets,
         )
 
-    def start(self, params: Params, problem: Problem, key: Key[Scalar, ""] | None = None) -> DescentState:
+    def start(self, params: Params, problem: Problem, key: Key[Array, ""] | None = None) -> DescentState:
         """The state at theta_0, with the loss and the criterion already evaluated there.
 
         Args:
@@ -210,7 +210,7 @@ class Descent:
         state: DescentState,
         problem: Problem,
         num_steps: int | Int[Array, ""],
-        key: Key[Scalar, ""] | None = None,
+        key: Key[Array, ""] | None = None,
         *,
         differentiable: bool = False,
     ) -> DescentState:
@@ -267,8 +267,8 @@ def descend(
     normalization: Normalization = "half_sum",
     trained_layers: TrainedLayers = "both",
     batch_size: int | None = None,
-    key: Key[Scalar, ""] | None = None,
-    at_zero: Float[ArrayLike, "*#shape"] = 0.0,
+    key: Key[Array, ""] | None = None,
+    at_zero: Real[ArrayLike, "*#shape"] = 0.0,
     criterion: Criterion | None = None,
     stop: Stop = "first_passage",
     measure: Callable[[Params], PyTree] | None = None,

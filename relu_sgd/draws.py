@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, Key, ScalarLike
 
 __all__ = ["balanced_signs", "normal", "sum_of_squares", "uniform"]
 
@@ -50,7 +50,7 @@ def _place(
 
 
 def normal(
-    key: Key[Scalar, ""], shape: Shape, padded_shape: PaddedShape = (None, None)
+    key: Key[Array, ""], shape: Shape, padded_shape: PaddedShape = (None, None)
 ) -> Float[Array, "padded_rows padded_columns"]:
     """`jax.random.normal(key, shape)`, in the leading block of an array of zeros of shape `padded_shape`.
 
@@ -62,7 +62,7 @@ def normal(
 
 
 def uniform(
-    key: Key[Scalar, ""],
+    key: Key[Array, ""],
     shape: Shape,
     padded_shape: PaddedShape = (None, None),
     low: ScalarLike = 0.0,
@@ -73,7 +73,7 @@ def uniform(
 
 
 def balanced_signs(
-    key: Key[Scalar, ""], shape: Shape, padded_shape: PaddedShape = (None, None)
+    key: Key[Array, ""], shape: Shape, padded_shape: PaddedShape = (None, None)
 ) -> Float[Array, "padded_rows padded_columns"]:
     """In every column a uniformly random half of the rows is +1 and the rest -1; padded with zeros as in `normal`.
 

@@ -5,7 +5,7 @@ the true sizes alone. Sizes may be traced where the padded size is given. All ra
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Scalar, ScalarLike
+from jaxtyping import Array, Float, Key, ScalarLike
 
 from relu_sgd import draws
 
@@ -23,7 +23,7 @@ Size = int | Array
 
 
 def normal_hidden(
-    key: Key[Scalar, ""],
+    key: Key[Array, ""],
     d0: Size,
     d1: Size,
     standard_deviation: ScalarLike = 1.0,
@@ -36,28 +36,28 @@ def normal_hidden(
 
 
 def lecun_hidden(
-    key: Key[Scalar, ""], d0: Size, d1: Size, *, padded_d0: int | None = None, padded_d1: int | None = None
+    key: Key[Array, ""], d0: Size, d1: Size, *, padded_d0: int | None = None, padded_d1: int | None = None
 ) -> Float[Array, "padded_d0 padded_d1"]:
     """W0 with independent N(0, 1/d0) entries (Remark 5.4)."""
     return draws.normal(key, (d0, d1), (padded_d0, padded_d1)) / jnp.sqrt(d0)
 
 
 def normal_output(
-    key: Key[Scalar, ""], d1: Size, d2: int, standard_deviation: ScalarLike, *, padded_d1: int | None = None
+    key: Key[Array, ""], d1: Size, d2: int, standard_deviation: ScalarLike, *, padded_d1: int | None = None
 ) -> Float[Array, "padded_d1 d2"]:
     """V0 with independent N(0, standard_deviation^2) entries (beta_v of Assumption 4.1)."""
     return standard_deviation * draws.normal(key, (d1, d2), (padded_d1, None))
 
 
 def lecun_output(
-    key: Key[Scalar, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
+    key: Key[Array, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
 ) -> Float[Array, "padded_d1 d2"]:
     """V0 with independent N(0, 1/d1) entries (Section 6, both layers trained; Remark 5.4)."""
     return draws.normal(key, (d1, d2), (padded_d1, None)) / jnp.sqrt(d1)
 
 
 def uniform_output(
-    key: Key[Scalar, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
+    key: Key[Array, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
 ) -> Float[Array, "padded_d1 d2"]:
     """V0 with independent entries, uniform in [-1/sqrt(d1), 1/sqrt(d1)].
 
@@ -83,7 +83,7 @@ def balanced_sign_output(
 
 
 def shuffled_sign_output(
-    key: Key[Scalar, ""],
+    key: Key[Array, ""],
     d1: Size,
     d2: int = 1,
     *,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from relu_sgd.activation import relu
 from relu_sgd.problem import Problem
@@ -78,13 +78,13 @@ def preactivations(params: Params, problem: Problem) -> Float[Array, "N d1"]:
 
 
 def hidden_layer(
-    params: Params, problem: Problem, *, at_zero: Float[ArrayLike, "*#shape"] = 0.0
+    params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0
 ) -> Float[Array, "N d1"]:
     """H = relu(X W); errors as for `preactivations` and `relu`."""
     return relu(preactivations(params, problem), at_zero)
 
 
-def predict(params: Params, problem: Problem, *, at_zero: Float[ArrayLike, "*#shape"] = 0.0) -> Float[Array, "N d2"]:
+def predict(params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> Float[Array, "N d2"]:
     """Yhat = relu(X W) V; errors as for `preactivations` and `relu`."""
     return _matmul(hidden_layer(params, problem, at_zero=at_zero), params.V)
 
@@ -105,7 +105,7 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
     raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
 
 
-def sample_losses(problem: Problem, *, at_zero: Float[ArrayLike, "*#shape"] = 0.0) -> SampleLosses:
+def sample_losses(problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> SampleLosses:
     """The map from theta to the losses 1/2 ||Y_i - Yhat_i||^2 of the samples, ready to be evaluated many times.
 
     It keeps the samples contiguous in memory (Z^T = W^T X^T, with X transposed once, here): on a CPU that makes a step
@@ -141,7 +141,7 @@ def loss(
     problem: Problem,
     *,
     normalization: Normalization = "half_sum",
-    at_zero: Float[ArrayLike, "*#shape"] = 0.0,
+    at_zero: Real[ArrayLike, "*#shape"] = 0.0,
 ) -> Float[Array, ""]:
     """L(theta) = 1/2 ||Y - Yhat||_F^2 (Section 2), or the mean squared error with normalization="mean".
 
@@ -156,8 +156,8 @@ def jacobian_gram(
     problem: Problem,
     *,
     trained_layers: TrainedLayers = "both",
-    at_zero: Float[ArrayLike, "*#shape"] = 0.0,
-) -> Float[Array, "N*d2 N*d2"]:
+    at_zero: Real[ArrayLike, "*#shape"] = 0.0,
+) -> Float[Array, "rows rows"]:
     """J J^T for the Jacobian J of Yhat with respect to the trained weights, without forming J.
 
     For d2 = 1 it is (X X^T) o (M diag(v)^2 M^T) + H H^T, with M the slopes of relu and o the entrywise product; the second

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Scalar, ScalarLike
+from jaxtyping import Array, Float, Key, ScalarLike
 
 from relu_sgd import draws
 
@@ -34,7 +34,7 @@ def _normalize_rows(rows: Float[Array, "N padded_d0"], radius: ScalarLike) -> Fl
 
 
 def sphere_rows(
-    key: Key[Scalar, ""], num_samples: int, d0: int | Array, radius: ScalarLike = 1.0, *, padded_d0: int | None = None
+    key: Key[Array, ""], num_samples: int, d0: int | Array, radius: ScalarLike = 1.0, *, padded_d0: int | None = None
 ) -> Float[Array, "N padded_d0"]:
     """Independent rows, uniform on the sphere of the given radius in R^d0.
 
@@ -54,7 +54,7 @@ def sphere_rows(
 
 
 def cube_rows(
-    key: Key[Scalar, ""], num_samples: int, d0: int | Array, radius: ScalarLike = 1.0, *, padded_d0: int | None = None
+    key: Key[Array, ""], num_samples: int, d0: int | Array, radius: ScalarLike = 1.0, *, padded_d0: int | None = None
 ) -> Float[Array, "N padded_d0"]:
     """Independent rows, uniform in the cube [-1, 1]^d0 and then scaled to the given norm.
 
@@ -64,7 +64,7 @@ def cube_rows(
     return _normalize_rows(draws.uniform(key, (num_samples, d0), (None, padded_d0), -1.0, 1.0), radius)
 
 
-def balanced_labels(key: Key[Scalar, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
+def balanced_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
     """In every column, a uniformly random half of the labels is +1 and the other half is -1 (Section 6).
 
     Raises:
@@ -75,11 +75,11 @@ def balanced_labels(key: Key[Scalar, ""], num_samples: int, d2: int = 1) -> Floa
     return draws.balanced_signs(key, (num_samples, d2))
 
 
-def random_sign_labels(key: Key[Scalar, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
+def random_sign_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
     """Independent labels, +1 or -1 with probability 1/2 each (the authors' released code)."""
     return jnp.where(draws.uniform(key, (num_samples, d2)) < 0.5, -1.0, 1.0)
 
 
-def gaussian_labels(key: Key[Scalar, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
+def gaussian_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
     """Independent standard normal labels."""
     return draws.normal(key, (num_samples, d2))

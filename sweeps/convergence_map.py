@@ -7,7 +7,9 @@ command goes on after an interruption.
 """
 
 import functools
+import time
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -22,19 +24,30 @@ from sweeps.report import report
 def run_tile(
     protocol: Protocol, lanes: int, steps_per_chunk: int, num_devices: int, tile: Tile
 ) -> tuple[dict[str, np.ndarray], Timings]:
-    """Trains the networks of a tile on the devices of this process."""
-    import jax
+    """Trains the networks of a tile on the devices of this process.
 
+    Args:
+      protocol: of the sweep.
+      lanes, steps_per_chunk, num_devices: see `settings.Execution`.
+      tile: what to train.
+
+    Returns:
+      The records of its runs, and the seconds that went into drawing, compilation and running.
+    """
     devices = jax.local_devices()[: num_devices or None]
     protocol = for_layers(protocol, tile.trained_layers)
-    runs = experiment.draw_tile(protocol, tile)
-    return engine.run_on_devices(
+    begun = time.perf_counter()
+    runs = jax.block_until_ready(experiment.draw_tile(protocol, tile))
+    drawing = time.perf_counter() - begun
+    records, timings = engine.run_on_devices(
         experiment.work_of(protocol, tile.trained_layers),
         runs,
         lanes=lanes or engine.default_lanes(jax.default_backend()),
         steps_per_chunk=steps_per_chunk,
         devices=devices,
     )
+    jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
+    return records, {"drawing": drawing, **timings}
 
 
 def run(chosen: settings.Settings) -> None:

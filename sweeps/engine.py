@@ -20,6 +20,8 @@ __all__ = ["Timings", "Work", "default_lanes", "map_runs", "run_on_devices"]
 
 State = PyTree
 Record = dict[str, Array]
+# Seconds by what they went into.
+Timings = dict[str, float]
 
 
 class Work(NamedTuple):
@@ -38,18 +40,6 @@ class Work(NamedTuple):
     is_done: Callable[[State], Bool[Array, ""]]
     finish: Callable[[State], Record]
     num_steps: int
-
-
-class Timings(NamedTuple):
-    """Seconds that a set of runs took.
-
-    Attributes:
-      compilation: tracing, lowering and compiling, or reading the compiled program from the disk.
-      running: training and measuring.
-    """
-
-    compilation: float
-    running: float
 
 
 def default_lanes(backend: str) -> int:
@@ -134,7 +124,8 @@ def run_on_devices(
       devices: all local ones when None.
 
     Returns:
-      The records in the order of `runs`, on the host, and the time that they took.
+      The records in the order of `runs`, on the host, and the seconds that went into compilation (tracing, lowering, and
+      compiling or reading the compiled program from the disk) and into running (training and measuring).
     """
     devices = jax.local_devices() if devices is None else devices
     # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats fill the last
@@ -159,5 +150,5 @@ def run_on_devices(
     records = jax.device_get(compiled(dealt_runs))
     place = np.empty(len(order), dtype=np.intp)
     place[dealt] = np.arange(len(order))
-    timings = Timings(compilation, time.perf_counter() - started - compilation)
+    timings = {"compilation": compilation, "running": time.perf_counter() - started - compilation}
     return {name: values[place[:num_runs]] for name, values in records.items()}, timings

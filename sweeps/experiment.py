@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, Key, Scalar
+from jaxtyping import Array, Int, Key
 
 from relu_sgd import Descent, Params, Problem, initialization, measurements, problem
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
     params: Params
     problem: Problem
-    batches: Key[Scalar, ""]
+    batches: Key[Array, ""]
     neurons: Array
 
 
@@ -74,7 +74,7 @@ def descent_of(protocol: Protocol, trained_layers: str) -> Descent:
     )
 
 
-def _draw_output(protocol: Protocol, key: Key[Scalar, ""], d1, padded_d1: int, labels: Array) -> Array:
+def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, labels: Array) -> Array:
     d2 = protocol.d2
     match protocol.output_law:
         case "normal":
@@ -157,9 +157,12 @@ def _record(protocol: Protocol, descent: Descent, run: Run, state: DescentState)
     }
 
 
-@functools.partial(jax.jit, static_argnames=("protocol", "padded"))
-def _draw_all(protocol: Protocol, runs: Int[Array, "runs 3"], padded: tuple[int, int]) -> Run:
-    return jax.lax.map(lambda run: draw_run(protocol, run, padded), runs)
+@functools.lru_cache(maxsize=16)
+def _compiled_draws(protocol: Protocol, num_runs: int, padded: tuple[int, int], precision: bool) -> jax.stages.Compiled:
+    """The program that draws so many runs. Kept here, because it outlives the programs of the tiles."""
+    del precision  # JAX's, part of what is compiled.
+    draw_all = jax.jit(lambda runs: jax.lax.map(lambda run: draw_run(protocol, run, padded), runs))
+    return draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32)).compile()
 
 
 def draw_tile(protocol: Protocol, tile: Tile) -> Run:
@@ -170,7 +173,8 @@ def draw_tile(protocol: Protocol, tile: Tile) -> Run:
     """
     sizes = tile.padded
     padded_d0, padded_d1 = (max(64, 1 << (size - 1).bit_length()) for size in sizes)
-    drawn = _draw_all(protocol, jnp.asarray(tile.runs()), (padded_d0, padded_d1))
+    draw_all = _compiled_draws(protocol, tile.num_runs, (padded_d0, padded_d1), jax.config.jax_enable_x64)
+    drawn = draw_all(jnp.asarray(tile.runs()))
     return Run(
         params=Params(drawn.params.W[:, : sizes[0], : sizes[1]], drawn.params.V[:, : sizes[1]]),
         problem=Problem(drawn.problem.X[:, :, : sizes[0]], drawn.problem.Y),

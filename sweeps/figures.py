@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import Normal, Stroke
 
 __all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save"]
 
@@ -45,11 +46,15 @@ def _cells(axes: Axes, values: xr.DataArray, **kwargs: Any) -> Any:
     return mesh
 
 
-def _legend(axes: Axes, handles: Sequence[Any], values: xr.DataArray) -> None:
+def _legend(axes: Axes, handles: Sequence[Any], values: xr.DataArray, missing: str) -> None:
+    """Below the panel, where it hides no cell."""
     if np.isnan(values.values).any():
-        handles = [*handles, Patch(facecolor="0.95", edgecolor="0.6", hatch="////", label="no run converged or finished")]
+        handles = [*handles, Patch(facecolor="0.95", edgecolor="0.6", hatch="////", label=missing)]
     if handles:
-        axes.legend(handles=handles, loc="upper right", fontsize="x-small", framealpha=0.9)
+        axes.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(handles), fontsize="small",
+            frameon=False,
+        )  # fmt: skip
 
 
 def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tuple[Figure, np.ndarray]:
@@ -62,14 +67,21 @@ def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tu
 
 
 def _over_setups(
-    summaries: Summaries, title: str, caption: str, name: str, label: str, norm: Normalize, colours: str
+    summaries: Summaries,
+    title: str,
+    caption: str,
+    name: str,
+    label: str,
+    norm: Normalize,
+    colours: str,
+    missing: str = "no run yet",
 ) -> Figure:
     """A panel per set-up, all on one scale."""
     figure, panels = _panels(summaries, title, caption)
     for axes, (setup, summary) in zip(panels[0], summaries.items(), strict=True):
         mesh = _cells(axes, summary[name], norm=norm, cmap=colours)
         axes.set_title(SETUP_TITLES[setup], fontsize="medium")
-        _legend(axes, [], summary[name])
+        _legend(axes, [], summary[name], missing)
     figure.colorbar(mesh, ax=panels[0].tolist(), label=label)
     return figure
 
@@ -98,13 +110,15 @@ def probability(summaries: Summaries, caption: str) -> Figure:
         handles: list[Any] = []
         known = values.values[~np.isnan(values.values)]
         if min(values.shape) > 1 and known.size and known.min() < 0.5 < known.max():
-            axes.contour(
+            contour = axes.contour(
                 values["d1"], values["d0"], np.ma.masked_invalid(values.values), [0.5], colors="white", linewidths=1.5
             )
-            handles.append(Patch(facecolor="0.5", edgecolor="white", linewidth=1.5, label="probability 0.5"))
+            outline = [Stroke(linewidth=3, foreground="black"), Normal()]  # Visible on cells and paper alike.
+            contour.set(path_effects=outline)
+            handles.append(Line2D([], [], color="white", path_effects=outline, label="probability 0.5"))
         handles += _overparametrization_curves(axes, summary.attrs["science"]["num_samples"])
         axes.set_title(SETUP_TITLES[setup], fontsize="medium")
-        _legend(axes, handles, values)
+        _legend(axes, handles, values, "no run yet")
     figure.colorbar(mesh, ax=panels[0].tolist(), label="share of runs that converged")
     return figure
 
@@ -126,7 +140,7 @@ def numerical_zeros(summaries: Summaries, caption: str) -> Figure:
     norm = SymLogNorm(linthresh=1, vmin=0, vmax=most if most == most else 1)
     label = f"average number of $|Z_{{ij}}| < {threshold:g}$"
     return _over_setups(
-        summaries, "Numerical zeros at the last step", caption, "mean_numerical_zeros", label, norm, "viridis"
+        summaries, "Numerical zeros at the last step", caption, "mean_numerical_zeros", label, norm, "viridis", "no run ended"
     )
 
 
@@ -135,8 +149,10 @@ def convergence_steps(summaries: Summaries, caption: str) -> Figure:
     values = np.concatenate([summary["median_steps"].values.ravel() for summary in summaries.values()])
     values = values[values > 0]
     norm = LogNorm(values.min(), max(values.max(), values.min() * 1.01)) if values.size else LogNorm(1, 10)
-    title = "Steps to convergence"
-    return _over_setups(summaries, title, caption, "median_steps", "median of converged runs", norm, "viridis")
+    label = "median of the runs that converged"
+    return _over_setups(
+        summaries, "Steps to convergence", caption, "median_steps", label, norm, "viridis", "no run converged"
+    )
 
 
 def causes(summaries: Summaries, caption: str) -> Figure:

@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from tqdm import tqdm
 
 from sweeps import engine, plan, processes, settings
@@ -29,9 +29,8 @@ from sweeps.protocol import fingerprint
 from sweeps.settings import Execution, UsageError
 from sweeps.store import Metrics, Store, StoreError
 
-__all__ = ["Sweep", "configure_jax", "main", "open_results", "train"]
+__all__ = ["Sweep", "configure_jax", "execute", "main", "open_results", "train"]
 
-DEFAULT_BLOCK = (4, 3)
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
 
 # From a tile and what `configure_jax` needs to its records and timings; a module-level function, so that it can be sent to
@@ -64,17 +63,9 @@ class Sweep:
     run_tile: RunTile
 
 
-def configure_jax(precision: str, compilation_cache: str, num_devices: int, num_processes: int) -> None:
-    """Settings of JAX that have to be made before its first computation in a process."""
-    if num_processes > 1 or jax.config.jax_platforms == "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
-        # A network trains on one core; splitting its small products over threads costs more than it gains.
-        option = "--xla_cpu_multi_thread_eigen=false"
-        if option not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {option}".strip()
+def configure_jax(precision: str, compilation_cache: str) -> None:
+    """The precision of this process, and where it keeps its compiled programs ("" for nowhere)."""
     jax.config.update("jax_enable_x64", precision == "float64")
-    if num_devices and num_processes == 1:
-        with _ignoring_initialized_backend():
-            jax.config.update("jax_num_cpu_devices", num_devices)
     if compilation_cache:
         # Compiled code holds the processor's own instructions: a home folder shared by different machines needs a
         # folder for each kind.
@@ -82,14 +73,6 @@ def configure_jax(precision: str, compilation_cache: str, num_devices: int, num_
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-@contextmanager
-def _ignoring_initialized_backend() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        logging.warning("--num_devices comes too late for this process: %s", error)
 
 
 def _processor() -> str:
@@ -197,28 +180,34 @@ def _open_store(sweep: Sweep, execution: Execution) -> Store:
     path = out / "results.zarr"
     try:
         if not path.exists():
-            store = Store.create(
-                path,
-                sweep.trained_layers,
-                {"d0": sweep.d0, "d1": sweep.d1, "seed": range(sweep.num_seeds)},
-                dict(
-                    zip(("d0", "d1", "seed"), (*(execution.block or DEFAULT_BLOCK), sweep.num_seeds), strict=True)
-                ),
-                sweep.metrics,
-                {
-                    "science": sweep.science,
-                    "configuration": fingerprint(sweep.science),
-                    "protocol": sweep.protocol_name,
-                    "block": list(execution.block or DEFAULT_BLOCK),
-                },
-            )
-        else:
-            store = Store.open(path)
-            _check_same(store, sweep.science, execution.block, out)
-            store.verify()
+            block = execution.block or plan.default_block(sweep.d0, sweep.d1)
+            attributes = {
+                "science": sweep.science,
+                "configuration": fingerprint(sweep.science),
+                "protocol": sweep.protocol_name,
+                "block": list(block),
+            }
+            sizes = {"d0": sweep.d0, "d1": sweep.d1, "seed": range(sweep.num_seeds)}
+            chunk = {"d0": block[0], "d1": block[1], "seed": sweep.num_seeds}
+            with suppress(FileExistsError):  # Another shard was quicker.
+                Store.create(path, sweep.trained_layers, sizes, chunk, sweep.metrics, attributes)
+        store = Store.open(path)
+        _check_same(store, sweep.science, execution.block, out)
+        store.verify()
     except StoreError as error:
         raise UsageError(f"--out: {error}") from error
     return store
+
+
+def _peak_memory(num_processes: int) -> int:
+    """MiB that the largest process of this sweep held at its peak; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    who = resource.RUSAGE_SELF if num_processes == 1 else resource.RUSAGE_CHILDREN
+    peak = resource.getrusage(who).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _describe(store: Store, execution: Execution, lanes: int, num_processes: int) -> dict[str, Any]:
@@ -312,6 +301,11 @@ def train(sweep: Sweep, execution: Execution) -> Store:
     """
     _check_folder(execution.out)
     num_processes = execution.num_processes
+    if execution.num_devices:
+        try:
+            jax.config.update("jax_num_cpu_devices", execution.num_devices)
+        except RuntimeError as error:
+            raise UsageError(f"--num_devices: {error}") from error
     if num_processes != 1 and jax.default_backend() != "cpu":
         if num_processes:
             raise UsageError(f"--num_processes: {num_processes} processes cannot share a {jax.default_backend()}")
@@ -348,11 +342,9 @@ def _run_tiles(
     num_processes: int,
     session: dict[str, Any],
 ) -> None:
-    spent = {"compilation": 0.0, "running": 0.0, "storing": 0.0}
+    spent = {"drawing": 0.0, "compilation": 0.0, "running": 0.0, "storing": 0.0}
     num_processes = max(1, min(num_processes, len(todo)))
-    initialize = functools.partial(
-        configure_jax, sweep.precision, execution.compilation_cache, execution.num_devices, num_processes
-    )
+    initialize = functools.partial(configure_jax, sweep.precision, execution.compilation_cache)
     begun = time.monotonic()
     progress = _Progress(mine, [tile for tile in mine if tile not in set(todo)])
     done = 0
@@ -364,8 +356,8 @@ def _run_tiles(
                 before = time.perf_counter()
                 store.write(tile.trained_layers, tile.slices, records)
                 spent["storing"] += time.perf_counter() - before
-                spent["compilation"] += timings.compilation
-                spent["running"] += timings.running
+                for part, seconds in timings.items():
+                    spent[part] += seconds
                 done += 1
                 progress.update(tile)
     except BrokenProcessPool as error:
@@ -376,7 +368,9 @@ def _run_tiles(
         progress.close()
         seconds = time.monotonic() - begun
         if done:
-            session |= {"tiles": done, "seconds": round(seconds, 3), **{f"{k}_seconds": round(v, 3) for k, v in spent.items()}}
+            session |= {"tiles": done, "seconds": round(seconds, 3)}
+            session |= {f"{part}_seconds": round(value, 3) for part, value in spent.items()}
+            session |= {"peak_memory_mib": _peak_memory(num_processes)}
             with (execution.out / "sessions.jsonl").open("a") as file:
                 file.write(json.dumps(session) + "\n")
     if done:
@@ -392,40 +386,38 @@ def _run_tiles(
         raise SystemExit(130)
 
 
+def execute(run: Callable[[settings.Settings], None], name: str, argv: Sequence[str]) -> None:
+    """Parses the flags and calls `run`.
+
+    Args:
+      run: the launcher.
+      name: of the launcher, for messages.
+      argv: the words of the command line, the program first.
+
+    Raises:
+      SystemExit: with status 2 after one line on the standard error, when the input is bad; with 0 after --help.
+    """
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        print(f"{(sys.modules[run.__module__].__doc__ or name).strip()}\n{flags.FLAGS.module_help('sweeps.settings')}")
+        raise SystemExit(0)
+    try:
+        left = flags.FLAGS(argv)
+        if len(left) > 1:
+            raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
+        run(settings.read(flags.FLAGS))
+    except (flags.Error, UsageError) as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def main(run: Callable[[settings.Settings], None], name: str) -> None:
-    """Parses the flags and calls `run`. Bad input prints one line and exits with status 2."""
-
-    def parse(argv: list[str]) -> list[str]:
-        if any(word in ("--help", "-help", "-h", "-?", "--helpshort") for word in argv[1:]):
-            print(_help(name))
-            raise SystemExit(0)
-        try:
-            left = flags.FLAGS(argv)
-            if len(left) > 1:
-                raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
-        except flags.Error as error:
-            _fail(name, str(error))
-        except UsageError as error:
-            _fail(name, str(error))
-        return left
-
-    def run_checked(_: list[str]) -> None:
-        logging.set_verbosity(logging.INFO)
-        # Our own progress, and from everybody else only what is worth a warning.
-        standard_logging.getLogger().setLevel(standard_logging.WARNING)
-        logging.get_absl_logger().setLevel(standard_logging.INFO)
-        try:
-            run(settings.read(flags.FLAGS))
-        except UsageError as error:
-            _fail(name, str(error))
-
-    app.run(run_checked, flags_parser=parse)
-
-
-def _fail(name: str, message: str) -> None:
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _help(name: str) -> str:
-    return f"{sys.modules['__main__'].__doc__ or name}\nFlags:\n\n{flags.FLAGS.module_help('sweeps.settings')}"
+    """The entry point of a launcher: `execute` on the command line, with its log on the standard error."""
+    # A network trains on one core; splitting its small products over threads costs more than it gains. XLA reads this
+    # once, before its first program; what the user has set stays.
+    if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    logging.use_absl_handler()
+    # Our own progress, and from everybody else only what is worth a warning.
+    standard_logging.getLogger().setLevel(standard_logging.WARNING)
+    logging.get_absl_logger().setLevel(standard_logging.INFO)
+    execute(run, name, sys.argv)

@@ -5,12 +5,13 @@ padded to its largest d0 and d1, so one compiled program serves it), the unit of
 is written, and what resume skips.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Tile", "cost", "cut", "share"]
+__all__ = ["Tile", "cost", "cut", "default_block", "share"]
 
 
 class Tile(NamedTuple):
@@ -64,6 +65,15 @@ class Tile(NamedTuple):
         """(d0, d1, seed) of every run: num_runs x 3, in the order of `shape`."""
         grid = np.meshgrid(self.d0, self.d1, np.arange(self.num_seeds), indexing="ij")
         return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
+
+
+def default_block(d0: Sequence[int], d1: Sequence[int]) -> tuple[int, int]:
+    """Cells of a tile: as many as span 8 inputs and 6 neurons, so that padding costs little and few programs are compiled."""
+
+    def step(sizes: Sequence[int]) -> int:
+        return min((b - a for a, b in itertools.pairwise(sizes)), default=1)
+
+    return max(1, 8 // step(d0)), max(1, round(6 / step(d1)))
 
 
 def cut(

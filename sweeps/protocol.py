@@ -18,7 +18,7 @@ __all__ = [
     "Trajectories",
     "fingerprint",
     "for_layers",
-    "relative_tolerance",
+    "relative_tolerances",
     "science",
 ]
 
@@ -220,15 +220,18 @@ def for_layers(protocol: Protocol, trained_layers: str) -> Protocol:
     )
 
 
-def relative_tolerance(protocol: Protocol) -> float:
-    """The tolerance in terms of the relative error, exactly for labels +-1.
+def relative_tolerances(num_samples: int) -> dict[str, float]:
+    """Every preset's criterion as a bound on the relative error, for N samples with labels +-1.
 
-    For "scaled_mean_squared_error" MSE = ||Y - Yhat||^2 / (N d2) and ||Y||^2 = N d2, so it is
-    sqrt(tolerance sqrt(N)).
+    "scaled_mean_squared_error" bounds MSE / sqrt(N), with MSE = ||Y - Yhat||^2 / (N d2) and ||Y||^2 = N d2, so the relative
+    error is below sqrt(tolerance sqrt(N)): 0.188 at N = 200.
     """
-    if protocol.criterion == "relative_error":
-        return protocol.tolerance
-    return math.sqrt(protocol.tolerance * math.sqrt(protocol.num_samples))
+    return {
+        name: preset.tolerance
+        if preset.criterion == "relative_error"
+        else math.sqrt(preset.tolerance * math.sqrt(num_samples))
+        for name, preset in PRESETS.items()
+    }
 
 
 def science(protocol: Protocol, trained_layers: tuple[str, ...]) -> dict[str, Any]:

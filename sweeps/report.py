@@ -67,9 +67,11 @@ def text_map(summary: xr.Dataset) -> str:
 
 def _counts(setup: str, summary: xr.Dataset) -> str:
     total = {name: int(summary[name].sum()) for name in ("runs", "converged", "step_limit", "dead", "diverged")}
+    within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in PRESETS)
     return (
         f"{figures.SETUP_TITLES[setup]}: {total['converged']} of {total['runs']} runs converged; failures: "
-        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged"
+        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged\n"
+        f"criteria met by the last network: {within}"
     )
 
 

@@ -24,7 +24,7 @@ class Execution:
 
     Attributes:
       out: the output folder.
-      block: (d0, d1) cells of a tile; None for the store's own, or 4 x 3 in a new one.
+      block: (d0, d1) cells of a tile; None for the store's own, or `plan.default_block` in a new one.
       num_processes: worker processes on a CPU, each pinned to a core; 0 for one per core; 1 works in this process.
       num_devices: devices that a process uses; 0 for all.
       lanes: runs that a device trains side by side; 0 for 1 on a CPU and 512 elsewhere.
@@ -177,7 +177,7 @@ _EXECUTION_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "0",
         "worker processes on a CPU, each pinned to a core; 0 for one per core, 1 for none besides this one",
     ),
-    "num_devices": (_whole(0, 4096), "0", "devices that a process uses; 0 for all that it sees"),
+    "num_devices": (_whole(0, 4096), "0", "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees"),
     "lanes": (_whole(0), "0", "networks that a device trains side by side; 0 for 1 on a CPU and 512 elsewhere"),
     "steps_per_chunk": (_whole(1), "500", "steps between two looks at which lanes are done, with more than one lane"),
     "shard_index": (_whole(0), "0", "which shard of the tiles this run does, from 0 (job arrays)"),
@@ -205,7 +205,7 @@ flags.DEFINE_string("trained_layers", "hidden,both", f"Set-ups, a comma list. {_
 for _name, (_, _help) in _PROTOCOL_FLAGS.items():
     flags.DEFINE_string(_name, None, f"{_help[0].upper()}{_help[1:]}. (preset: {_defaults(_name)})")
 flags.DEFINE_string("out", None, "Output folder: new, empty, or one of an earlier run of the same sweep.")
-flags.DEFINE_string("block", None, "Cells of a tile, as d0xd1. (default: 4x3, or what the folder was begun with)")
+flags.DEFINE_string("block", None, "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)")
 for _name, (_, _default, _help) in _EXECUTION_FLAGS.items():
     flags.DEFINE_string(_name, _default, f"{_help[0].upper()}{_help[1:]}.")
 flags.DEFINE_string("compilation_cache", _DEFAULT_CACHE, "Folder that compiled programs are kept in; empty for none.")
@@ -260,7 +260,7 @@ def _check_protocol(protocol: Protocol, layers: tuple[str, ...], given: set[str]
 def _block(text: str) -> tuple[int, int]:
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise UsageError(f"--block: {text!r} is not of the form 3x3")
+        raise UsageError(f"--block: {text!r} is not of the form 4x3")
     return int(parts[0]), int(parts[1])
 
 
@@ -295,6 +295,10 @@ def read(values: flags.FlagValues) -> Settings:
         raise UsageError(
             f"--shard_index: {numbers['shard_index']} is not below --shard_count={numbers['shard_count']}"
         )
+    if numbers["num_devices"]:
+        if numbers["num_processes"] > 1:
+            raise UsageError(f"--num_devices: contradicts --num_processes={numbers['num_processes']}, where each has a core")
+        numbers["num_processes"] = 1
     execution = Execution(
         out=Path(values.out),
         block=None if values.block is None else _block(values.block),

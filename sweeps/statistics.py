@@ -7,6 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from relu_sgd.descent import Status
+from sweeps.protocol import relative_tolerances
 
 __all__ = ["INTERVALS", "interval", "summarize"]
 
@@ -44,8 +45,9 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
 
     Returns:
       A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` count runs and add up to `runs`: a run
-      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. Step counts are of
-      converged runs; zeros and errors of those that did not diverge.
+      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
+      the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels +-1 only,
+      NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
     """
     status = results["status"]
     converged = (status == Status.CONVERGED).sum("seed")
@@ -57,6 +59,13 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
         if count:
             bounds[cell] = interval(int(converged.values[cell]), int(count), method)
     finite = (status == Status.CONVERGED) | limit
+    science = results.attrs["science"]
+    within = {
+        f"within_{name}": (results["relative_error"].where(status != Status.PENDING) < tolerance).sum("seed")
+        if science["label_law"] != "gaussian"
+        else runs * np.nan
+        for name, tolerance in relative_tolerances(science["num_samples"]).items()
+    }
     steps = results["converged_at"].where(status == Status.CONVERGED)
     return xr.Dataset(
         {
@@ -65,6 +74,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
             "step_limit": limit.sum("seed") - dead,
             "dead": dead,
             "diverged": (status == Status.DIVERGED).sum("seed"),
+            **within,
             "probability": converged / runs.where(runs > 0),
             "probability_low": (runs.dims, bounds[..., 0]),
             "probability_high": (runs.dims, bounds[..., 1]),

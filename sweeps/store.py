@@ -6,9 +6,9 @@ a chunk to a temporary file and renames it; a store is built under a temporary n
 any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a good one.
 """
 
-import os
 import shutil
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ class Store:
           attributes: of the store, repeated on every group; whatever JSON can hold.
 
         Raises:
-          StoreError: there is something at `path`, or it cannot be written.
+          FileExistsError: there is something at `path`.
+          StoreError: it cannot be written.
         """
-        partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         shape = tuple(len(values) for values in coordinates.values())
         chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
         try:
@@ -98,9 +99,12 @@ class Store:
                         fill_value=_fill(dtype),
                         attributes={"description": description},
                     )
-            if path.exists():
-                raise StoreError(f"{path} exists already")
-            partial.rename(path)
+            try:
+                partial.rename(path)  # Refused when there is a folder with something in it.
+            except OSError as error:
+                raise FileExistsError(f"{path} exists already") if path.exists() else error from error
+        except FileExistsError:
+            raise
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
         finally:

@@ -1,0 +1,186 @@
+"""The engine on a toy run, and on real ones: lanes, chunks and devices change nothing."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import numpy_reference as reference
+from relu_sgd import measurements
+from relu_sgd.descent import Status
+from sweeps import engine, experiment
+from sweeps.engine import Work, map_runs, run_on_devices
+from sweeps.plan import Tile
+from sweeps.protocol import PRESETS, for_layers
+
+
+def countdown():
+    """A run that is done after as many steps as its row says; it keeps its row's sum and its number of steps."""
+    return Work(
+        start=lambda row: (row, jnp.int32(0)),
+        advance=lambda state, steps: (state[0], jnp.minimum(state[1] + steps, state[0][0])),
+        is_done=lambda state: state[1] >= state[0][0],
+        finish=lambda state: {"sum": jnp.sum(state[0]), "steps": state[1]},
+        num_steps=1000,
+    )
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("steps_per_chunk", [1, 4, 1000])
+def test_every_run_is_done_once_and_kept_in_its_place(lanes, steps_per_chunk):
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(11, 2)), jnp.int32)
+    found = jax.jit(lambda rows: map_runs(countdown(), rows, lanes, steps_per_chunk))(rows)
+    np.testing.assert_array_equal(found["steps"], rows[:, 0])
+    np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
+
+
+TILE = Tile("hidden", (3, 5), (4, 10), 0, 0, 3)
+
+
+def small(preset="as_written", layers="hidden", **changes):
+    values = dict(num_samples=12, num_steps=400, precision="float64", **changes)
+    return for_layers(dataclasses.replace(PRESETS[preset], **values), layers)
+
+
+@pytest.fixture(scope="module")
+def records():
+    protocol = small()
+    return run_on_devices(
+        experiment.work_of(protocol, "hidden"), experiment.draw_tile(protocol, TILE), lanes=1, devices=jax.devices()[:1]
+    )[0]
+
+
+def test_runs_equal_the_reference(records):
+    """The whole chain, draws apart: unpadded, in NumPy, run by run."""
+    protocol = small()
+    for index, row in enumerate(TILE.runs()):
+        run = experiment.draw_run(protocol, jnp.asarray(row), (int(row[0]), int(row[1])))
+        W, V = map(np.asarray, run.params)
+        X, Y = map(np.asarray, run.problem)
+        W, V, steps, converged_at = reference.descend(
+            W, V, X, Y, num_steps=400, learning_rate=0.15, momentum=0.9, trained_layers="hidden", tolerance=2.5e-3,
+            stop="first_passage",
+        )  # fmt: skip
+        assert records["steps"][index] == steps
+        assert records["converged_at"][index] == converged_at
+        error = np.sqrt(2 * reference.half_sum(W, V, X, Y)) / np.linalg.norm(Y)
+        np.testing.assert_allclose(records["relative_error"][index], error, rtol=1e-6)
+        Z = reference.forward(W, V, X)[0]
+        assert records["dead_samples"][index] == (Z <= 0).all(axis=1).sum()
+        assert records["numerical_zeros"][index] == (np.abs(Z) < 1e-8).sum()
+        assert records["status"][index] == (Status.CONVERGED if converged_at >= 0 else Status.STEP_LIMIT)
+    assert {Status.CONVERGED, Status.STEP_LIMIT} == set(records["status"])
+
+
+@pytest.mark.parametrize("lanes", [2, 5])
+def test_lanes_reproduce_single_runs(records, lanes):
+    protocol = small()
+    found, timings = run_on_devices(
+        experiment.work_of(protocol, "hidden"),
+        experiment.draw_tile(protocol, TILE),
+        lanes=lanes,
+        steps_per_chunk=37,
+        devices=jax.devices()[:1],
+    )
+    assert min(timings.values()) > 0
+    for name, values in records.items():
+        assert values.dtype == found[name].dtype
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_devices_change_nothing(tmp_path):
+    """Three devices, nine runs, an uneven deal: in a process of its own, because devices are counted at the start."""
+    script = f"""
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 3)
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+from test_engine import countdown, small, TILE
+from sweeps import experiment
+from sweeps.engine import run_on_devices
+rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(10, 2)), jnp.int32)
+for lanes in (1, 2):
+    found, _ = run_on_devices(countdown(), rows, lanes=lanes, steps_per_chunk=3)
+    np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
+protocol = small()
+runs = experiment.draw_tile(protocol, TILE)
+for count in (1, 3):
+    records, _ = run_on_devices(experiment.work_of(protocol, "hidden"), runs, lanes=1, devices=jax.devices()[:count])
+    np.savez(f"{tmp_path}/{{count}}.npz", **records)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    one, three = np.load(tmp_path / "1.npz"), np.load(tmp_path / "3.npz")
+    for name in one:
+        np.testing.assert_array_equal(one[name], three[name], err_msg=name)
+
+
+def test_padding_and_tile_do_not_change_a_run(records):
+    """The last cell alone, padded otherwise: the same data bit for bit, and the same result to rounding."""
+    protocol = small()
+    alone = Tile("hidden", (5,), (10,), 0, 0, 3)
+    runs, tile_runs = experiment.draw_tile(protocol, alone), experiment.draw_tile(protocol, TILE)
+    np.testing.assert_array_equal(runs.params.W[:, :5, :10], tile_runs.params.W[-3:, :5, :10])
+    np.testing.assert_array_equal(runs.problem.X[:, :, :5], tile_runs.problem.X[-3:, :, :5])
+    np.testing.assert_array_equal(runs.problem.Y, tile_runs.problem.Y[-3:])
+    found, _ = run_on_devices(experiment.work_of(protocol, "hidden"), runs, lanes=1, devices=jax.devices()[:1])
+    np.testing.assert_array_equal(found["converged_at"], records["converged_at"][-3:])
+    np.testing.assert_allclose(found["relative_error"], records["relative_error"][-3:], rtol=1e-6)
+
+
+def test_data_is_fresh_for_every_run_or_shared_by_the_cell():
+    for preset, shared in (("as_written", False), ("as_released", True)):
+        runs = experiment.draw_tile(small(preset), Tile("hidden", (5,), (4, 10), 0, 0, 2))
+        X, W = np.asarray(runs.problem.X), np.asarray(runs.params.W)
+        assert np.array_equal(X[0], X[1]) == shared
+        assert np.array_equal(runs.problem.Y[0], runs.problem.Y[1]) == shared
+        assert not np.array_equal(X[1], X[2])  # Another cell.
+        assert not np.array_equal(W[0], W[1])
+
+
+@pytest.mark.parametrize("layers", ["hidden", "both"])
+def test_set_ups_share_data_and_hidden_weights(layers):
+    runs = experiment.draw_tile(small(layers=layers), TILE)
+    other = experiment.draw_tile(small(layers="hidden"), TILE)
+    np.testing.assert_array_equal(runs.problem.X, other.problem.X)
+    np.testing.assert_array_equal(runs.params.W, other.params.W)
+
+
+def test_divergence_is_recorded():
+    protocol = small(layers="both", learning_rate=PRESETS["as_written"].learning_rate)
+    protocol = dataclasses.replace(protocol, learning_rate=50.0)
+    tile = Tile("both", (3,), (4,), 0, 0, 2)
+    found, _ = run_on_devices(experiment.work_of(protocol, "both"), experiment.draw_tile(protocol, tile), lanes=1)
+    np.testing.assert_array_equal(found["status"], Status.DIVERGED)
+    assert np.isinf(found["relative_error"]).all()
+    assert np.isfinite(found["best_relative_error"]).all()
+    for name in ("numerical_zeros", "zeros_at_rounding", "dead_samples", "converged_at"):
+        np.testing.assert_array_equal(found[name], -1)
+
+
+@pytest.mark.parametrize("law", ["normal", "uniform", "balanced_signs", "shuffled_signs", "appendix_g"])
+def test_output_laws(law):
+    protocol = dataclasses.replace(small(), output_law=law)
+    V = np.asarray(experiment.draw_run(protocol, jnp.asarray([5, 10, 0]), (8, 12)).params.V)
+    assert V.shape == (12, 1)
+    assert not V[10:].any()
+    if law not in ("normal", "uniform"):
+        np.testing.assert_allclose(np.abs(V[:10]), 10**-0.5)
+        assert V.sum() == pytest.approx(0)
+    else:
+        assert len(np.unique(V[:10])) == 10
+        assert law == "normal" or np.abs(V).max() <= 10**-0.5
+
+
+def test_default_lanes():
+    assert engine.default_lanes("cpu") == 1
+    assert engine.default_lanes("gpu") > 1
+    assert measurements.dead_samples is not None

@@ -1,0 +1,214 @@
+"""Flags: how they are read, and that bad ones leave one line and nothing else."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweeps import convergence_map, launch, settings
+from sweeps.protocol import PRESETS, PerLayers
+
+
+@pytest.fixture(autouse=True)
+def _restore_flags():
+    with flagsaver.flagsaver():
+        yield
+
+
+def read(*words):
+    flags.FLAGS(["convergence_map", "--out=unused", *words])
+    return settings.read(flags.FLAGS)
+
+
+@given(st.integers(1, 50), st.integers(0, 20), st.integers(1, 9))
+def test_ranges_hold_both_ends(start, count, step):
+    sizes = settings.parse_sizes(f"{start}:{start + count * step}:{step}")
+    assert sizes == tuple(start + step * index for index in range(count + 1))
+
+
+def test_sizes():
+    assert settings.parse_sizes("4") == (4,)
+    assert settings.parse_sizes("4,7,30") == (4, 7, 30)
+    assert settings.parse_sizes("3:6") == (3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_without_overrides_the_preset_is_what_runs(name):
+    assert read(f"--protocol={name}").protocol == PRESETS[name]
+
+
+OVERRIDES = {
+    "num_samples": ("30", 30),
+    "d2": ("3", 3),
+    "d0": ("2:6:2", (2, 4, 6)),
+    "d1": ("8,12", (8, 12)),
+    "num_seeds": ("4", 4),
+    "base_seed": ("9", 9),
+    "data_law": ("cube", "cube"),
+    "data_radius": ("sqrt_d0", "sqrt_d0"),
+    "data_sharing": ("cell", "cell"),
+    "label_law": ("gaussian", "gaussian"),
+    "hidden_law": ("lecun", "lecun"),
+    "hidden_standard_deviation": ("0.5", 0.5),
+    "output_law": ("uniform", PerLayers("uniform", "uniform")),
+    "learning_rate": ("0.1,0.3", PerLayers(0.1, 0.3)),
+    "momentum": ("0", 0.0),
+    "normalization": ("mean", "mean"),
+    "batch_size": ("7", 7),
+    "relu_at_zero": ("0.5", 0.5),
+    "criterion": ("scaled_mean_squared_error", "scaled_mean_squared_error"),
+    "tolerance": ("1e-4", 1e-4),
+    "stop": ("never", "never"),
+    "num_steps": ("12", 12),
+    "zero_threshold": ("0", 0.0),
+    "zero_multiple": ("2", 2.0),
+    "precision": ("float64", "float64"),
+}
+
+
+@pytest.mark.parametrize("name", list(OVERRIDES))
+def test_every_value_has_a_flag(name):
+    text, expected = OVERRIDES[name]
+    found = read(f"--{name}={text}").protocol
+    assert found == dataclasses.replace(PRESETS["as_written"], **{name: expected})
+    assert settings.overridden(found) == [name]
+
+
+def test_no_value_is_without_a_test():
+    fields = {field.name for field in dataclasses.fields(PRESETS["as_written"])}
+    assert fields == {*OVERRIDES, "name", "trajectories"}
+
+
+def test_one_set_up():
+    found = read("--trained_layers=both", "--learning_rate=0.5")
+    assert found.trained_layers == ("both",)
+    assert found.protocol.learning_rate == PerLayers(0.15, 0.5)
+    swapped = read("--trained_layers=both,hidden", "--learning_rate=0.5,0.25")
+    assert swapped.protocol.learning_rate == PerLayers(hidden=0.25, both=0.5)
+
+
+BAD = {
+    "empty range": (["--d0=10:2:2"], "--d0: '10:2:2' is empty"),
+    "empty list": (["--d0="], "--d0"),
+    "reversed list": (["--d1=8,4"], "must increase"),
+    "repeated size": (["--d1=4,4"], "must increase"),
+    "range that misses its end": (["--d0=2:9:2"], "does not reach its end"),
+    "zero step": (["--d0=2:8:0"], "step"),
+    "negative step": (["--d0=8:2:-2"], "step"),
+    "too many parts": (["--d0=2:8:2:2"], "start:stop"),
+    "zero size": (["--d0=0:8:2"], "at least 1"),
+    "negative size": (["--d1=-4,4"], "at least 1"),
+    "size that is no number": (["--d1=a"], "neither"),
+    "fractional size": (["--d1=2.5"], "neither"),
+    "zero samples": (["--num_samples=0"], "--num_samples"),
+    "zero seeds": (["--num_seeds=0"], "--num_seeds"),
+    "zero steps": (["--num_steps=0"], "--num_steps"),
+    "steps beyond 32 bits": (["--num_steps=3000000000"], "--num_steps"),
+    "negative seed": (["--base_seed=-1"], "--base_seed"),
+    "zero outputs": (["--d2=0"], "--d2"),
+    "unknown protocol": (["--protocol=as_imagined"], "protocol"),
+    "unknown set-up": (["--trained_layers=output"], "'output' is not one of hidden, both"),
+    "repeated set-up": (["--trained_layers=both,both"], "repeats"),
+    "unknown law": (["--data_law=torus"], "--data_law: 'torus' is not one of sphere, cube"),
+    "unknown output law": (["--output_law=zeros"], "--output_law"),
+    "unknown flag": (["--learning_speed=1"], "learning_speed"),
+    "not a flag": (["fast"], "'fast' is not a flag"),
+    "rate that is no number": (["--learning_rate=fast"], "--learning_rate: 'fast' is not a number"),
+    "rate NaN": (["--learning_rate=nan"], "--learning_rate: nan"),
+    "rate infinite": (["--learning_rate=inf"], "--learning_rate: inf"),
+    "rate zero": (["--learning_rate=0"], "--learning_rate"),
+    "too many rates": (["--learning_rate=1,2,3"], "3 values for 2 set-ups"),
+    "momentum 1": (["--momentum=1"], "--momentum"),
+    "slope above 1": (["--relu_at_zero=1.5"], "--relu_at_zero"),
+    "negative tolerance": (["--tolerance=-1"], "--tolerance"),
+    "negative threshold": (["--zero_threshold=-1"], "--zero_threshold"),
+    "zero deviation": (["--hidden_standard_deviation=0"], "--hidden_standard_deviation"),
+    "batch beyond N": (["--num_samples=10", "--batch_size=11"], "--batch_size: 11 exceeds --num_samples=10"),
+    "odd N with balanced labels": (["--num_samples=11"], "--num_samples: 11 is odd"),
+    "odd d1 with balanced signs": (["--d1=4,7"], "--d1: 7 is odd"),
+    "appendix G with two outputs": (["--d2=2", "--output_law=appendix_g"], "--d2: 2 does not fit"),
+    "deviation without effect": (["--hidden_law=lecun", "--hidden_standard_deviation=2"], "has no effect"),
+    "criterion of other labels": (["--criterion=scaled_mean_squared_error", "--label_law=gaussian"], "--criterion"),
+    "shard beyond count": (["--shard_index=2", "--shard_count=2"], "--shard_index: 2 is not below --shard_count=2"),
+    "zero shards": (["--shard_count=0"], "--shard_count"),
+    "devices and processes": (["--num_devices=2", "--num_processes=2"], "--num_devices: contradicts"),
+    "negative lanes": (["--lanes=-1"], "--lanes"),
+    "block": (["--block=3"], "--block: '3' is not of the form"),
+    "unknown interval": (["--interval=normal"], "interval"),
+    "unknown precision": (["--precision=float16"], "--precision"),
+    "boolean with a value that is none": (["--figures_only=maybe"], "figures_only"),
+    "science with figures_only": (["--figures_only", "--num_steps=5"], "--num_steps: contradicts --figures_only"),
+    "figures of nothing": (["--figures_only"], "no results"),
+}  # fmt: skip
+
+
+def fails(capsys, words):
+    with pytest.raises(SystemExit) as error:
+        launch.execute(convergence_map.run, "convergence_map", ["convergence_map", *words])
+    captured = capsys.readouterr()
+    assert error.value.code == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("convergence_map: ")
+    return captured.err
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_flags(case, capsys, tmp_path):
+    words, message = BAD[case]
+    assert message in fails(capsys, [f"--out={tmp_path / 'out'}", *words])
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_is_needed(capsys):
+    assert "--out" in fails(capsys, [])
+
+
+def test_a_foreign_folder_is_left_alone(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds other things (thesis.tex)" in fails(capsys, [f"--out={tmp_path}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(capsys, tmp_path):
+    (tmp_path / "out").write_text("")
+    assert "is not a folder" in fails(capsys, [f"--out={tmp_path / 'out'}"])
+
+
+def test_an_unwritable_folder(capsys, tmp_path, monkeypatch):
+    """Root may write anywhere, so the system's answer is simulated."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "cannot write to" in fails(capsys, [f"--out={tmp_path / 'a' / 'b'}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as error:
+        launch.execute(convergence_map.run, "convergence_map", ["convergence_map", "--help"])
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(settings.Execution):
+        assert f"--{field.name}" in text or f"--[no]{field.name}" in text
+    for name in OVERRIDES:
+        assert f"--{name}:" in text
+    flat = " ".join(text.split())
+    assert "(preset: 0.15 hidden, 0.002 both in as_written; 0.15 in as_released)" in flat
+    assert "(preset: 2:60:2)" in flat
+
+
+def test_the_program_itself_fails_in_one_line(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "sweeps.convergence_map", f"--out={tmp_path / 'out'}", "--d0=10:2:2"],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert found.stderr == "convergence_map: --d0: '10:2:2' is empty: its end lies before its start\n"
+    assert not list(tmp_path.iterdir())
