@@ -13,7 +13,7 @@ from relu_sgd.descent import (
     mean_squared_error_below,
     relative_error_below,
 )
-from relu_sgd.network import Params, hidden_layer, jacobian_gram, loss, predict, preactivations, sample_losses
+from relu_sgd.network import Params, hidden_layer, jacobian_gram, loss, preactivations, predict, sample_losses
 from relu_sgd.problem import Problem
 
 __all__ = [
@@ -27,8 +27,8 @@ __all__ = [
     "jacobian_gram",
     "loss",
     "mean_squared_error_below",
-    "predict",
     "preactivations",
+    "predict",
     "relative_error_below",
     "relu",
     "sample_losses",

@@ -31,7 +31,7 @@ def _resolve(shape: Shape, padded_shape: PaddedShape) -> tuple[int, int]:
         if size < 1 or (padded is not None and padded < size):
             raise ValueError(f"sizes must be positive and padding must not shrink them: got {shape} in {padded_shape}")
         resolved.append(int(size) if padded is None else padded)
-    if not jax.config.jax_threefry_partitionable:
+    if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
         raise ValueError("padded draws need jax_threefry_partitionable=True, which makes flat draws prefix-stable")
     return resolved[0], resolved[1]
 
@@ -69,6 +69,7 @@ def uniform(
     high: ScalarLike = 1.0,
 ) -> Float[Array, "padded_rows padded_columns"]:
     """`low + (high - low) jax.random.uniform(key, shape)`, padded with zeros as in `normal`; the same errors."""
+    low, high = jnp.asarray(low), jnp.asarray(high)
     return _place(lambda entries: low + (high - low) * jax.random.uniform(key, (entries,)), shape, padded_shape)
 
 

@@ -32,7 +32,7 @@ def normal_hidden(
     padded_d1: int | None = None,
 ) -> Float[Array, "padded_d0 padded_d1"]:
     """W0 with independent N(0, standard_deviation^2) entries (Section 6 with 1; beta_w of Assumption 4.1)."""
-    return standard_deviation * draws.normal(key, (d0, d1), (padded_d0, padded_d1))
+    return jnp.asarray(standard_deviation) * draws.normal(key, (d0, d1), (padded_d0, padded_d1))
 
 
 def lecun_hidden(
@@ -46,7 +46,7 @@ def normal_output(
     key: Key[Array, ""], d1: Size, d2: int, standard_deviation: ScalarLike, *, padded_d1: int | None = None
 ) -> Float[Array, "padded_d1 d2"]:
     """V0 with independent N(0, standard_deviation^2) entries (beta_v of Assumption 4.1)."""
-    return standard_deviation * draws.normal(key, (d1, d2), (padded_d1, None))
+    return jnp.asarray(standard_deviation) * draws.normal(key, (d1, d2), (padded_d1, None))
 
 
 def lecun_output(
@@ -79,7 +79,7 @@ def balanced_sign_output(
     """
     index = jnp.arange(d1 if padded_d1 is None else padded_d1)[:, None]
     signs = jnp.where(index < d1 // 2, 1.0, jnp.where(index < d1, -1.0, 0.0))
-    return (1 / jnp.sqrt(d1) if magnitude is None else magnitude) * jnp.broadcast_to(signs, (index.size, d2))
+    return jnp.asarray(1 / jnp.sqrt(d1) if magnitude is None else magnitude) * jnp.broadcast_to(signs, (index.size, d2))
 
 
 def shuffled_sign_output(
@@ -96,4 +96,4 @@ def shuffled_sign_output(
     Arguments as there.
     """
     signs = draws.balanced_signs(key, (d1, d2), (padded_d1, None))
-    return (1 / jnp.sqrt(d1) if magnitude is None else magnitude) * signs
+    return jnp.asarray(1 / jnp.sqrt(d1) if magnitude is None else magnitude) * signs

@@ -6,7 +6,7 @@ Where a network is padded with neurons that do not exist, `neurons` marks the tr
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from relu_sgd.network import Params, predict, preactivations
+from relu_sgd.network import Params, preactivations, predict
 from relu_sgd.problem import Problem
 
 __all__ = [

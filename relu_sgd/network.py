@@ -23,8 +23,8 @@ __all__ = [
     "jacobian_gram",
     "loss",
     "normalize",
-    "predict",
     "preactivations",
+    "predict",
     "sample_losses",
 ]
 

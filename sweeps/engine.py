@@ -8,7 +8,7 @@ runs inside the compiled program.
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 __all__ = ["Timings", "Work", "default_lanes", "map_runs", "run_on_devices"]
 
-State = PyTree
-Record = dict[str, Array]
+State: TypeAlias = PyTree
+Record: TypeAlias = dict[str, Array]
 # Seconds by what they went into.
-Timings = dict[str, float]
+Timings: TypeAlias = dict[str, float]
 
 
 class Work(NamedTuple):
@@ -47,7 +47,7 @@ def default_lanes(backend: str) -> int:
     return 1 if backend == "cpu" else 512
 
 
-def _take(runs: PyTree, index: Int[Array, "..."]) -> PyTree:
+def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], runs)
 
 
@@ -80,9 +80,7 @@ def _in_lanes(work: Work, runs: PyTree, lanes: int, steps_per_chunk: int) -> Rec
         busy = owner < num_runs
         states = jax.vmap(work.advance)(states, jnp.where(busy, steps_per_chunk, 0))
         done = jax.vmap(work.is_done)(states) & busy
-        return jax.lax.cond(
-            jnp.any(done), refill, lambda carry: carry[:-1], (states, owner, following, records, done)
-        )
+        return jax.lax.cond(jnp.any(done), refill, lambda carry: carry[:-1], (states, owner, following, records, done))
 
     owner = jnp.arange(lanes)
     carry = (start(_take(runs, owner)), owner, jnp.asarray(lanes), records)

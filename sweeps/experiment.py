@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, Key
 
 from relu_sgd import Descent, Params, Problem, initialization, measurements, problem
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
+from relu_sgd.network import TrainedLayers
 from sweeps.engine import Work
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol
@@ -61,7 +62,7 @@ def _criterion(protocol: Protocol) -> Criterion:
     return below(protocol.tolerance)
 
 
-def descent_of(protocol: Protocol, trained_layers: str) -> Descent:
+def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
     """The descent that the protocol of one set-up asks for."""
     return Descent(
         optimizer=optax.sgd(protocol.learning_rate, momentum=protocol.momentum or None),
@@ -173,7 +174,7 @@ def draw_tile(protocol: Protocol, tile: Tile) -> Run:
     """
     sizes = tile.padded
     padded_d0, padded_d1 = (max(64, 1 << (size - 1).bit_length()) for size in sizes)
-    draw_all = _compiled_draws(protocol, tile.num_runs, (padded_d0, padded_d1), jax.config.jax_enable_x64)
+    draw_all = _compiled_draws(protocol, tile.num_runs, (padded_d0, padded_d1), jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     drawn = draw_all(jnp.asarray(tile.runs()))
     return Run(
         params=Params(drawn.params.W[:, : sizes[0], : sizes[1]], drawn.params.V[:, : sizes[1]]),
@@ -183,7 +184,7 @@ def draw_tile(protocol: Protocol, tile: Tile) -> Run:
     )
 
 
-def work_of(protocol: Protocol, trained_layers: str) -> Work:
+def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
     """A run from its draw to its record, for `engine.run_on_devices`; `protocol` is that of the set-up."""
     descent = descent_of(protocol, trained_layers)
 

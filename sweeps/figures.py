@@ -140,7 +140,14 @@ def numerical_zeros(summaries: Summaries, caption: str) -> Figure:
     norm = SymLogNorm(linthresh=1, vmin=0, vmax=most if most == most else 1)
     label = f"average number of $|Z_{{ij}}| < {threshold:g}$"
     return _over_setups(
-        summaries, "Numerical zeros at the last step", caption, "mean_numerical_zeros", label, norm, "viridis", "no run ended"
+        summaries,
+        "Numerical zeros at the last step",
+        caption,
+        "mean_numerical_zeros",
+        label,
+        norm,
+        "viridis",
+        "no run ended",
     )
 
 
@@ -181,6 +188,8 @@ def save(figure: Figure, folder: Path, name: str, configuration: str) -> list[Pa
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": configuration}):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # Once is enough for all formats.
         for kind in FORMATS:
             paths.append(folder / f"{name}.{kind}")
             figure.savefig(paths[-1], dpi=150, metadata=metadata[kind])

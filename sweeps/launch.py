@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags, logging
 from tqdm import tqdm
 
+from relu_sgd.network import TrainedLayers
 from sweeps import engine, plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.plan import Tile
@@ -54,7 +55,7 @@ class Sweep:
 
     protocol_name: str
     science: dict[str, Any]
-    trained_layers: tuple[str, ...]
+    trained_layers: tuple[TrainedLayers, ...]
     d0: tuple[int, ...]
     d1: tuple[int, ...]
     num_seeds: int
@@ -147,7 +148,9 @@ def _check_folder(out: Path) -> None:
     if out.is_dir() and not (out / "results.zarr").exists():
         foreign = [entry.name for entry in out.iterdir() if not _is_ours(entry)]
         if foreign:
-            raise UsageError(f"--out: {out} holds other things ({min(foreign)}) and no results of a sweep; nothing was written")
+            raise UsageError(
+                f"--out: {out} holds other things ({min(foreign)}) and no results of a sweep; nothing was written"
+            )
     folder = out
     while not folder.exists():
         folder = folder.parent
@@ -161,7 +164,9 @@ def _check_same(store: Store, science: dict[str, Any], block: tuple[int, int] | 
         raise UsageError(f"--out: {out / 'results.zarr'} is no store of a sweep")
     if there != science:
         names = sorted(name for name in {*there, *science} if there.get(name) != science.get(name))
-        different = "; ".join(f"--{name} is {_short(there.get(name))} there and {_short(science.get(name))} here" for name in names)
+        different = "; ".join(
+            f"--{name} is {_short(there.get(name))} there and {_short(science.get(name))} here" for name in names
+        )
         raise UsageError(f"--out: the results in {out} are of another sweep: {different}")
     if block is not None and list(block) != store.attributes["block"]:
         raise UsageError(

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from relu_sgd.network import TrainedLayers
+
 __all__ = ["Tile", "cost", "cut", "default_block", "share"]
 
 
@@ -24,7 +26,7 @@ class Tile(NamedTuple):
       num_seeds: runs per cell.
     """
 
-    trained_layers: str
+    trained_layers: TrainedLayers
     d0: tuple[int, ...]
     d1: tuple[int, ...]
     d0_index: int
@@ -77,7 +79,11 @@ def default_block(d0: Sequence[int], d1: Sequence[int]) -> tuple[int, int]:
 
 
 def cut(
-    trained_layers: Sequence[str], d0: Sequence[int], d1: Sequence[int], num_seeds: int, block: tuple[int, int]
+    trained_layers: Sequence[TrainedLayers],
+    d0: Sequence[int],
+    d1: Sequence[int],
+    num_seeds: int,
+    block: tuple[int, int],
 ) -> list[Tile]:
     """The grid cut into blocks of block[0] x block[1] cells, smaller at its upper edges."""
     return [

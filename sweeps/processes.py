@@ -78,8 +78,11 @@ def map_unordered(
         running: dict[Any, Task] = {}
         try:
             while True:
-                while len(running) < num_processes and not stop() and (task := next(queue, None)) is not None:
-                    running[pool.submit(function, task)] = task
+                while len(running) < num_processes and not stop():
+                    following = next(queue, None)
+                    if following is None:
+                        break
+                    running[pool.submit(function, following)] = following
                 if not running:
                     return
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)

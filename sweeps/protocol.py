@@ -10,6 +10,9 @@ import json
 import math
 from typing import Any
 
+from relu_sgd.descent import Stop
+from relu_sgd.network import Normalization, TrainedLayers
+
 __all__ = [
     "CHOICES",
     "PRESETS",
@@ -139,12 +142,12 @@ class Protocol:
     output_law: Any
     learning_rate: Any
     momentum: float
-    normalization: str
+    normalization: Normalization
     batch_size: int
     relu_at_zero: float
     criterion: str
     tolerance: float
-    stop: str
+    stop: Stop
     num_steps: int
     zero_threshold: float
     zero_multiple: float
@@ -234,7 +237,7 @@ def relative_tolerances(num_samples: int) -> dict[str, float]:
     }
 
 
-def science(protocol: Protocol, trained_layers: tuple[str, ...]) -> dict[str, Any]:
+def science(protocol: Protocol, trained_layers: tuple[TrainedLayers, ...]) -> dict[str, Any]:
     """Everything that decides the results of a convergence map, by the name of its flag, as JSON holds it."""
     values = dataclasses.asdict(protocol)
     for unused in ("name", "trajectories"):

@@ -54,7 +54,8 @@ def caption(attributes: Mapping[str, Any]) -> str:
 
 def text_map(summary: xr.Dataset) -> str:
     """The probabilities as characters: d0 down, d1 across; "." for 0, "#" for 1, digits for tenths (rounded down), blank for
-    cells without a run."""
+    cells without a run.
+    """
     tenths = np.floor(10 * summary["probability"].values + 1e-9)
     d1 = [str(size) for size in summary["d1"].values]
     width = max(map(len, d1)) + 1
@@ -98,9 +99,7 @@ def report(store: Store, out: Path, interval: str) -> None:
     try:
         store.verify()
         science = store.attributes["science"]
-        summaries = {
-            setup: statistics.summarize(store.read(setup), interval) for setup in science["trained_layers"]
-        }
+        summaries = {setup: statistics.summarize(store.read(setup), interval) for setup in science["trained_layers"]}
         text = caption(store.attributes)
         drawn = {
             "probability": figures.probability(summaries, text),

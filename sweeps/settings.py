@@ -1,6 +1,7 @@
 """Flags, read once into frozen dataclasses. Bad input is a UsageError whose message is one line."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from absl import flags
 
+from relu_sgd.network import TrainedLayers
 from sweeps.protocol import CHOICES, PRESETS, PerLayers, Protocol
 from sweeps.statistics import INTERVALS
 
@@ -59,7 +61,7 @@ class Settings:
     """
 
     protocol: Protocol
-    trained_layers: tuple[str, ...]
+    trained_layers: tuple[TrainedLayers, ...]
     execution: Execution
 
 
@@ -91,7 +93,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
         sizes = tuple(range(start, stop + 1, step))
     if sizes[0] < 1:
         raise ValueError(f"sizes must be at least 1, got {sizes[0]}")
-    if any(b <= a for a, b in zip(sizes, sizes[1:], strict=False)):
+    if any(b <= a for a, b in itertools.pairwise(sizes)):
         raise ValueError(f"sizes must increase without repeats, got {text!r}")
     return sizes
 
@@ -177,7 +179,11 @@ _EXECUTION_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "0",
         "worker processes on a CPU, each pinned to a core; 0 for one per core, 1 for none besides this one",
     ),
-    "num_devices": (_whole(0, 4096), "0", "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees"),
+    "num_devices": (
+        _whole(0, 4096),
+        "0",
+        "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees",
+    ),
     "lanes": (_whole(0), "0", "networks that a device trains side by side; 0 for 1 on a CPU and 512 elsewhere"),
     "steps_per_chunk": (_whole(1), "500", "steps between two looks at which lanes are done, with more than one lane"),
     "shard_index": (_whole(0), "0", "which shard of the tiles this run does, from 0 (job arrays)"),
@@ -200,17 +206,26 @@ def _defaults(field: str) -> str:
     return "; ".join(f"{value} in {name}" for name, value in values.items())
 
 
-flags.DEFINE_enum("protocol", "as_written", list(PRESETS), "Preset that every value below comes from unless its flag says otherwise.")
+flags.DEFINE_enum(
+    "protocol", "as_written", list(PRESETS), "Preset that every value below comes from unless its flag says otherwise."
+)
 flags.DEFINE_string("trained_layers", "hidden,both", f"Set-ups, a comma list. {_meanings('trained_layers')}.")
 for _name, (_, _help) in _PROTOCOL_FLAGS.items():
     flags.DEFINE_string(_name, None, f"{_help[0].upper()}{_help[1:]}. (preset: {_defaults(_name)})")
 flags.DEFINE_string("out", None, "Output folder: new, empty, or one of an earlier run of the same sweep.")
-flags.DEFINE_string("block", None, "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)")
+flags.DEFINE_string(
+    "block",
+    None,
+    "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)",
+)
 for _name, (_, _default, _help) in _EXECUTION_FLAGS.items():
     flags.DEFINE_string(_name, _default, f"{_help[0].upper()}{_help[1:]}.")
 flags.DEFINE_string("compilation_cache", _DEFAULT_CACHE, "Folder that compiled programs are kept in; empty for none.")
 flags.DEFINE_enum(
-    "interval", "wilson", list(INTERVALS), f"Confidence interval of the probabilities, 95 percent. {'; '.join(f'{k}: {v}' for k, v in INTERVALS.items())}."
+    "interval",
+    "wilson",
+    list(INTERVALS),
+    f"Confidence interval of the probabilities, 95 percent. {'; '.join(f'{k}: {v}' for k, v in INTERVALS.items())}.",
 )
 flags.DEFINE_boolean("figures_only", False, "Draw figures and summary from the results in --out, and run nothing.")
 
@@ -222,14 +237,16 @@ def _parse(name: str, parse: Callable[[str], Any], text: str) -> Any:
         raise UsageError(f"--{name}: {error}") from error
 
 
-def _trained_layers(text: str) -> tuple[str, ...]:
+def _trained_layers(text: str) -> tuple[TrainedLayers, ...]:
     layers = tuple(_parse("trained_layers", _choice("trained_layers"), part) for part in text.split(","))
     if len(set(layers)) != len(layers):
         raise UsageError(f"--trained_layers: {text!r} repeats a set-up")
     return layers
 
 
-def _per_layers(name: str, parse: Callable[[str], Any], text: str, layers: tuple[str, ...], preset: PerLayers) -> PerLayers:
+def _per_layers(
+    name: str, parse: Callable[[str], Any], text: str, layers: tuple[str, ...], preset: PerLayers
+) -> PerLayers:
     values = [_parse(name, parse, part) for part in text.split(",")]
     if len(values) == 1:
         values = values * len(layers)
@@ -254,7 +271,9 @@ def _check_protocol(protocol: Protocol, layers: tuple[str, ...], given: set[str]
     if protocol.hidden_law == "lecun" and "hidden_standard_deviation" in given:
         raise UsageError("--hidden_standard_deviation: has no effect with --hidden_law=lecun; give one of the two")
     if protocol.criterion == "scaled_mean_squared_error" and protocol.label_law == "gaussian":
-        raise UsageError("--criterion: scaled_mean_squared_error is comparable for labels +-1 only, not --label_law=gaussian")
+        raise UsageError(
+            "--criterion: scaled_mean_squared_error is comparable for labels +-1 only, not --label_law=gaussian"
+        )
 
 
 def _block(text: str) -> tuple[int, int]:
@@ -276,7 +295,9 @@ def read(values: flags.FlagValues) -> Settings:
     if values.figures_only:
         extra = sorted(given | {name for name in ("protocol", "trained_layers", "block") if values[name].present})
         if extra:
-            raise UsageError(f"--{extra[0]}: contradicts --figures_only, which takes everything from the results in --out")
+            raise UsageError(
+                f"--{extra[0]}: contradicts --figures_only, which takes everything from the results in --out"
+            )
     layers = _trained_layers(values.trained_layers)
     preset = PRESETS[values.protocol]
     overrides: dict[str, Any] = {}
@@ -284,20 +305,20 @@ def read(values: flags.FlagValues) -> Settings:
         parse = _PROTOCOL_FLAGS[name][0]
         old = getattr(preset, name)
         if isinstance(old, PerLayers):
-            overrides[name] = _per_layers(name, parse, values[name].value, layers, old)
+            overrides[name] = _per_layers(name, parse, str(values[name].value), layers, old)
         else:
-            overrides[name] = _parse(name, parse, values[name].value)
+            overrides[name] = _parse(name, parse, str(values[name].value))
     protocol = dataclasses.replace(preset, **overrides)
     _check_protocol(protocol, layers, given)
 
-    numbers = {name: _parse(name, spec[0], values[name].value) for name, spec in _EXECUTION_FLAGS.items()}
+    numbers = {name: _parse(name, spec[0], str(values[name].value)) for name, spec in _EXECUTION_FLAGS.items()}
     if numbers["shard_index"] >= numbers["shard_count"]:
-        raise UsageError(
-            f"--shard_index: {numbers['shard_index']} is not below --shard_count={numbers['shard_count']}"
-        )
+        raise UsageError(f"--shard_index: {numbers['shard_index']} is not below --shard_count={numbers['shard_count']}")
     if numbers["num_devices"]:
         if numbers["num_processes"] > 1:
-            raise UsageError(f"--num_devices: contradicts --num_processes={numbers['num_processes']}, where each has a core")
+            raise UsageError(
+                f"--num_devices: contradicts --num_processes={numbers['num_processes']}, where each has a core"
+            )
         numbers["num_processes"] = 1
     execution = Execution(
         out=Path(values.out),
@@ -313,7 +334,11 @@ def read(values: flags.FlagValues) -> Settings:
 def overridden(protocol: Protocol) -> list[str]:
     """The names of the values that differ from the preset's."""
     preset = PRESETS[protocol.name]
-    return [field.name for field in dataclasses.fields(protocol) if getattr(protocol, field.name) != getattr(preset, field.name)]
+    return [
+        field.name
+        for field in dataclasses.fields(protocol)
+        if getattr(protocol, field.name) != getattr(preset, field.name)
+    ]
 
 
 def flagfile(protocol_name: str, science: dict[str, Any], block: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ __all__ = ["INTERVALS", "interval", "summarize"]
 INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def interval(successes: int, runs: int, method: str = "wilson", level: float = 0.95) -> tuple[float, float]:
     """A confidence interval for a probability, from `successes` out of `runs`.
 

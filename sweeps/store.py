@@ -35,9 +35,7 @@ def _fill(dtype: np.dtype) -> Any:
 
 
 def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array:
-    return group.create_array(
-        name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs
-    )
+    return group.create_array(name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs)
 
 
 class Store:
@@ -81,7 +79,7 @@ class Store:
         shape = tuple(len(values) for values in coordinates.values())
         chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
         try:
-            root = zarr.create_group(partial, attributes=dict(attributes), overwrite=True)
+            root = zarr.create_group(partial, attributes={**attributes, "metrics": list(metrics)}, overwrite=True)
             for name in groups:
                 group = root.create_group(name, attributes=dict(attributes))
                 for dimension, values in coordinates.items():
@@ -137,7 +135,7 @@ class Store:
         Raises:
           StoreError: the group is missing or damaged.
         """
-        return self._array(group, "status")[...] == 0
+        return np.asarray(self._array(group, "status")[...]) == 0
 
     def write(self, group: str, where: tuple[slice, ...], records: Mapping[str, np.ndarray]) -> None:
         """Stores the records of one chunk, the status last.
@@ -151,7 +149,7 @@ class Store:
           StoreError: the disk refuses.
           ValueError: a metric is missing or unknown.
         """
-        metrics = [name for name, array in self._root[group].arrays() if array.ndim == len(where) and name != "status"]
+        metrics = [name for name in self.attributes["metrics"] if name != "status"]
         if set(records) != {*metrics, "status"}:
             raise ValueError(f"expected records of {sorted([*metrics, 'status'])}, got {sorted(records)}")
         shape = tuple(part.stop - part.start for part in where)
@@ -180,6 +178,8 @@ class Store:
         """
         for group in self._root.group_keys():
             results = self.read(group)
+            if missing := set(self.attributes.get("metrics", ["status"])) - set(results.data_vars):
+                raise StoreError(f"group {group!r} of {self.path} is damaged: {min(missing)} is missing")
             done = results["status"].values != 0
             if not np.isin(results["status"].values, (0, 1, 2, 3)).all():
                 raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of 0, 1, 2, 3")
@@ -189,7 +189,10 @@ class Store:
 
     def _array(self, group: str, name: str) -> zarr.Array:
         try:
-            return self._root[f"{group}/{name}"]
+            array = self._root[f"{group}/{name}"]
+            if not isinstance(array, zarr.Array):
+                raise KeyError(f"{name} is no array")
+            return array
         except Exception as error:
             raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
 

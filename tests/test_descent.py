@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference as reference
 import optax
 import pytest
 
-import numpy_reference as reference
 from relu_sgd import Descent, Params, Problem, Status, descend, loss, relative_error_below
 from relu_sgd.descent import mean_squared_error_below, paper_optimizer
 
@@ -109,7 +109,9 @@ def test_slope_at_zero_follows_its_samples_into_mini_batches():
 def test_first_passage(stop):
     arrays = draw(num_samples=6, d0=6, d1=40)
     options = dict(num_steps=3000, trained_layers="hidden")
-    found = run(arrays, optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.1), stop=stop, **options)
+    found = run(
+        arrays, optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.1), stop=stop, **options
+    )
     W, _, steps, converged_at = reference.descend(
         *arrays, learning_rate=0.05, momentum=0.9, tolerance=0.1, stop=stop, **options
     )
@@ -122,7 +124,9 @@ def test_first_passage(stop):
 
 def test_first_passage_sees_the_start_and_the_last_step():
     arrays = draw(num_samples=6, d0=6, d1=40)
-    options = dict(optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.1), trained_layers="hidden")
+    options = dict(
+        optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.1), trained_layers="hidden"
+    )
     passage = int(run(arrays, num_steps=3000, **options).steps)
     assert run(arrays, num_steps=passage, **options).status == Status.CONVERGED
     short = run(arrays, num_steps=passage - 1, **options)
@@ -171,7 +175,9 @@ def test_measurements_are_of_the_steps_they_name():
     arrays = draw()
     problem = Problem(*map(jnp.asarray, arrays[2:]))
     options = dict(optimizer=optax.sgd(0.01, momentum=0.9), trained_layers="both")
-    found = run(arrays, num_steps=10, measure=lambda params: {"loss": loss(params, problem)}, measure_every=4, **options)
+    found = run(
+        arrays, num_steps=10, measure=lambda params: {"loss": loss(params, problem)}, measure_every=4, **options
+    )
     np.testing.assert_array_equal(found.measured_at, [0, 4, 8])
     for step, value in zip(found.measured_at, found.measurements["loss"], strict=True):
         W, V, _, _ = reference.descend(*arrays, num_steps=int(step), learning_rate=0.01, momentum=0.9)
@@ -195,7 +201,10 @@ def test_vmap_over_seeds_equals_single_runs():
     draws = [draw(seed) for seed in range(3)]
     stacked = [jnp.stack(leaves) for leaves in zip(*draws, strict=True)]
     options = dict(
-        num_steps=400, optimizer=optax.sgd(0.05, momentum=0.9), criterion=relative_error_below(0.3), trained_layers="hidden"
+        num_steps=400,
+        optimizer=optax.sgd(0.05, momentum=0.9),
+        criterion=relative_error_below(0.3),
+        trained_layers="hidden",
     )
     together = jax.jit(jax.vmap(lambda W, V, X, Y: descend(Params(W, V), Problem(X, Y), **options)))(*stacked)
     for index, arrays in enumerate(draws):

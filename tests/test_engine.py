@@ -8,9 +8,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference as reference
 import pytest
 
-import numpy_reference as reference
 from relu_sgd import measurements
 from relu_sgd.descent import Status
 from sweeps import engine, experiment

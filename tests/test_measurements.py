@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-
 import numpy_reference as reference
-from relu_sgd import Params, Problem, measurements
 from test_descent import draw
+
+from relu_sgd import Params, Problem, measurements
 
 PROBLEM = Problem(jnp.asarray([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]), jnp.asarray([[1.0], [-2.0], [2.0]]))
 

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-
 import numpy_reference as reference
-from relu_sgd import Params, Problem, hidden_layer, jacobian_gram, loss, predict, preactivations, sample_losses
+import pytest
 from test_descent import draw
+
+from relu_sgd import Params, Problem, hidden_layer, jacobian_gram, loss, preactivations, predict, sample_losses
 
 
 def jax_arrays(arrays, dtype=np.float64):
@@ -30,10 +30,14 @@ def test_forward_and_loss(d2, dtype, tolerance):
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
     half = reference.half_sum(W, V, X, Y)
     np.testing.assert_allclose(loss(params, problem), half, rtol=tolerance)
-    np.testing.assert_allclose(loss(params, problem, normalization="mean"), ((Y - predictions) ** 2).mean(), rtol=tolerance)
+    np.testing.assert_allclose(
+        loss(params, problem, normalization="mean"), ((Y - predictions) ** 2).mean(), rtol=tolerance
+    )
     losses = sample_losses(problem)(params)
     np.testing.assert_allclose(losses, 0.5 * ((Y - predictions) ** 2).sum(axis=1), rtol=10 * tolerance)
-    np.testing.assert_allclose(sample_losses(problem)(params, jnp.array([3, 1])), losses[np.array([3, 1])], rtol=tolerance)
+    np.testing.assert_allclose(
+        sample_losses(problem)(params, jnp.array([3, 1])), losses[np.array([3, 1])], rtol=tolerance
+    )
 
 
 @pytest.mark.parametrize("d2", [1, 3])

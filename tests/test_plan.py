@@ -35,7 +35,7 @@ def test_padding_fills_vector_registers():
 
 def test_longest_tiles_go_first():
     tiles = plan.share(plan.cut(("hidden",), range(2, 61, 2), range(2, 61, 2), 10, (4, 3)), 0, 1)
-    assert tiles[0].padded == (64, 60)
+    assert tiles[0].padded == (56, 60)  # The last row of blocks is thinner.
     assert [plan.cost(tile) for tile in tiles] == sorted(map(plan.cost, tiles), reverse=True)
 
 

@@ -29,7 +29,12 @@ def records(cells, status=1):
 @pytest.fixture
 def store(tmp_path):
     return Store.create(
-        tmp_path / "results.zarr", ["hidden"], COORDINATES, {"d0": 2, "d1": 2, "seed": 2}, METRICS, {"science": {"N": 3}}
+        tmp_path / "results.zarr",
+        ["hidden"],
+        COORDINATES,
+        {"d0": 2, "d1": 2, "seed": 2},
+        METRICS,
+        {"science": {"N": 3}},
     )
 
 
@@ -94,7 +99,9 @@ def test_leftovers_are_removed(store):
     store.verify()
 
 
-@pytest.mark.parametrize("damage", ["truncated chunk", "missing metric", "metadata", "missing group", "foreign status"])
+@pytest.mark.parametrize(
+    "damage", ["truncated chunk", "missing metric", "missing array", "metadata", "missing group", "foreign status"]
+)
 def test_damage_is_told(store, damage):
     store.write("hidden", FIRST, records(8))
     chunk = store.path / "hidden" / "relative_error" / "c" / "0" / "0" / "0"
@@ -102,6 +109,8 @@ def test_damage_is_told(store, damage):
         chunk.write_bytes(chunk.read_bytes()[:-3])
     elif damage == "missing metric":
         chunk.unlink()
+    elif damage == "missing array":
+        shutil.rmtree(store.path / "hidden" / "steps")
     elif damage == "metadata":
         (store.path / "hidden" / "steps" / "zarr.json").write_text("{")
     elif damage == "missing group":
