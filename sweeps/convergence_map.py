@@ -7,7 +7,6 @@ command goes on after an interruption.
 """
 
 import functools
-import time
 
 import jax
 import numpy as np
@@ -32,22 +31,17 @@ def run_tile(
       tile: what to train.
 
     Returns:
-      The records of its runs, and the seconds that went into drawing, compilation and running.
+      The records of its runs, and the seconds that went into each part of the work.
     """
-    devices = jax.local_devices()[: num_devices or None]
-    protocol = for_layers(protocol, tile.trained_layers)
-    begun = time.perf_counter()
-    runs = jax.block_until_ready(experiment.draw_tile(protocol, tile))
-    drawing = time.perf_counter() - begun
-    records, timings = engine.run_on_devices(
-        experiment.work_of(protocol, tile.trained_layers),
-        runs,
+    result = experiment.train_tile(
+        for_layers(protocol, tile.trained_layers),
+        tile,
         lanes=lanes or engine.default_lanes(jax.default_backend()),
         steps_per_chunk=steps_per_chunk,
-        devices=devices,
+        devices=jax.local_devices()[: num_devices or None],
     )
     jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
-    return records, {"drawing": drawing, **timings}
+    return result
 
 
 def run(chosen: settings.Settings) -> None:

@@ -6,22 +6,34 @@ a cell share), then with the number of the stream below.
 """
 
 import functools
-from typing import NamedTuple
+import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from relu_sgd import Descent, Params, Problem, initialization, measurements, problem
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
-from sweeps.engine import Work
+from sweeps.engine import Timings, Work, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol
 
-__all__ = ["METRICS", "Run", "descent_of", "draw_run", "draw_tile", "work_of"]
+__all__ = [
+    "METRICS",
+    "End",
+    "Run",
+    "descent_of",
+    "draw_run",
+    "draw_tile",
+    "measure_run",
+    "measure_tile",
+    "train_tile",
+    "work_of",
+]
 
 STREAMS = {"X": 0, "Y": 1, "W": 2, "V": 3, "batches": 4}
 
@@ -47,14 +59,14 @@ class Run(NamedTuple):
     Attributes:
       params: theta_0, padded.
       problem: the training set, padded.
-      batches: the key of the mini-batches.
+      batches: the key of the mini-batches, as raw data, which NumPy can hold.
       neurons: which of the padded neurons are true ones.
     """
 
     params: Params
     problem: Problem
-    batches: Key[Array, ""]
-    neurons: Array
+    batches: UInt32[Array, "2"]
+    neurons: Bool[Array, " padded_d1"]
 
 
 def _criterion(protocol: Protocol) -> Criterion:
@@ -131,16 +143,61 @@ def draw_run(protocol: Protocol, run: Int[Array, "3"], padded: tuple[int, int]) 
     return Run(
         params=Params(W, V.astype(W.dtype)),
         problem=Problem(X, Y),
-        batches=jax.random.fold_in(own, STREAMS["batches"]),
+        batches=jax.random.key_data(jax.random.fold_in(own, STREAMS["batches"])),
         neurons=jnp.arange(padded_d1) < d1,
     )
 
 
-def _record(protocol: Protocol, descent: Descent, run: Run, state: DescentState) -> dict[str, Array]:
-    result = descent.result(state)
-    diverged = result.status == Status.DIVERGED
+class End(NamedTuple):
+    """A run after its last step.
+
+    Attributes:
+      params: theta at the last step, padded.
+      status, steps, converged_at: as `descend` returns them.
+      loss, best_loss: of the last step, and the least of all steps.
+    """
+
+    params: Params
+    status: Array
+    steps: Array
+    converged_at: Array
+    loss: Array
+    best_loss: Array
+
+
+class _Training(NamedTuple):
+    problem: Problem
+    batches: UInt32[Array, "2"]
+    descent: DescentState
+
+
+def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
+    """A run from its first step to its last, for `engine.run_on_devices`; `protocol` is that of the set-up."""
+    descent = descent_of(protocol, trained_layers)
+
+    def start(run: Run) -> _Training:
+        return _Training(run.problem, run.batches, descent.start(run.params, run.problem))
+
+    def advance(state: _Training, num_steps: int | Array) -> _Training:
+        key = jax.random.wrap_key_data(state.batches)
+        left = jnp.minimum(num_steps, protocol.num_steps - jnp.maximum(state.descent.steps, 0))
+        return state._replace(descent=descent.advance(state.descent, state.problem, left, key))
+
+    def is_done(state: _Training) -> Array:
+        return (state.descent.steps >= protocol.num_steps) | descent.is_done(state.descent)
+
+    def finish(state: _Training) -> End:
+        result = descent.result(state.descent)
+        return End(result.params, result.status, result.steps, result.converged_at, result.loss, result.best_loss)
+
+    return Work(start, advance, is_done, finish, protocol.num_steps)
+
+
+def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
+    """What is kept of a run: see `METRICS`."""
+    diverged = end.status == Status.DIVERGED
     label_norm = jnp.linalg.norm(run.problem.Y)
-    params, data, neurons = result.params, run.problem, run.neurons
+    params, data, neurons = end.params, run.problem, run.neurons
     counts = {
         "numerical_zeros": measurements.numerical_zeros(params, data, protocol.zero_threshold, neurons=neurons),
         "zeros_at_rounding": measurements.numerical_zeros_at_rounding(
@@ -149,54 +206,96 @@ def _record(protocol: Protocol, descent: Descent, run: Run, state: DescentState)
         "dead_samples": measurements.dead_samples(params, data, neurons=neurons),
     }
     return {
-        "converged_at": result.converged_at,
-        "relative_error": jnp.where(diverged, jnp.inf, jnp.sqrt(2 * result.loss) / label_norm),
-        "best_relative_error": jnp.sqrt(2 * result.best_loss) / label_norm,
+        "converged_at": end.converged_at,
+        "relative_error": jnp.where(diverged, jnp.inf, jnp.sqrt(2 * end.loss) / label_norm),
+        "best_relative_error": jnp.sqrt(2 * end.best_loss) / label_norm,
         **{name: jnp.where(diverged, -1, count) for name, count in counts.items()},
-        "steps": result.steps,
-        "status": result.status,
+        "steps": end.steps,
+        "status": end.status,
     }
+
+
+def _resize(run: Run, params: Params, d0: int, d1: int) -> Run:
+    """Runs with other weights and more or less padding, stacked along a leading axis; with NumPy, so nothing compiles."""
+
+    def fit(array: Any, *sizes: int) -> Any:
+        array = array[(slice(None), *(slice(0, size) for size in sizes))]
+        return np.pad(array, [(0, 0), *((0, size - old) for size, old in zip(sizes, array.shape[1:], strict=True))])
+
+    (W, V), (X, Y) = params, run.problem
+    data = Problem(fit(X, X.shape[1], d0), Y)
+    return Run(Params(fit(W, d0, d1), fit(V, d1, V.shape[2])), data, run.batches, fit(run.neurons, d1))
+
+
+# Drawing and measuring are done with more padding than training, up to a power of two: padding changes no draw and no
+# count, and so a sweep compiles few programs for them. The random number generator alone takes longer to compile than the
+# training. They are kept here, because they outlive the programs of the tiles.
+
+
+def _roomy(sizes: tuple[int, int]) -> tuple[int, int]:
+    d0, d1 = (max(64, 1 << (size - 1).bit_length()) for size in sizes)
+    return d0, d1
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled_draws(protocol: Protocol, num_runs: int, padded: tuple[int, int], precision: bool) -> jax.stages.Compiled:
-    """The program that draws so many runs. Kept here, because it outlives the programs of the tiles."""
     del precision  # JAX's, part of what is compiled.
     draw_all = jax.jit(lambda runs: jax.lax.map(lambda run: draw_run(protocol, run, padded), runs))
     return draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32)).compile()
 
 
+@functools.lru_cache(maxsize=16)
+def _compiled_measurements(protocol: Protocol, shapes: Any, precision: bool) -> jax.stages.Compiled:
+    del precision
+    measure_all = jax.jit(lambda runs, ends: jax.lax.map(lambda both: measure_run(protocol, *both), (runs, ends)))
+    leaves, structure = shapes
+    return measure_all.lower(*jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])).compile()
+
+
 def draw_tile(protocol: Protocol, tile: Tile) -> Run:
-    """The runs of a tile before their first steps, stacked along a leading axis.
+    """The runs of a tile before their first steps, stacked along a leading axis, on the host."""
+    draw_all = _compiled_draws(protocol, tile.num_runs, _roomy(tile.padded), _x64())
+    drawn = jax.device_get(draw_all(tile.runs()))
+    return _resize(drawn, drawn.params, *tile.padded)
 
-    They are drawn with more padding than they keep, up to a power of two, so that few programs are compiled for drawing:
-    the random number generator takes longer to compile than the training. Padding changes no draw.
+
+def measure_tile(protocol: Protocol, tile: Tile, runs: Run, ends: End) -> dict[str, np.ndarray]:
+    """What is kept of the runs of a tile; `runs` and `ends` are on the host, stacked along a leading axis."""
+    runs = _resize(runs, ends.params, *_roomy(tile.padded))
+    ends = ends._replace(params=runs.params)
+    leaves, structure = jax.tree.flatten((runs, ends))
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure
+    return jax.device_get(_compiled_measurements(protocol, shapes, _x64())(runs, ends))
+
+
+def train_tile(
+    protocol: Protocol,
+    tile: Tile,
+    *,
+    lanes: int,
+    steps_per_chunk: int = 100,
+    devices: list[jax.Device] | None = None,
+) -> tuple[dict[str, np.ndarray], Timings]:
+    """A tile from its draws to its records.
+
+    Args:
+      protocol: of the tile's set-up.
+      tile: what to train.
+      lanes, steps_per_chunk, devices: as for `engine.run_on_devices`.
+
+    Returns:
+      The records of its runs, and the seconds that went into each part of the work.
     """
-    sizes = tile.padded
-    padded_d0, padded_d1 = (max(64, 1 << (size - 1).bit_length()) for size in sizes)
-    draw_all = _compiled_draws(protocol, tile.num_runs, (padded_d0, padded_d1), jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-    drawn = draw_all(jnp.asarray(tile.runs()))
-    return Run(
-        params=Params(drawn.params.W[:, : sizes[0], : sizes[1]], drawn.params.V[:, : sizes[1]]),
-        problem=Problem(drawn.problem.X[:, :, : sizes[0]], drawn.problem.Y),
-        batches=drawn.batches,
-        neurons=drawn.neurons[:, : sizes[1]],
+    begun = time.perf_counter()
+    runs = draw_tile(protocol, tile)
+    drawing = time.perf_counter() - begun
+    ends, timings = run_on_devices(
+        work_of(protocol, tile.trained_layers), runs, lanes=lanes, steps_per_chunk=steps_per_chunk, devices=devices
     )
+    begun = time.perf_counter()
+    records = measure_tile(protocol, tile, runs, ends)
+    return records, {"drawing": drawing, **timings, "measuring": time.perf_counter() - begun}
 
 
-def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
-    """A run from its draw to its record, for `engine.run_on_devices`; `protocol` is that of the set-up."""
-    descent = descent_of(protocol, trained_layers)
-
-    def start(run: Run) -> tuple[Run, DescentState]:
-        return run, descent.start(run.params, run.problem, run.batches)
-
-    def advance(state: tuple[Run, DescentState], num_steps: int | Array) -> tuple[Run, DescentState]:
-        run, inner = state
-        left = jnp.minimum(num_steps, protocol.num_steps - inner.steps)
-        return run, descent.advance(inner, run.problem, left, run.batches)
-
-    def is_done(state: tuple[Run, DescentState]) -> Array:
-        return (state[1].steps >= protocol.num_steps) | descent.is_done(state[1])
-
-    return Work(start, advance, is_done, lambda state: _record(protocol, descent, *state), protocol.num_steps)
+def _x64() -> bool:
+    return jax.config.jax_enable_x64  # type: ignore[attr-defined]

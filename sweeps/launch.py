@@ -1,5 +1,6 @@
 """What launchers share: the output folder, progress, signals, and the loop over tiles."""
 
+import collections
 import dataclasses
 import functools
 import importlib.metadata
@@ -347,7 +348,7 @@ def _run_tiles(
     num_processes: int,
     session: dict[str, Any],
 ) -> None:
-    spent = {"drawing": 0.0, "compilation": 0.0, "running": 0.0, "storing": 0.0}
+    spent: dict[str, float] = collections.defaultdict(float)
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, sweep.precision, execution.compilation_cache)
     begun = time.monotonic()

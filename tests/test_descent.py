@@ -73,7 +73,9 @@ def test_mini_batches_draw_every_sample_equally_often_and_afresh():
     # The average mini-batch gradient is b / N times the full one, within its standard error.
     W, V, X, Y = map(jnp.asarray, arrays)
     params, problem = Params(W, V), Problem(X, Y)
-    states = jax.vmap(lambda seed: descent.start(params, problem, jax.random.key(seed)))(jnp.arange(2000))
+    start = descent.start(params, problem)
+    states = jax.vmap(lambda seed: descent.advance(start, problem, 0, jax.random.key(seed)))(jnp.arange(2000))
+    assert (states.steps == 0).all()
     gradients = np.asarray(states.gradient.W)
     error = gradients.std(axis=0, ddof=1) / np.sqrt(len(gradients))
     expected = 5 / 20 * reference.gradients(*arrays, 0.0)[0]
@@ -191,7 +193,7 @@ def test_an_interrupted_descent_goes_on_bit_for_bit():
     problem, key = Problem(X, Y), jax.random.key(2)
     descent = Descent(optax.adam(0.01), batch_size=7)
     advance = jax.jit(lambda state, steps: descent.advance(state, problem, steps, key))
-    start = jax.jit(lambda: descent.start(Params(W, V), problem, key))()
+    start = jax.jit(lambda: descent.start(Params(W, V), problem))()
     whole = advance(start, 100)
     parts = advance(advance(start, 37), 63)
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
