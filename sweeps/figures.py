@@ -187,7 +187,7 @@ def save(figure: Figure, folder: Path, name: str, configuration: str) -> list[Pa
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": configuration}):
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": configuration}):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # Once is enough for all formats.
         for kind in FORMATS:
