@@ -171,5 +171,5 @@ def test_output_laws(law):
 
 
 def test_default_lanes():
-    assert engine.default_lanes("cpu") == 4
-    assert engine.default_lanes("gpu") > 4
+    assert engine.default_lanes("cpu") == 8
+    assert engine.default_lanes("gpu") > 8
