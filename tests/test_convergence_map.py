@@ -224,7 +224,7 @@ def test_caption_says_protocol_precision_seeds_and_rank(finished):
 
 # From here on the program itself, in processes of its own.
 
-COMMAND = [sys.executable, "-m", "sweeps.convergence_map", *TINY[:-2], "--num_processes=2"]
+COMMAND = [sys.executable, "-m", "sweeps.convergence_map", *TINY[:-1], "--num_processes=2"]
 
 
 def start(out, cache):

@@ -24,4 +24,5 @@ def test_example(capsys, float32):
 def test_flags_exist():
     known = {*settings._PROTOCOL_FLAGS, *settings._EXECUTION_FLAGS, "protocol", "trained_layers", "out", "block"}
     known |= {"interval", "figures_only", "compilation_cache", "flagfile", "help"}
+    known |= {"seconds", "rounds"}  # Of scripts/benchmark.
     assert set(re.findall(r"--(\w+)", README)) <= known
