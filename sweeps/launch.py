@@ -8,7 +8,6 @@ import json
 import logging as standard_logging
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -21,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from tqdm import tqdm
 
 from relu_sgd.network import TrainedLayers
 from sweeps import engine, plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.plan import Tile
+from sweeps.progress import Progress, Stopping, duration
 from sweeps.protocol import fingerprint
 from sweeps.settings import Execution, UsageError
 from sweeps.store import Metrics, Store, StoreError
@@ -232,72 +231,6 @@ def _describe(store: Store, execution: Execution, lanes: int, num_processes: int
     }
 
 
-class _Progress:
-    """A bar on a terminal, lines in a log otherwise. What advances is the estimated cost of the tiles."""
-
-    def __init__(self, tiles: Sequence[Tile], done: Sequence[Tile]) -> None:
-        self._tiles, self._done, self._runs = len(tiles), len(done), 0
-        self._begun = self._logged = time.monotonic()
-        self._first = sum(map(plan.cost, done))
-        total = sum(map(plan.cost, tiles))
-        self._bar = tqdm(
-            total=total,
-            initial=self._first,
-            disable=not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]",
-            dynamic_ncols=True,
-        )
-        self._cost, self._total = self._first, total
-        self._say()
-
-    def _say(self) -> str:
-        rate = self._runs / max(time.monotonic() - self._begun, 1e-9)
-        text = f"{self._done}/{self._tiles} tiles, {rate:.1f} runs/s"
-        self._bar.set_postfix_str(text)
-        return text
-
-    def update(self, tile: Tile) -> None:
-        self._done += 1
-        self._runs += tile.num_runs
-        self._cost += plan.cost(tile)
-        text = self._say()
-        self._bar.update(plan.cost(tile))
-        now = time.monotonic()
-        if self._bar.disable and (now - self._logged >= 10 or self._done == self._tiles):
-            self._logged = now
-            left = (now - self._begun) * (self._total - self._cost) / max(self._cost - self._first, 1e-9)
-            logging.info("%s, about %s left", text, _duration(left))
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-class _Stopping:
-    """SIGINT or SIGTERM: finish the tiles in hand, then leave. A second one: leave at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Stopping":
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        if self.asked:
-            os._exit(128 + number)
-        self.asked = True
-        logging.warning("finishing the tiles in hand; a second signal leaves at once")
-
-
 def train(sweep: Sweep, execution: Execution) -> Store:
     """Trains every pending tile of this run's shard, and returns the store.
 
@@ -352,10 +285,10 @@ def _run_tiles(
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, sweep.precision, execution.compilation_cache)
     begun = time.monotonic()
-    progress = _Progress(mine, [tile for tile in mine if tile not in set(todo)])
+    progress = Progress(mine, [tile for tile in mine if tile not in set(todo)])
     done = 0
     try:
-        with _Stopping() as stopping:
+        with Stopping() as stopping:
             for tile, (records, timings) in processes.map_unordered(
                 sweep.run_tile, todo, num_processes, initialize, lambda: stopping.asked
             ):
@@ -384,7 +317,7 @@ def _run_tiles(
         logging.info(
             "%d tiles in %s: %s",
             done,
-            _duration(seconds),
+            duration(seconds),
             ", ".join(f"{name} {value:.1f} s ({value / whole:.1%})" for name, value in spent.items()),
         )
     if done < len(todo):

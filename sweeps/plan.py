@@ -70,12 +70,12 @@ class Tile(NamedTuple):
 
 
 def default_block(d0: Sequence[int], d1: Sequence[int]) -> tuple[int, int]:
-    """Cells of a tile: as many as span 16 inputs and 6 neurons, so that padding costs little and few programs are compiled."""
+    """Cells of a tile: as many as span 8 inputs and 6 neurons, so that padding costs little and few programs are compiled."""
 
     def step(sizes: Sequence[int]) -> int:
         return min((b - a for a, b in itertools.pairwise(sizes)), default=1)
 
-    return max(1, 16 // step(d0)), max(1, round(6 / step(d1)))
+    return max(1, 8 // step(d0)), max(1, round(6 / step(d1)))
 
 
 def cut(

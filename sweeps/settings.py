@@ -216,7 +216,7 @@ flags.DEFINE_string("out", None, "Output folder: new, empty, or one of an earlie
 flags.DEFINE_string(
     "block",
     None,
-    "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 16 inputs and 6 neurons, or what the folder was begun with)",
+    "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)",
 )
 for _name, (_, _default, _help) in _EXECUTION_FLAGS.items():
     flags.DEFINE_string(_name, _default, f"{_help[0].upper()}{_help[1:]}.")
@@ -329,16 +329,6 @@ def read(values: flags.FlagValues) -> Settings:
         **numbers,
     )
     return Settings(protocol, layers, execution)
-
-
-def overridden(protocol: Protocol) -> list[str]:
-    """The names of the values that differ from the preset's."""
-    preset = PRESETS[protocol.name]
-    return [
-        field.name
-        for field in dataclasses.fields(protocol)
-        if getattr(protocol, field.name) != getattr(preset, field.name)
-    ]
 
 
 def flagfile(protocol_name: str, science: dict[str, Any], block: Sequence[int]) -> str:

@@ -39,7 +39,7 @@ def test_longest_tiles_go_first():
     assert [plan.cost(tile) for tile in tiles] == sorted(map(plan.cost, tiles), reverse=True)
 
 
-def test_default_block_spans_16_inputs_and_6_neurons():
+def test_default_block_spans_8_inputs_and_6_neurons():
     grid = {step: range(step, 20 * step, step) for step in (1, 2, 4, 10)}
-    assert [plan.default_block(grid[step], grid[step]) for step in (1, 2, 4, 10)] == [(16, 6), (8, 3), (4, 2), (1, 1)]
-    assert plan.default_block((7,), (3, 30)) == (16, 1)
+    assert [plan.default_block(grid[step], grid[step]) for step in (1, 2, 4, 10)] == [(8, 6), (4, 3), (2, 2), (1, 1)]
+    assert plan.default_block((7,), (3, 30)) == (8, 1)
