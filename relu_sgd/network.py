@@ -109,7 +109,7 @@ def sample_losses(problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0
     """The map from theta to the losses 1/2 ||Y_i - Yhat_i||^2 of the samples, ready to be evaluated many times.
 
     It keeps the samples contiguous in memory (Z^T = W^T X^T, with X transposed once, here): on a CPU that makes a step
-    of gradient descent up to twice as fast as the textbook order.
+    of gradient descent faster than in the textbook order.
 
     Args:
       problem: the training set.

@@ -36,7 +36,7 @@ def run_tile(
     result = experiment.train_tile(
         for_layers(protocol, tile.trained_layers),
         tile,
-        lanes=lanes or engine.default_lanes(jax.default_backend()),
+        lanes=lanes or engine.default_lanes(jax.default_backend(), tile.padded[0] * tile.padded[1]),
         steps_per_chunk=steps_per_chunk,
         devices=jax.local_devices()[: num_devices or None],
     )

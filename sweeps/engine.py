@@ -42,9 +42,15 @@ class Work(NamedTuple):
     num_steps: int
 
 
-def default_lanes(backend: str) -> int:
-    """How many runs a device trains side by side unless told otherwise: 8 on a CPU, 512 elsewhere."""
-    return 8 if backend == "cpu" else 512
+def default_lanes(backend: str, num_weights: int) -> int:
+    """How many runs a device trains side by side unless told otherwise.
+
+    512 on an accelerator. On a CPU 8 for networks of up to 1,000 weights in the hidden layer, and 1 for larger ones, which
+    are faster alone (`scripts/benchmark` times both).
+    """
+    if backend != "cpu":
+        return 512
+    return 8 if num_weights <= 1000 else 1
 
 
 def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:

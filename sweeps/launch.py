@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags, logging
 
 from relu_sgd.network import TrainedLayers
-from sweeps import engine, plan, processes, settings
+from sweeps import plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
@@ -215,7 +215,7 @@ def _peak_memory(num_processes: int) -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def _describe(store: Store, execution: Execution, lanes: int, num_processes: int) -> dict[str, Any]:
+def _describe(store: Store, execution: Execution, num_processes: int) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "configuration": store.attributes["configuration"],
@@ -225,7 +225,7 @@ def _describe(store: Store, execution: Execution, lanes: int, num_processes: int
         "device": jax.devices()[0].device_kind,
         "num_devices": len(jax.local_devices()) if num_processes == 1 else 1,
         "num_processes": num_processes,
-        "lanes": lanes,
+        "lanes": execution.lanes or "by size",
         "steps_per_chunk": execution.steps_per_chunk,
         "shard": f"{execution.shard_index} of {execution.shard_count}",
     }
@@ -250,7 +250,6 @@ def train(sweep: Sweep, execution: Execution) -> Store:
             raise UsageError(f"--num_processes: {num_processes} processes cannot share a {jax.default_backend()}")
         num_processes = 1
     num_processes = num_processes or len(processes.available_cores())
-    lanes = execution.lanes or engine.default_lanes(jax.default_backend())
     out = execution.out
     if (out / "results.zarr").exists():
         _check_same(open_results(out), sweep.science, execution.block, out)
@@ -266,8 +265,8 @@ def train(sweep: Sweep, execution: Execution) -> Store:
         pending = {layers: store.pending(layers) for layers in sweep.trained_layers}
         mine = plan.share(tiles, execution.shard_index, execution.shard_count)
         todo = [tile for tile in mine if pending[tile.trained_layers][tile.slices].any()]
-        session = _describe(store, execution, lanes, num_processes)
-        logging.info("%d of %d tiles to do, %d processes, %d lanes", len(todo), len(mine), num_processes, lanes)
+        session = _describe(store, execution, num_processes)
+        logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         _run_tiles(sweep, execution, store, mine, todo, num_processes, session)
     return store
 

@@ -47,8 +47,8 @@ class Tile(NamedTuple):
     def padded(self) -> tuple[int, int]:
         """(d0, d1) that every network in the tile is padded to.
 
-        Beyond 4 inputs d0 is rounded up to a multiple of 8: products whose inner size fills the vector registers are so
-        much faster on a CPU that 16 inputs cost less than 10.
+        Beyond 4 inputs d0 is rounded up to a multiple of 8: products whose inner size fills the vector registers are
+        faster on a CPU, so that more padding can cost less time.
         """
         d0 = max(self.d0)
         return (d0 if d0 <= 4 else -(-d0 // 8) * 8), max(self.d1)

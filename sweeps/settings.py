@@ -29,7 +29,7 @@ class Execution:
       block: (d0, d1) cells of a tile; None for the store's own, or `plan.default_block` in a new one.
       num_processes: worker processes on a CPU, each pinned to a core; 0 for one per core; 1 works in this process.
       num_devices: devices that a process uses; 0 for all.
-      lanes: runs that a device trains side by side; 0 for 8 on a CPU and 512 elsewhere.
+      lanes: runs that a device trains side by side; 0 for 8 or, if large, 1 on a CPU and 512 elsewhere.
       steps_per_chunk: steps between two looks at which lanes are done.
       compilation_cache: folder of compiled programs, "" for none.
       shard_index, shard_count: this run does every shard_count-th tile.
@@ -184,7 +184,11 @@ _EXECUTION_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "0",
         "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees",
     ),
-    "lanes": (_whole(0), "0", "networks that a device trains side by side; 0 for 8 on a CPU and 512 elsewhere"),
+    "lanes": (
+        _whole(0),
+        "0",
+        "networks that a device trains side by side; 0 for 8 or, if large, 1 on a CPU and 512 elsewhere",
+    ),
     "steps_per_chunk": (_whole(1), "100", "steps between two looks at which lanes are done, with more than one lane"),
     "shard_index": (_whole(0), "0", "which shard of the tiles this run does, from 0 (job arrays)"),
     "shard_count": (_whole(1), "1", "number of shards that the tiles are dealt out to"),

@@ -171,5 +171,6 @@ def test_output_laws(law):
 
 
 def test_default_lanes():
-    assert engine.default_lanes("cpu") == 8
-    assert engine.default_lanes("gpu") > 8
+    assert engine.default_lanes("cpu", 400) == 8
+    assert engine.default_lanes("cpu", 2500) == 1
+    assert engine.default_lanes("gpu", 2500) > 8
