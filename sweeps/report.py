@@ -111,7 +111,8 @@ def report(store: Store, out: Path, interval: str) -> None:
         for name, figure in drawn.items():
             figures.save(figure, out / "figures", name, store.attributes["configuration"])
         frames = [
-            summary.to_dataframe().reset_index().assign(trained_layers=setup) for setup, summary in summaries.items()
+            summary.to_dataframe(dim_order=["d0", "d1"]).reset_index().assign(trained_layers=setup)
+            for setup, summary in summaries.items()
         ]
         table = pandas.concat(frames, ignore_index=True)
         table.insert(0, "trained_layers", table.pop("trained_layers"))
