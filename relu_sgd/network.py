@@ -22,6 +22,7 @@ __all__ = [
     "hidden_layer",
     "jacobian_gram",
     "loss",
+    "loss_scale",
     "normalize",
     "preactivations",
     "predict",
@@ -89,6 +90,19 @@ def predict(params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#sha
     return _matmul(hidden_layer(params, problem, at_zero=at_zero), params.V)
 
 
+def loss_scale(num_samples: int, d2: int, normalization: Normalization) -> float:
+    """The objective divided by the half sum: 1 for "half_sum", 2 / (samples d2) for "mean".
+
+    Raises:
+      ValueError: `normalization` is neither.
+    """
+    if normalization == "half_sum":
+        return 1.0
+    if normalization == "mean":
+        return 2 / (num_samples * d2)
+    raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
+
+
 def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normalization) -> Float[Array, ""]:
     """The objective that a step descends on, from the sample losses 1/2 ||Y_i - Yhat_i||^2.
 
@@ -98,11 +112,7 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
     Raises:
       ValueError: `normalization` is neither.
     """
-    if normalization == "half_sum":
-        return jnp.sum(losses)
-    if normalization == "mean":
-        return jnp.sum(losses) * (2 / (losses.shape[0] * d2))
-    raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
+    return jnp.sum(losses) * loss_scale(losses.shape[0], d2, normalization)
 
 
 def sample_losses(problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> SampleLosses:
