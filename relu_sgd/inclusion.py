@@ -1,0 +1,497 @@
+"""Solutions of the differential inclusion theta' in -dL(theta), (3) of the paper, with their sliding modes.
+
+Which solutions. The right-hand side is the set of Lemma A.4. A solution moves, at almost every time, with the element of
+least norm of that set (Lemma A.2), which is what is computed: where X_i W_j != 0 the slope r_ij of relu is 1 or 0, and where
+X_i W_j = 0 it is the multiplier in [0, 1] that least norm asks for. A preactivation *slides* when it is held at 0 by a
+multiplier strictly between 0 and 1: c_ij = <E_i, V_j> is then negative and both fields point at the surface. It leaves when its
+multiplier reaches 0 or 1, and crosses where both fields point the same way.
+
+Uniqueness. The velocity is unique, so the ambiguity of Filippov systems where surfaces meet does not arise. Solutions can
+still branch: where c_ij > 0 and both fields point away from the surface, staying, rising and falling are all solutions. The
+integrator stops there and says so (Status.BRANCHING). Where Lemma A.4's set is larger than the Clarke subdifferential
+(`clarke.Subdifferential.is_exact`), the solutions computed are those of the larger set.
+
+The method. A step of length h is implicit in the activation and explicit in the error. With c from a half step, every
+preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from there
+slides, or crosses. All of a neuron's preactivations are coupled through X X^T; a Gauss-Seidel iteration solves them together. So a
+sliding preactivation is held at 0 and does not chatter. Inside a pattern of activations the step is the explicit midpoint
+rule, of second order; every event is located within its step to first order in h, which costs O(h^2). What is not claimed: the
+order of events of one neuron within one step is not resolved, and errors grow where solutions branch. `event_driven` locates
+every event, for small problems.
+"""
+
+import enum
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int8
+
+from relu_sgd.clarke import kink_sides
+from relu_sgd.network import Params, TrainedLayers, preactivations
+from relu_sgd.problem import Problem
+
+__all__ = ["Solution", "Status", "solve"]
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_MAX_SWEEPS = 100
+# How much of a neuron's whole speed its preactivations may gain on their own within a step.
+_MARGIN = 0.25
+# A step may change by these factors from one to the next.
+_SHRINK, _GROW = 0.3, 1.5
+
+
+class Status(enum.IntEnum):
+    """How an integration ended."""
+
+    REACHED = 1  # The final time, or the error that was asked for.
+    STEP_LIMIT = 2
+    BRANCHING = 3  # A kink with c_ij > 0 and both fields pointing away: the solution is not unique from here on.
+    DIVERGED = 4
+    KINK_LIMIT = 5  # A neuron has more kinks than max_kinks.
+
+
+class Solution(NamedTuple):
+    """A solution at the times that were asked for; after an early stop, the last state is repeated with its own time.
+
+    Attributes:
+      times: of the flow of L = 1/2 ||Y - Yhat||_F^2, which has the dimension of 1 / (||X||^2 ||V||^2).
+      params: W: times x d0 x d1, V: times x d1 x d2.
+      loss: L.
+      sliding: times x N x d1, which preactivations are held at 0.
+      slopes: times x N x d1, r_ij: 1 where active, 0 where not, the multiplier where sliding.
+      velocity_norm: ||theta'|| = dist(0, set), from the right.
+      crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
+      pattern_changes: so far, changes of the activation pattern Z > 0.
+      energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks the
+        square).
+      balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is fixed.
+      envelope_slack: L(0) exp(-2 integral of alpha_0^2) - L(t), not negative for a solution (Proposition 2.1), with alpha_0 =
+        sigma_min(H^T), the integral by the trapezoidal rule over `times`. When V is fixed, alpha_0^2 is the least eigenvalue of
+        the Gram matrix of the Jacobian with respect to W instead (Appendix G).
+      status: a `Status`.
+      steps, rejected: accepted and rejected steps.
+    """
+
+    times: Float[Array, " times"]
+    params: Params
+    loss: Float[Array, " times"]
+    sliding: Bool[Array, "times N d1"]
+    slopes: Float[Array, "times N d1"]
+    velocity_norm: Float[Array, " times"]
+    crossings: Int[Array, " times"]
+    entries: Int[Array, " times"]
+    exits: Int[Array, " times"]
+    pattern_changes: Int[Array, " times"]
+    energy_residual: Float[Array, " times"]
+    balance_residual: Float[Array, " times"]
+    envelope_slack: Float[Array, " times"]
+    status: Int8[Array, ""]
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+
+
+class _Velocity(NamedTuple):
+    """theta' from the right, and what it comes from."""
+
+    params: Params  # The velocity itself.
+    slopes: Float[Array, "N d1"]
+    Z: Float[Array, "N d1"]
+    Z_dot: Float[Array, "N d1"]
+    errors: Float[Array, "N d2"]
+    hidden: Float[Array, "N d1"]
+    held: Bool[Array, "N d1"]  # At 0, and staying there.
+    loss: Float[Array, ""]
+    branches: Bool[Array, ""]
+    too_many: Bool[Array, ""]
+
+
+class _State(NamedTuple):
+    time: Float[Array, ""]
+    step_size: Float[Array, ""]
+    params: Params
+    sides: Int8[Array, "N d1"]
+    velocity: _Velocity
+    dissipated: Float[Array, ""]  # The integral of ||theta'||^2.
+    counts: Int[Array, "4"]  # Crossings, entries, exits, pattern changes.
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=_HIGHEST)
+
+
+def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) -> tuple[Array, Array]:
+    """The average slope of one preactivation over a step of length h, and the side that it ends on.
+
+    Its speed is `speed` with slope 0 and speed + jump with slope 1; `jump` is c_ij ||x_i||^2.
+    """
+    divide = lambda a, b: a / jnp.where(b == 0, 1, b)
+    multiplier = jnp.clip(divide(speed, -jump), 0, 1)
+    # From above: until it reaches 0 the slope is 1; then it slides if slope 0 would drive it back, or falls.
+    falls = -(speed + jump)
+    reached = jnp.clip(divide(jnp.maximum(Z, 0), h * falls), 0, 1)
+    stays = (falls <= 0) | (h * falls <= jnp.maximum(Z, 0))
+    slides = speed > 0
+    above = jnp.where(stays, 1, reached + jnp.where(slides, (1 - reached) * multiplier, 0))
+    above_side = jnp.where(stays, 1, jnp.where(slides, 0, -1))
+    # From below: until it reaches 0 the slope is 0; then it slides if slope 1 would drive it back, or rises.
+    depth = jnp.maximum(-Z, 0)
+    reached = jnp.clip(divide(depth, h * speed), 0, 1)
+    stays = (speed <= 0) | (h * speed <= depth)
+    slides = speed + jump < 0
+    below = jnp.where(stays, 0, (1 - reached) * jnp.where(slides, multiplier, 1))
+    below_side = jnp.where(stays, -1, jnp.where(slides, 0, 1))
+    # From 0: what rounding has left of Z is taken back. A repelling kink (jump > 0) is left in the direction of the fields.
+    exact = divide(speed + Z / h, -jump)
+    held = jnp.where(jump < 0, jnp.clip(exact, 0, 1), jnp.where(speed > 0, 1, 0))
+    attracted = jnp.where(exact >= 1, 1, jnp.where(exact <= 0, jnp.where(speed < 0, -1, 0), 0))
+    unaffected = jnp.sign(speed) * (jump == 0)
+    held_side = jnp.where(jump < 0, attracted, jnp.where(jump > 0, jnp.where(speed > 0, 1, -1), unaffected))
+    slope = jnp.where(side > 0, above, jnp.where(side < 0, below, held))
+    new_side = jnp.where(side > 0, above_side, jnp.where(side < 0, below_side, held_side))
+    return slope, new_side.astype(jnp.int8)
+
+
+def _instantaneous_slope(speed: Array, jump: Array) -> tuple[Array, Array]:
+    """The slope of a preactivation that is at 0, and whether the solution branches there."""
+    held = jnp.clip(speed / jnp.where(jump == 0, 1, -jump), 0, 1)
+    branches = (jump > 0) & (speed < 0) & (speed + jump > 0)
+    return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0)), branches
+
+
+class _Integrator:
+    """The method for one problem; `solve` drives it."""
+
+    def __init__(self, problem: Problem, trained_layers: TrainedLayers, max_kinks: int) -> None:
+        self.X, self.Y = problem
+        self.both = trained_layers == "both"
+        self.gram = _matmul(self.X, self.X.T)
+        self.max_kinks = max_kinks
+
+    def _choose(self, wanted: Array) -> tuple[Array, Array]:
+        """The samples that are wanted of every neuron, compacted: K x d1, N where there are no more; and their largest number.
+
+        Sorting would do the same, but takes ten times as long on a CPU.
+        """
+        num_samples = wanted.shape[0]
+        lower = jnp.tril(jnp.ones((num_samples, num_samples), jnp.float32))
+        rank = jnp.matmul(lower, wanted.astype(jnp.float32))  # Up to and with this sample; exact in float32.
+        chosen = jnp.sum(rank[None] <= jnp.arange(self.max_kinks)[:, None, None], axis=1)
+        return chosen, jnp.max(rank[-1]).astype(jnp.int32)
+
+    def _coupled(self, chosen: Array, number: Array, base: Array, C: Array, slopes: Array, relation) -> Array:
+        """Slopes of the chosen preactivations that satisfy a relation between slope and speed, all at once.
+
+        Args:
+          chosen: K x d1, the samples; N for none.
+          number: of rows of `chosen` that hold any.
+          base: K x d1, their speeds with slope 0 at all chosen ones.
+          C: N x d1, c_ij.
+          slopes: K x d1, where to begin; 0 for none.
+          relation: from k, the speed with own slope 0 and the jump of the k-th chosen preactivations to their slopes.
+        """
+        rows = jnp.minimum(chosen, C.shape[0] - 1)
+        present = chosen < C.shape[0]
+        c = jnp.where(present, jnp.take_along_axis(C, rows, axis=0), 0)
+        coupling = self.gram[rows[:, None, :], rows[None, :, :]] * c  # k x l x d1: what slope l adds to speed k.
+        own = jnp.diagonal(coupling, axis1=0, axis2=1).T  # K x d1
+        tolerance = 1e-3 * jnp.sqrt(jnp.finfo(base.dtype).eps)
+
+        def update(k, slopes):
+            others = jnp.sum(coupling[k] * slopes, axis=0) - own[k] * slopes[k]
+            return slopes.at[k].set(jnp.where(present[k], relation(k, base[k] + others, own[k]), 0))
+
+        def sweep(carry):
+            slopes, _, sweeps = carry
+            new = jax.lax.fori_loop(0, jnp.minimum(number, self.max_kinks), update, slopes)
+            return new, jnp.max(jnp.abs(new - slopes)), sweeps + 1
+
+        unsolved = lambda carry: (carry[1] > tolerance) & (carry[2] < _MAX_SWEEPS)
+        return jax.lax.while_loop(unsolved, sweep, (slopes, jnp.array(jnp.inf, base.dtype), 0))[0]
+
+    def velocity(self, params: Params, Z: Array, sides: Array, guess: Array) -> _Velocity:
+        """theta' from the right at a point whose kinks are known."""
+        W, V = params
+        hidden = jnp.where(sides > 0, jnp.maximum(Z, 0), 0)
+        errors = self.Y - _matmul(hidden, V)
+        C = _matmul(errors, V.T)
+        active = (sides > 0).astype(Z.dtype)
+        base = _matmul(self.X, _matmul(self.X.T, active * C))
+        at_kink = (sides == 0) & (C != 0)
+        chosen, number = self._choose(at_kink)
+        rows, neurons = jnp.minimum(chosen, len(Z) - 1), jnp.arange(W.shape[1])
+        relation = lambda k, speed, jump: _instantaneous_slope(speed, jump)[0]
+        start = jnp.where(chosen < len(Z), guess[rows, neurons], 0)
+        solved = self._coupled(chosen, number, base[rows, neurons], C, start, relation)
+        slopes = active.at[chosen, neurons].set(solved, mode="drop")
+        W_dot = _matmul(self.X.T, slopes * C)
+        V_dot = _matmul(hidden.T, errors) if self.both else jnp.zeros_like(V)
+        Z_dot = _matmul(self.X, W_dot)
+        own = C * jnp.diag(self.gram)[:, None]
+        speed = Z_dot - own * slopes
+        # A preactivation at 0 leaves when its multiplier has met a bound and the field there points away, rounding apart.
+        noise = jnp.sqrt(jnp.finfo(Z.dtype).eps) * (jnp.abs(speed) + jnp.abs(own))
+        rises, sinks = (slopes >= 1) & (speed + own > noise), (slopes <= 0) & (speed < -noise)
+        return _Velocity(
+            params=Params(W_dot, V_dot),
+            slopes=slopes,
+            Z=Z,
+            Z_dot=Z_dot,
+            errors=errors,
+            hidden=hidden,
+            held=(sides == 0) & ~rises & ~sinks,
+            loss=0.5 * jnp.sum(errors**2),
+            branches=jnp.any(at_kink & _instantaneous_slope(speed, own)[1]),
+            too_many=number > self.max_kinks,
+        )
+
+    def step(self, state: _State, h: Array) -> tuple[_State, Array, Array]:
+        """A step of length h: the new state, the energy that it misses, and whether it had too many events at once."""
+        (W, V), now, sides = state.params, state.velocity, state.sides
+        Z, Z_dot = now.Z, now.Z_dot
+        # Half a step ahead.
+        errors_dot = -_matmul(now.slopes * Z_dot, V) - _matmul(now.hidden, now.params.V)
+        errors = now.errors + 0.5 * h * errors_dot
+        C = _matmul(errors, (V + 0.5 * h * now.params.V).T)
+
+        # The preactivations that are at 0 or may reach it.
+        size = jnp.linalg.norm(self.X, axis=1)[:, None]
+        reach = jnp.abs(Z_dot) + _MARGIN * size * jnp.linalg.norm(now.params.W, axis=0)
+        chosen, number = self._choose(((sides == 0) | (jnp.abs(Z) <= h * reach)) & (size > 0))
+        rows, neurons = jnp.minimum(chosen, len(Z) - 1), jnp.arange(W.shape[1])
+        resting = (sides > 0).astype(Z.dtype).at[chosen, neurons].set(0, mode="drop")
+        base = _matmul(self.X, _matmul(self.X.T, resting * C))[rows, neurons]
+        Z_chosen, sides_chosen = Z[rows, neurons], sides[rows, neurons]
+        relation = lambda k, speed, jump: _averaged_slope(Z_chosen[k], sides_chosen[k], speed, jump, h)[0]
+        start = jnp.where(chosen < len(Z), now.slopes[rows, neurons], 0)
+        solved = self._coupled(chosen, number, base, C, start, relation)
+        slopes = resting.at[chosen, neurons].set(solved, mode="drop")
+        mean_W = _matmul(self.X.T, slopes * C)
+        new_W = W + h * mean_W
+        jumps = (C * size**2)[rows, neurons]
+        new_Z = _matmul(self.X, new_W)
+        speeds = ((new_Z - Z) / h)[rows, neurons] - solved * jumps
+        ends = _averaged_slope(Z_chosen, sides_chosen, speeds, jumps, h)[1]
+        new_sides = sides.at[chosen, neurons].set(ends, mode="drop")
+        strays = (number > self.max_kinks) | jnp.any(
+            (new_Z * sides < 0) & jnp.ones_like(sides, bool).at[chosen, neurons].set(False, mode="drop")
+        )
+
+        new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
+        mean_V = 0.5 * _matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
+        params = Params(new_W, V + h * mean_V)
+        velocity = self.velocity(params, new_Z, new_sides, slopes)
+        dissipated = h * self._mean_square(now.params, Params(mean_W, mean_V), velocity.params)
+        missed = jnp.abs(now.loss - velocity.loss - dissipated)
+        was, became = sides, new_sides
+        counts = jnp.stack(
+            [
+                jnp.sum(was * became < 0),
+                jnp.sum((was != 0) & (became == 0)),
+                jnp.sum((was == 0) & (became != 0)),
+                jnp.sum((was > 0) != (became > 0)),
+            ]
+        )
+        new = state._replace(
+            time=state.time + h,
+            params=params,
+            sides=new_sides,
+            velocity=velocity,
+            dissipated=state.dissipated + dissipated,
+            counts=state.counts + counts.astype(state.counts.dtype),
+            steps=state.steps + 1,
+        )
+        return new, missed, strays
+
+    def _mean_square(self, before: Params, mean: Params, after: Params) -> Array:
+        """The average of ||theta'||^2 over a step, from the velocities at its ends and their average over it.
+
+        A neuron that meets an event moves with its first velocity for a while and with its last for the rest: how long follows
+        from the average. Without an event the velocity is close to linear, and that comes to the trapezoidal rule.
+        """
+
+        def part(a: Array, b: Array, c: Array, axis: int) -> Array:
+            change = a - c
+            squared = jnp.sum(change**2, axis=axis)
+            share = jnp.sum((b - c) * change, axis=axis) / jnp.where(squared > 0, squared, 1)
+            share = jnp.where(squared > 0, jnp.clip(share, 0, 1), 0.5)
+            return jnp.sum(share * jnp.sum(a**2, axis=axis) + (1 - share) * jnp.sum(c**2, axis=axis))
+
+        return part(before.W, mean.W, after.W, 0) + part(before.V, mean.V, after.V, 1)
+
+
+def _check_arguments(params: Params, problem: Problem, times, step_size, tolerance: float, max_steps: int) -> None:
+    preactivations(params, problem)  # Shapes.
+    for name, array in (*params._asdict().items(), *problem._asdict().items()):
+        if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
+            raise ValueError(f"{name} of shape {array.shape} has entries that are not finite")
+    if not isinstance(times, jax.core.Tracer):
+        values = np.asarray(times, float)
+        if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or values[0] < 0:
+            raise ValueError(f"times must be finite, not negative and at least one, got {times}")
+        if (np.diff(values) <= 0).any():
+            raise ValueError(f"times must increase, got {times}")
+    if step_size is not None and not isinstance(step_size, jax.core.Tracer) and not 0 < float(step_size) < np.inf:
+        raise ValueError(f"step_size must be positive and finite, got {step_size}")
+    if not isinstance(tolerance, jax.core.Tracer):
+        eps = float(jnp.finfo(params.W.dtype).eps)
+        if not eps <= float(tolerance) < np.inf:
+            raise ValueError(f"tolerance must be at least eps = {eps:.2g} of {params.W.dtype}, got {tolerance}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+
+
+def solve(
+    params: Params,
+    problem: Problem,
+    times: Float[Array, " times"] | float,
+    *,
+    trained_layers: TrainedLayers = "both",
+    step_size: float | None = None,
+    tolerance: float = 1e-3,
+    relative_error: float = 0.0,
+    max_steps: int = 100_000,
+    max_kinks: int | None = None,
+    kink_tolerance: float | None = None,
+) -> Solution:
+    """The solution of theta' in -dL(theta) from theta(0) = params, L = 1/2 ||Y - Yhat||_F^2. See the module's docstring.
+
+    jit and vmap work. In float32 a sliding preactivation is held to about 1e-7; use float64 to count small things.
+
+    Args:
+      params: theta(0); its dtype is the precision of everything.
+      problem: the training set.
+      times: increasing, when to record; or one number, the final time, recorded alone.
+      trained_layers: "both", or "hidden" when V is fixed.
+      step_size: of every step; adapted when None.
+      tolerance: for adapted steps, the share of the energy that a step sets free which it may fail to account for: all steps
+        together then miss at most this share of L(0). It governs the accuracy of the solution too, without bounding it.
+      relative_error: stop once ||Y - Yhat||_F / ||Y||_F is below it.
+      max_steps: largest number of steps, rejected ones included.
+      max_kinks: room for the preactivations of one neuron that are at 0 or reach it in one step; min(N, 32) when None. Adapted
+        steps shrink when it is exceeded within a step.
+      kink_tolerance: which preactivations of theta(0) are at 0, see `clarke.kink_sides`.
+
+    Raises:
+      ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step size is not
+        positive, the tolerance is below eps, or an option is not allowed.
+    """
+    times = jnp.atleast_1d(jnp.asarray(times, params.W.dtype)) if not isinstance(times, list) else jnp.asarray(times)
+    _check_arguments(params, problem, times, step_size, tolerance, max_steps)
+    if trained_layers not in get_args(TrainedLayers):
+        raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
+    num_samples = problem.X.shape[0]
+    room = min(num_samples, 32) if max_kinks is None else max_kinks
+    if not 1 <= room <= num_samples:
+        raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
+    dtype = params.W.dtype
+    integrator = _Integrator(problem, trained_layers, room)
+    sides = kink_sides(params, problem, kink_tolerance)
+    Z = preactivations(params, problem)
+    velocity = integrator.velocity(params, Z, sides, jnp.zeros(sides.shape, dtype))
+    final = times[-1]
+    label_norm = jnp.linalg.norm(problem.Y)
+    initial_loss = velocity.loss
+    # At first an explicit step that changes the loss by a tenth.
+    rate = jnp.sum(velocity.params.W**2) + jnp.sum(velocity.params.V**2)
+    guess = 0.1 * initial_loss / jnp.where(rate > 0, rate, 1)
+    first = jnp.where(rate > 0, jnp.minimum(guess, final), final) if step_size is None else step_size
+    smallest = jnp.finfo(dtype).eps * 16 * jnp.maximum(final, jnp.finfo(dtype).tiny)
+    state = _State(
+        time=jnp.zeros((), dtype),
+        step_size=jnp.asarray(first, dtype),
+        params=params,
+        sides=sides,
+        velocity=velocity,
+        dissipated=jnp.zeros((), dtype),
+        counts=jnp.zeros(4, jnp.int32),
+        steps=jnp.int32(0),
+        rejected=jnp.int32(0),
+    )
+
+    def stopped(state: _State) -> Array:
+        now = state.velocity
+        small = jnp.sqrt(2 * now.loss) < relative_error * label_norm
+        return small | now.branches | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
+
+    def advance(state: _State, until: Array) -> _State:
+        left = until - state.time
+        # The last steps before a record are of equal length, rather than one full and one tiny.
+        count = jnp.maximum(jnp.ceil(left / state.step_size * (1 - 1e-6)), 1)
+        h = left / count
+        new, missed, strays = integrator.step(state, h)
+        new = new._replace(time=jnp.where(count == 1, until, new.time))
+        if step_size is not None:
+            # Events that found no room would be lost: the step is taken in two.
+            again = strays & (h > smallest)
+            retry = state._replace(rejected=state.rejected + 1, step_size=h / 2)
+            new = new._replace(step_size=jnp.asarray(step_size, dtype))
+            return jax.tree.map(lambda a, b: jnp.where(again, a, b), retry, new)
+        budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
+        ratio = budget / jnp.maximum(missed, jnp.finfo(dtype).tiny)
+        factor = jnp.where(jnp.isfinite(missed), jnp.clip(0.9 * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
+        factor = jnp.where(strays, jnp.minimum(factor, 0.5), factor)
+        # What rounding alone leaves of the energy cannot be mended by a smaller step.
+        noise = 64 * jnp.finfo(dtype).eps * state.velocity.loss
+        good = (((missed <= budget) | (missed <= noise)) & ~strays) | (h <= smallest)
+        longest = jnp.where(good, jnp.maximum(state.step_size, h * factor), h * factor)
+        new = new._replace(step_size=jnp.where(missed <= noise, h * _GROW, jnp.where(count == 1, longest, h * factor)))
+        retry = state._replace(step_size=h * jnp.minimum(factor, 0.9), rejected=state.rejected + 1)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, retry)
+
+    def record(state: _State, until: Array) -> tuple[_State, dict]:
+        unfinished = lambda state: (state.time < until) & ~stopped(state)
+        state = jax.lax.while_loop(unfinished, lambda state: advance(state, until), state)
+        now = state.velocity
+        return state, {
+            "times": state.time,
+            "params": state.params,
+            "loss": now.loss,
+            "sliding": now.held,
+            "slopes": now.slopes,
+            "velocity_norm": jnp.sqrt(jnp.sum(now.params.W**2) + jnp.sum(now.params.V**2)),
+            "crossings": state.counts[0],
+            "entries": state.counts[1],
+            "exits": state.counts[2],
+            "pattern_changes": state.counts[3],
+            "energy_residual": initial_loss - now.loss - state.dissipated,
+            "rate": _least_rate(now, state.params, problem, trained_layers),
+        }
+
+    initial_rate = _least_rate(velocity, params, problem, trained_layers)
+    state, records = jax.lax.scan(record, state, times)
+    rates = jnp.concatenate([initial_rate[None], records.pop("rate")])
+    widths = jnp.diff(jnp.concatenate([jnp.zeros(1, dtype), records["times"]]))
+    exponent = jnp.cumsum(widths * (rates[1:] + rates[:-1]) / 2)
+    balance = lambda p: jnp.sum(p.W**2, axis=-2) - jnp.sum(p.V**2, axis=-1)
+    drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
+    now = state.velocity
+    status = jnp.where(state.time >= final, Status.REACHED, Status.STEP_LIMIT)
+    status = jnp.where(jnp.sqrt(2 * now.loss) < relative_error * label_norm, Status.REACHED, status)
+    status = jnp.where(now.too_many, Status.KINK_LIMIT, jnp.where(now.branches, Status.BRANCHING, status))
+    return Solution(
+        **records,
+        balance_residual=drift if trained_layers == "both" else jnp.full_like(drift, jnp.nan),
+        envelope_slack=initial_loss * jnp.exp(-2 * exponent) - records["loss"],
+        status=jnp.where(jnp.isfinite(now.loss), status, Status.DIVERGED).astype(jnp.int8),
+        steps=state.steps,
+        rejected=state.rejected,
+    )
+
+
+def _least_rate(now: _Velocity, params: Params, problem: Problem, trained_layers: Literal["hidden", "both"]) -> Array:
+    """alpha_0^2, or its counterpart when V is fixed: ||theta'||^2 is at least this times ||E||^2."""
+    num_samples, d2 = problem.Y.shape
+    d0, d1 = params.W.shape
+    if trained_layers == "both":
+        if d1 < num_samples:  # H has no full row rank.
+            return jnp.zeros((), params.W.dtype)
+        return jnp.maximum(jnp.linalg.eigvalsh(_matmul(now.hidden, now.hidden.T))[0], 0)
+    if d0 * d1 < num_samples * d2:
+        return jnp.zeros((), params.W.dtype)
+    factor = (now.slopes[:, None, :] * params.V.T).reshape(num_samples * d2, -1)
+    inputs = jnp.kron(_matmul(problem.X, problem.X.T), jnp.ones((d2, d2), params.W.dtype))
+    return jnp.maximum(jnp.linalg.eigvalsh(_matmul(factor, factor.T) * inputs)[0], 0)
