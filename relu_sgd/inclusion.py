@@ -8,7 +8,8 @@ multiplier reaches 0 or 1, and crosses where both fields point the same way.
 
 Uniqueness. The velocity is unique, so the ambiguity of Filippov systems where surfaces meet does not arise. Solutions can
 still branch: where c_ij > 0 and both fields point away from the surface, staying, rising and falling are all solutions. The
-integrator stops there and says so (Status.BRANCHING). Where Lemma A.4's set is larger than the Clarke subdifferential
+integrator stops there and says so (Status.BRANCHING), unless it is told to go on, falling. With both layers trained that
+happens in ordinary runs: when the sign of V_j changes while neuron j has sliding preactivations, they all begin to repel. Where Lemma A.4's set is larger than the Clarke subdifferential
 (`clarke.Subdifferential.is_exact`), the solutions computed are those of the larger set.
 
 The method. A step of length h is implicit in the activation and explicit in the error. With c from a half step, every
@@ -72,6 +73,7 @@ class Solution(NamedTuple):
         the Gram matrix of the Jacobian with respect to W instead (Appendix G).
       status: a `Status`.
       steps, rejected: accepted and rejected steps.
+      branched_at: the time of the first branching kink; infinite when none was met.
     """
 
     times: Float[Array, " times"]
@@ -90,6 +92,7 @@ class Solution(NamedTuple):
     status: Int8[Array, ""]
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
+    branched_at: Float[Array, ""]
 
 
 class _Velocity(NamedTuple):
@@ -117,6 +120,7 @@ class _State(NamedTuple):
     counts: Int[Array, "4"]  # Crossings, entries, exits, pattern changes.
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
+    branched_at: Float[Array, ""]
 
 
 def _matmul(a: Array, b: Array) -> Array:
@@ -145,9 +149,8 @@ def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) 
     below = jnp.where(stays, 0, (1 - reached) * jnp.where(slides, multiplier, 1))
     below_side = jnp.where(stays, -1, jnp.where(slides, 0, 1))
     # From 0: what rounding has left of Z is taken back. A repelling kink (jump > 0) is left in the direction of the fields.
-    exact = divide(speed + Z / h, -jump)
-    held = jnp.where(jump < 0, jnp.clip(exact, 0, 1), jnp.where(speed > 0, 1, 0))
-    attracted = jnp.where(exact >= 1, 1, jnp.where(exact <= 0, jnp.where(speed < 0, -1, 0), 0))
+    held = jnp.where(jump < 0, jnp.clip(divide(speed + Z / h, -jump), 0, 1), jnp.where(speed > 0, 1, 0))
+    attracted = jnp.where(speed + jump > 0, 1, jnp.where(speed < 0, -1, 0))
     unaffected = jnp.sign(speed) * (jump == 0)
     held_side = jnp.where(jump < 0, attracted, jnp.where(jump > 0, jnp.where(speed > 0, 1, -1), unaffected))
     slope = jnp.where(side > 0, above, jnp.where(side < 0, below, held))
@@ -158,7 +161,7 @@ def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) 
 def _instantaneous_slope(speed: Array, jump: Array) -> tuple[Array, Array]:
     """The slope of a preactivation that is at 0, and whether the solution branches there."""
     held = jnp.clip(speed / jnp.where(jump == 0, 1, -jump), 0, 1)
-    branches = (jump > 0) & (speed < 0) & (speed + jump > 0)
+    branches = (jump > 0) & (speed <= 0) & (speed + jump >= 0)
     return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0)), branches
 
 
@@ -284,6 +287,10 @@ class _Integrator:
         mean_V = 0.5 * _matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
         params = Params(new_W, V + h * mean_V)
         velocity = self.velocity(params, new_Z, new_sides, slopes)
+        # What was sliding and begins to repel within the step may have left already.
+        held = (sides == 0) & (now.slopes > 0) & (now.slopes < 1)
+        began = held & (_matmul(now.errors, V.T) < 0) & (_matmul(velocity.errors, params.V.T) >= 0)
+        velocity = velocity._replace(branches=velocity.branches | jnp.any(began))
         dissipated = h * self._mean_square(now.params, Params(mean_W, mean_V), velocity.params)
         missed = jnp.abs(now.loss - velocity.loss - dissipated)
         was, became = sides, new_sides
@@ -303,6 +310,7 @@ class _Integrator:
             dissipated=state.dissipated + dissipated,
             counts=state.counts + counts.astype(state.counts.dtype),
             steps=state.steps + 1,
+            branched_at=jnp.where(velocity.branches, jnp.minimum(state.branched_at, state.time + h), state.branched_at),
         )
         return new, missed, strays
 
@@ -356,6 +364,7 @@ def solve(
     max_steps: int = 100_000,
     max_kinks: int | None = None,
     kink_tolerance: float | None = None,
+    stop_at_branching: bool = True,
 ) -> Solution:
     """The solution of theta' in -dL(theta) from theta(0) = params, L = 1/2 ||Y - Yhat||_F^2. See the module's docstring.
 
@@ -374,6 +383,7 @@ def solve(
       max_kinks: room for the preactivations of one neuron that are at 0 or reach it in one step; min(N, 32) when None. Adapted
         steps shrink when it is exceeded within a step.
       kink_tolerance: which preactivations of theta(0) are at 0, see `clarke.kink_sides`.
+      stop_at_branching: whether to stop at a branching kink, or to go on with the solution in which it falls.
 
     Raises:
       ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step size is not
@@ -410,12 +420,19 @@ def solve(
         counts=jnp.zeros(4, jnp.int32),
         steps=jnp.int32(0),
         rejected=jnp.int32(0),
+        branched_at=jnp.where(velocity.branches, 0, jnp.inf).astype(dtype),
     )
 
     def stopped(state: _State) -> Array:
         now = state.velocity
         small = jnp.sqrt(2 * now.loss) < relative_error * label_norm
-        return small | now.branches | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
+        split = now.branches & stop_at_branching
+        return small | split | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
+
+    def give_up(state: _State, strays: Array, h: Array) -> _Velocity:
+        """Events that find no room in however short a step come at the same time, or nearly so."""
+        at_once = strays & (h < 1e-9 * final)
+        return state.velocity._replace(too_many=state.velocity.too_many | at_once)
 
     def advance(state: _State, until: Array) -> _State:
         left = until - state.time
@@ -426,8 +443,8 @@ def solve(
         new = new._replace(time=jnp.where(count == 1, until, new.time))
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
-            again = strays & (h > smallest)
-            retry = state._replace(rejected=state.rejected + 1, step_size=h / 2)
+            again = strays
+            retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, strays, h))
             new = new._replace(step_size=jnp.asarray(step_size, dtype))
             return jax.tree.map(lambda a, b: jnp.where(again, a, b), retry, new)
         budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
@@ -436,10 +453,12 @@ def solve(
         factor = jnp.where(strays, jnp.minimum(factor, 0.5), factor)
         # What rounding alone leaves of the energy cannot be mended by a smaller step.
         noise = 64 * jnp.finfo(dtype).eps * state.velocity.loss
-        good = (((missed <= budget) | (missed <= noise)) & ~strays) | (h <= smallest)
+        good = ((missed <= budget) | (missed <= noise) | (h <= smallest)) & ~strays
         longest = jnp.where(good, jnp.maximum(state.step_size, h * factor), h * factor)
         new = new._replace(step_size=jnp.where(missed <= noise, h * _GROW, jnp.where(count == 1, longest, h * factor)))
-        retry = state._replace(step_size=h * jnp.minimum(factor, 0.9), rejected=state.rejected + 1)
+        retry = state._replace(
+            step_size=h * jnp.minimum(factor, 0.9), rejected=state.rejected + 1, velocity=give_up(state, strays, h)
+        )
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, retry)
 
     def record(state: _State, until: Array) -> tuple[_State, dict]:
@@ -471,7 +490,7 @@ def solve(
     now = state.velocity
     status = jnp.where(state.time >= final, Status.REACHED, Status.STEP_LIMIT)
     status = jnp.where(jnp.sqrt(2 * now.loss) < relative_error * label_norm, Status.REACHED, status)
-    status = jnp.where(now.too_many, Status.KINK_LIMIT, jnp.where(now.branches, Status.BRANCHING, status))
+    status = jnp.where(now.too_many, Status.KINK_LIMIT, jnp.where(now.branches & stop_at_branching, Status.BRANCHING, status))
     return Solution(
         **records,
         balance_residual=drift if trained_layers == "both" else jnp.full_like(drift, jnp.nan),
@@ -479,6 +498,7 @@ def solve(
         status=jnp.where(jnp.isfinite(now.loss), status, Status.DIVERGED).astype(jnp.int8),
         steps=state.steps,
         rejected=state.rejected,
+        branched_at=state.branched_at,
     )
 
 
