@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, ScalarLike
 
 from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, preactivations
@@ -81,9 +82,7 @@ def _norm(a: Params) -> Float[Array, ""]:
     return jnp.sqrt(_dot(a, a))
 
 
-def kink_sides(
-    params: Params, problem: Problem, tolerance: ScalarLike | None = None
-) -> Int8[Array, "N d1"]:
+def kink_sides(params: Params, problem: Problem, tolerance: ScalarLike | None = None) -> Int8[Array, "N d1"]:
     """The sign of every preactivation: 1, -1, or 0 where |Z_ij| <= tolerance ||X_i|| ||W_j||.
 
     A sample X_i = 0 has no kink: its preactivation is 0 for every W, and its side is -1 here.
@@ -99,7 +98,7 @@ def kink_sides(
     Z = preactivations(params, problem)
     if tolerance is None:
         tolerance = 8 * jnp.finfo(Z.dtype).eps
-    elif not isinstance(tolerance, jax.core.Tracer) and not float(tolerance) >= 0:
+    elif not isinstance(tolerance, jax.core.Tracer) and not np.all(np.asarray(tolerance) >= 0):
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     lengths = jnp.linalg.norm(problem.X, axis=1)[:, None]
     zero = jnp.abs(Z) <= tolerance * lengths * jnp.linalg.norm(params.W, axis=0)
@@ -145,7 +144,7 @@ class Subdifferential(NamedTuple):
         return self._at(chosen)
 
     def support(self, direction: Params) -> Float[Array, ""]:
-        """max over g in the set of <g, direction>; where the set is exact, Clarke's directional derivative of L."""
+        """Max over g in the set of <g, direction>; where the set is exact, Clarke's directional derivative of L."""
         reach = jnp.einsum("jkd,dj->jk", self.generators, direction.W, precision=_HIGHEST)
         return self._checked(_dot(self.fixed, direction) + jnp.sum(jnp.maximum(reach, 0)))
 
@@ -285,8 +284,8 @@ def subdifferential(
       ValueError: the shapes do not fit, an option is not allowed, or `max_kinks` is not in [1, N].
     """
     sides = kink_sides(params, problem, tolerance)
-    (W, V), (X, Y) = params, problem
-    num_samples, d1 = sides.shape
+    V, (X, Y) = params.V, problem
+    num_samples = sides.shape[0]
     room = num_samples if max_kinks is None else max_kinks
     if not 1 <= room <= num_samples:
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")

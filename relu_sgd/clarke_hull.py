@@ -44,7 +44,7 @@ def achievable_patterns(rows: Float[np.ndarray, "K d0"], max_kinks: int = 16) ->
 
     patterns: list[tuple[int, ...]] = [()]
     for _ in range(len(rows)):
-        patterns = [p + (s,) for p in patterns for s in (-1, 1) if is_achievable(np.array([*p, s]))]
+        patterns = [(*p, s) for p in patterns for s in (-1, 1) if is_achievable(np.array([*p, s]))]
     return np.array(patterns, dtype=int).reshape(len(patterns), len(rows)) > 0
 
 
@@ -82,7 +82,7 @@ class ClarkeHull:
         return self.distance(point) <= tolerance * max(1.0, float(np.abs(self.vertices).max()))
 
     def support(self, direction: Float[np.ndarray, " d0"]) -> float:
-        """max over g in the hull of <g, direction>: Clarke's directional derivative of L with respect to W_j."""
+        """Max over g in the hull of <g, direction>: Clarke's directional derivative of L with respect to W_j."""
         return float((self.vertices @ direction).max())
 
 
@@ -110,7 +110,7 @@ def clarke_hull(
     W, V, X, Y = (np.asarray(array, float) for array in (*params, *problem))
     if not 0 <= neuron < W.shape[1]:
         raise ValueError(f"neuron {neuron} is not one of {W.shape[1]}")
-    scale = loss_scale(*Y.shape, normalization)
+    scale = loss_scale(Y.shape[0], Y.shape[1], normalization)
     c = (Y - np.maximum(X @ W, 0) @ V) @ V[neuron]
     side = sides[:, neuron]
     samples = np.flatnonzero(side == 0)

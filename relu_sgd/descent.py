@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real
 
 from relu_sgd.network import Normalization, Params, TrainedLayers, normalize, sample_losses
 from relu_sgd.problem import Problem
+from relu_sgd.selections import Selection
 
 __all__ = [
     "Criterion",
@@ -145,6 +146,8 @@ class Descent:
     def _evaluator(self, problem: Problem, key: Key[Array, ""] | None) -> Callable:
         """A function of (theta, k): the gradient that step k + 1 takes, and the losses of all samples."""
         num_samples, d2 = problem.Y.shape
+        if callable(self.at_zero):
+            return self._selecting_evaluator(problem, key, self.at_zero)
         losses_of = sample_losses(problem, at_zero=self.at_zero)
 
         def objective(trained: PyTree, params: Params, samples: Int[Array, " batch"] | None) -> tuple[Array, Array]:
@@ -166,6 +169,30 @@ class Descent:
 
         return evaluate
 
+    def _selecting_evaluator(self, problem: Problem, key: Key[Array, ""] | None, selection: Selection) -> Callable:
+        """As `_evaluator`, with the slopes of relu chosen anew at every theta."""
+        num_samples, d2 = problem.Y.shape
+        size = num_samples if self.batch_size is None else self.batch_size
+        if size > num_samples:
+            raise ValueError(f"batch_size {size} exceeds the number of samples N = {num_samples}")
+        if key is None:
+            raise ValueError("a selection of slopes needs a key")
+        batches, choices = jax.random.split(key)
+
+        def evaluate(params: Params, step: Int[Array, ""]) -> tuple[PyTree, Array]:
+            batch = problem
+            if size < num_samples:
+                rows = jax.random.permutation(jax.random.fold_in(batches, step), num_samples)[:size]
+                batch = Problem(problem.X[rows], problem.Y[rows])
+            slopes = selection(params, batch, jax.random.fold_in(choices, step))
+            losses_of = sample_losses(batch, slopes=jax.lax.stop_gradient(slopes))
+            objective = lambda trained: normalize(
+                losses_of(self._with_trained(params, trained)), d2, self.normalization
+            )
+            return jax.grad(objective)(self._trained(params)), sample_losses(problem)(params)
+
+        return evaluate
+
     def _observe(self, state: DescentState, losses: Float[Array, " N"], problem: Problem) -> DescentState:
         loss = jnp.sum(losses)
         meets = jnp.bool_(False) if self.criterion is None else jnp.asarray(self.criterion(losses, problem))
@@ -182,7 +209,7 @@ class Descent:
         Raises:
           ValueError: shapes do not fit.
         """
-        losses = jax.eval_shape(sample_losses(problem, at_zero=self.at_zero), params)
+        losses = jax.eval_shape(sample_losses(problem), params)
         trained = self._trained(params)
         return DescentState(
             params=params,
@@ -270,7 +297,7 @@ def descend(
     trained_layers: TrainedLayers = "both",
     batch_size: int | None = None,
     key: Key[Array, ""] | None = None,
-    at_zero: Real[ArrayLike, "*#shape"] = 0.0,
+    at_zero: Real[ArrayLike, "*#shape"] | Selection = 0.0,
     criterion: Criterion | None = None,
     stop: Stop = "first_passage",
     measure: Callable[[Params], PyTree] | None = None,
@@ -292,8 +319,8 @@ def descend(
       trained_layers: "both", or "hidden" to keep V fixed.
       batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
         None for all N. The loss over all samples is evaluated at every step all the same.
-      key: of the mini-batches.
-      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1.
+      key: of the mini-batches, and of a selection.
+      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every step.
       criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.

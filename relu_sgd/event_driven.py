@@ -9,14 +9,14 @@ concept is that of `relu_sgd.inclusion`. float64, on the host.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 from scipy.optimize import brentq, lsq_linear
 
 from relu_sgd.clarke import kink_sides
@@ -161,7 +161,7 @@ def _field(t, theta, mode):
 
 @eqx.filter_jit
 def _integrate(theta, mode, duration, saveat: diffrax.SaveAt) -> diffrax.Solution:
-    """diffrax in a mode; compiled once for all modes of a problem."""
+    """Diffrax in a mode; compiled once for all modes of a problem."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(_field),
         diffrax.Dopri8(),
@@ -184,16 +184,20 @@ def _evaluate(solution: diffrax.Solution, t):
 def _smooth_flow(mode: _Mode, W: np.ndarray, V: np.ndarray) -> tuple[Flow, Flow, float]:
     """theta(t) in a mode with both layers moving, for one window: interpolated, and exact."""
     hidden = mode.active * (mode.X @ W)
-    rate = np.linalg.norm(mode.X, 2) ** 2 * np.linalg.norm(V, 2) ** 2 + np.linalg.norm(hidden, 2) ** 2
-    scale = 1 / max(rate, 1e-300)
+    largest = lambda matrix: float(np.linalg.norm(matrix, 2))
+    scale = 1 / max(largest(mode.X) ** 2 * largest(V) ** 2 + largest(hidden) ** 2, 1e-300)
     arguments = (mode.X, mode.Y, mode.active, mode.projections)
     whole = _integrate((W, V), arguments, jnp.asarray(_WINDOW * scale), diffrax.SaveAt(dense=True))
 
     def at(t: float) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(map(np.array, _evaluate(whole, jnp.asarray(t)))) if t > 0 else (W, V)
+        if t <= 0:
+            return W, V
+        there = _evaluate(whole, jnp.asarray(t))
+        return np.array(there[0]), np.array(there[1])
 
     def exact(t: float) -> tuple[np.ndarray, np.ndarray]:
         ends = _integrate((W, V), arguments, jnp.asarray(float(t)), diffrax.SaveAt(t1=True)).ys
+        assert ends is not None
         return np.array(ends[0][0]), np.array(ends[1][0])
 
     return at, exact, scale
@@ -218,15 +222,17 @@ def _first_event(mode: _Mode, flow: Flow, window: float) -> float | None:
         for index in map(tuple, suspects):
             times.append(_root(mode, flow, index, left, right))
         for index in map(tuple, dips):
-            lowest = min(np.linspace(left, right, 33), key=lambda t, index=index: mode.margins(*flow(t))[index])
-            if mode.margins(*flow(lowest))[index] < 0:
+            inside = np.linspace(left, right, 33)
+            depths = [mode.margins(*flow(t))[index] for t in inside]
+            lowest = inside[int(np.argmin(depths))]
+            if min(depths) < 0:
                 times.append(_root(mode, flow, index, left, lowest))
         # One that begins at 0 and ends below it has turned round, or never left.
         for index in map(tuple, np.argwhere((after < 0) & fresh)) if left == 0 else ():
             fractions = right * 0.5 ** np.arange(1, 50)  # It may turn round at once.
-            inside = [mode.margins(*flow(t))[index] for t in fractions]
-            highest = int(np.argmax(inside))
-            times.append(_root(mode, flow, index, fractions[highest], right) if inside[highest] > 0 else 0.0)
+            heights = [mode.margins(*flow(t))[index] for t in fractions]
+            highest = int(np.argmax(heights))
+            times.append(_root(mode, flow, index, fractions[highest], right) if heights[highest] > 0 else 0.0)
         if times:
             return max(min(times), 0.0)
     return None
@@ -371,8 +377,17 @@ def solve(
         energy = mode.loss(W, V)
         records.append((now, W, V, energy, sides == 0, mode.slopes(W, V), initial - energy - dissipated))
     columns = [np.array(column) for column in zip(*records, strict=True)] or [np.zeros(0)] * 7
+    reached, W_there, V_there, losses, sliding, slopes, residual = columns
     return EventDrivenSolution(
-        columns[0], Params(columns[1], columns[2]), *columns[3:7], events=tuple(events), status=status, stopped_at=now
+        times=reached,
+        params=Params(cast(Array, W_there), cast(Array, V_there)),
+        loss=losses,
+        sliding=sliding,
+        slopes=slopes,
+        energy_residual=residual,
+        events=tuple(events),
+        status=status,
+        stopped_at=now,
     )
 
 

@@ -216,7 +216,7 @@ class _Integrator:
         return jax.lax.while_loop(unsolved, sweep, (slopes, jnp.array(jnp.inf, base.dtype), 0))[0]
 
     def velocity(self, params: Params, Z: Array, sides: Array, guess: Array) -> _Velocity:
-        """theta' from the right at a point whose kinks are known."""
+        """Theta' from the right at a point whose kinks are known."""
         W, V = params
         hidden = jnp.where(sides > 0, jnp.maximum(Z, 0), 0)
         errors = self.Y - _matmul(hidden, V)
@@ -490,7 +490,9 @@ def solve(
     now = state.velocity
     status = jnp.where(state.time >= final, Status.REACHED, Status.STEP_LIMIT)
     status = jnp.where(jnp.sqrt(2 * now.loss) < relative_error * label_norm, Status.REACHED, status)
-    status = jnp.where(now.too_many, Status.KINK_LIMIT, jnp.where(now.branches & stop_at_branching, Status.BRANCHING, status))
+    status = jnp.where(
+        now.too_many, Status.KINK_LIMIT, jnp.where(now.branches & stop_at_branching, Status.BRANCHING, status)
+    )
     return Solution(
         **records,
         balance_residual=drift if trained_layers == "both" else jnp.full_like(drift, jnp.nan),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
-from relu_sgd.activation import relu
+from relu_sgd.activation import relu, relu_with_slopes
 from relu_sgd.problem import Problem
 
 __all__ = [
@@ -115,7 +115,9 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
     return jnp.sum(losses) * loss_scale(losses.shape[0], d2, normalization)
 
 
-def sample_losses(problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> SampleLosses:
+def sample_losses(
+    problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0, slopes: Float[Array, "N d1"] | None = None
+) -> SampleLosses:
     """The map from theta to the losses 1/2 ||Y_i - Yhat_i||^2 of the samples, ready to be evaluated many times.
 
     It keeps the samples contiguous in memory (Z^T = W^T X^T, with X transposed once, here): on a CPU that makes a step
@@ -124,6 +126,7 @@ def sample_losses(problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0
     Args:
       problem: the training set.
       at_zero: slope of relu at 0, broadcast to N x d1.
+      slopes: the slope of relu everywhere, in place of `at_zero`; see `selections`.
 
     Returns:
       A function of `params` and, optionally, of the indices of the wanted samples; it raises ValueError when the shapes
@@ -135,12 +138,13 @@ def sample_losses(problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0
         _check(params, problem)
         x = inputs if samples is None else inputs[:, samples]
         y = labels if samples is None else labels[:, samples]
-        slopes = at_zero
-        if jnp.ndim(slopes):
-            slopes = jnp.broadcast_to(slopes, (problem.X.shape[0], params.W.shape[1])).T
-            slopes = slopes if samples is None else slopes[:, samples]
+        chosen = at_zero if slopes is None else slopes
+        if jnp.ndim(chosen):
+            chosen = jnp.broadcast_to(chosen, (problem.X.shape[0], params.W.shape[1])).T
+            chosen = chosen if samples is None else chosen[:, samples]
         # The barrier keeps XLA from folding the transpose into the products, which are faster without it.
-        hidden = relu(_matmul(jax.lax.optimization_barrier(params.W.T), x), slopes)
+        Z = _matmul(jax.lax.optimization_barrier(params.W.T), x)
+        hidden = relu(Z, chosen) if slopes is None else relu_with_slopes(Z, jnp.asarray(chosen, Z.dtype))
         return 0.5 * jnp.sum((y - _matmul(params.V.T, hidden)) ** 2, axis=0)
 
     return losses

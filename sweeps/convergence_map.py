@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from sweeps import engine, experiment, launch, settings
+from sweeps import engine, experiment, launch, protocol_settings
 from sweeps.engine import Timings
-from sweeps.launch import Sweep
+from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
-from sweeps.protocol import Protocol, for_layers, science
+from sweeps.protocol import Protocol, for_setup, layers_of, science, setups
+from sweeps.protocol_settings import Settings, flagfile
 from sweeps.report import report
 
 
@@ -34,7 +35,8 @@ def run_tile(
       The records of its runs, and the seconds that went into each part of the work.
     """
     result = experiment.train_tile(
-        for_layers(protocol, tile.trained_layers),
+        for_setup(protocol, tile.setup),
+        layers_of(tile.setup),
         tile,
         lanes=lanes or engine.default_lanes(jax.default_backend(), tile.padded[0] * tile.padded[1]),
         steps_per_chunk=steps_per_chunk,
@@ -44,7 +46,7 @@ def run_tile(
     return result
 
 
-def run(chosen: settings.Settings) -> None:
+def run(chosen: Settings) -> None:
     """The whole sweep: train what is pending, then draw what there is."""
     protocol, layers, execution = chosen.protocol, chosen.trained_layers, chosen.execution
     if execution.figures_only:
@@ -53,23 +55,28 @@ def run(chosen: settings.Settings) -> None:
     precision = np.dtype(protocol.precision)
     sweep = Sweep(
         protocol_name=protocol.name,
+        flags=flagfile(protocol.name, science(protocol, layers)),
         science=science(protocol, layers),
-        trained_layers=layers,
+        setups=setups(protocol, layers),
         d0=protocol.d0,
         d1=protocol.d1,
         num_seeds=protocol.num_seeds,
         precision=protocol.precision,
-        metrics={name: (kind or precision, text) for name, (kind, text) in experiment.METRICS.items()},
+        metrics={name: (kind or precision, text) for name, (kind, text) in experiment.metrics(protocol).items()},
         run_tile=functools.partial(
             run_tile, protocol, execution.lanes, execution.steps_per_chunk, execution.num_devices
         ),
     )
     store = launch.train(sweep, execution)
-    if any(store.pending(setup).any() for setup in layers):
+    if any(store.pending(setup).any() for setup in setups(protocol, layers)):
         logging.info("this shard is done; others are not, so no figures yet (--figures_only draws them at any time)")
         return
     report(store, execution.out, execution.interval)
 
 
+LAUNCHER = Launcher(
+    "convergence_map", __doc__, protocol_settings.read, run, ("sweeps.protocol_settings", "sweeps.settings")
+)
+
 if __name__ == "__main__":
-    launch.main(run, "convergence_map")
+    launch.main(LAUNCHER)

@@ -6,6 +6,7 @@ a cell share), then with the number of the stream below.
 """
 
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -15,9 +16,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from relu_sgd import Descent, Params, Problem, initialization, measurements, problem
+from relu_sgd import Descent, Params, Problem, inclusion, initialization, measurements, problem, selections
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
-from relu_sgd.network import TrainedLayers
+from relu_sgd.network import TrainedLayers, predict
 from sweeps.engine import Timings, Work, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol
@@ -29,8 +30,10 @@ __all__ = [
     "descent_of",
     "draw_run",
     "draw_tile",
+    "inclusion_of",
     "measure_run",
     "measure_tile",
+    "metrics",
     "train_tile",
     "work_of",
 ]
@@ -51,6 +54,24 @@ METRICS: dict[str, tuple[type | None, str]] = {
     "steps": (np.int32, "updates made"),
     "status": (np.int8, "0 pending, 1 converged, 2 step limit, 3 diverged"),
 }
+
+
+# What is kept besides when the inclusion is followed.
+INCLUSION_METRICS: dict[str, tuple[type | None, str]] = {
+    "flow_time": (None, "when the run ended, in units of the flow of L"),
+    "sliding": (np.int32, "preactivations held at 0 at the end; -1 when diverged"),
+    "energy_residual": (None, "|L(0) - L(t) - integral of ||theta'||^2| / L(0) at the end; infinite when diverged"),
+    "branched_at": (None, "flow time of the first branching kink, from where the run follows one of several solutions"),
+    "out_of_kinks": (np.int32, "1 when the run stopped because a neuron had too many kinks (status 2), 0 otherwise"),
+}
+
+
+def metrics(protocol: Protocol) -> dict[str, tuple[type | None, str]]:
+    """What is kept of a run: name, type (None for the precision of the run) and description."""
+    if protocol.dynamics == "descent":
+        return METRICS
+    status = METRICS["status"]
+    return {name: kind for name, kind in METRICS.items() if name != "status"} | INCLUSION_METRICS | {"status": status}
 
 
 class Run(NamedTuple):
@@ -74,6 +95,16 @@ def _criterion(protocol: Protocol) -> Criterion:
     return below(protocol.tolerance)
 
 
+def _at_zero(protocol: Protocol) -> Any:
+    match protocol.relu_at_zero:
+        case "random":
+            return selections.random()
+        case "minimum_norm":
+            return selections.minimum_norm()
+        case slope:
+            return slope
+
+
 def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
     """The descent that the protocol of one set-up asks for."""
     return Descent(
@@ -81,7 +112,7 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
         normalization=protocol.normalization,
         trained_layers=trained_layers,
         batch_size=protocol.batch_size or None,
-        at_zero=protocol.relu_at_zero,
+        at_zero=_at_zero(protocol),
         criterion=_criterion(protocol),
         stop=protocol.stop,
     )
@@ -155,6 +186,7 @@ class End(NamedTuple):
       params: theta at the last step, padded.
       status, steps, converged_at: as `descend` returns them.
       loss, best_loss: of the last step, and the least of all steps.
+      extra: what `INCLUSION_METRICS` names; empty for descent.
     """
 
     params: Params
@@ -163,6 +195,7 @@ class End(NamedTuple):
     converged_at: Array
     loss: Array
     best_loss: Array
+    extra: dict[str, Array]
 
 
 class _Training(NamedTuple):
@@ -188,9 +221,59 @@ def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
 
     def finish(state: _Training) -> End:
         result = descent.result(state.descent)
-        return End(result.params, result.status, result.steps, result.converged_at, result.loss, result.best_loss)
+        return End(result.params, result.status, result.steps, result.converged_at, result.loss, result.best_loss, {})
 
     return Work(start, advance, is_done, finish, protocol.num_steps)
+
+
+def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
+    """A run that follows the differential inclusion, in one go; `protocol` is that of the set-up.
+
+    It goes on past branching kinks, and stops at the first network that meets the criterion.
+    """
+    tolerance = protocol.tolerance
+    if protocol.criterion != "relative_error":
+        tolerance = math.sqrt(tolerance * math.sqrt(protocol.num_samples))  # For labels +-1.
+
+    def follow(run: Run) -> End:
+        found = inclusion.solve(
+            run.params,
+            run.problem,
+            protocol.flow_time,
+            trained_layers=trained_layers,
+            tolerance=protocol.energy_tolerance,
+            relative_error=tolerance,
+            max_steps=10_000_000,
+            max_kinks=min(protocol.num_samples, 64),
+            stop_at_branching=False,
+        )
+        loss, diverged = found.loss[0], found.status == inclusion.Status.DIVERGED
+        meets = jnp.sqrt(2 * loss) < tolerance * jnp.linalg.norm(run.problem.Y)
+        status = jnp.where(meets, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.STEP_LIMIT))
+        start = 0.5 * jnp.sum((run.problem.Y - predict(run.params, run.problem)) ** 2)
+        return End(
+            params=jax.tree.map(lambda leaf: leaf[0], found.params),
+            status=status.astype(jnp.int8),
+            steps=found.steps,
+            converged_at=jnp.where(meets, found.steps, -1),
+            loss=loss,
+            best_loss=loss,  # It never grows along a solution.
+            extra={
+                "flow_time": found.times[0],
+                "sliding": jnp.where(diverged, -1, jnp.sum(found.sliding[0] & run.neurons, dtype=jnp.int32)),
+                "energy_residual": jnp.where(diverged, jnp.inf, jnp.abs(found.energy_residual[0]) / start),
+                "branched_at": found.branched_at,
+                "out_of_kinks": (found.status == inclusion.Status.KINK_LIMIT).astype(jnp.int32),
+            },
+        )
+
+    return Work(
+        start=follow,
+        advance=lambda end, _: end,
+        is_done=lambda end: jnp.bool_(True),
+        finish=lambda end: end,
+        num_steps=1,
+    )
 
 
 def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
@@ -211,6 +294,7 @@ def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
         "best_relative_error": jnp.sqrt(2 * end.best_loss) / label_norm,
         **{name: jnp.where(diverged, -1, count) for name, count in counts.items()},
         "steps": end.steps,
+        **end.extra,
         "status": end.status,
     }
 
@@ -270,6 +354,7 @@ def measure_tile(protocol: Protocol, tile: Tile, runs: Run, ends: End) -> dict[s
 
 def train_tile(
     protocol: Protocol,
+    trained_layers: TrainedLayers,
     tile: Tile,
     *,
     lanes: int,
@@ -280,6 +365,7 @@ def train_tile(
 
     Args:
       protocol: of the tile's set-up.
+      trained_layers: of the tile's set-up.
       tile: what to train.
       lanes, steps_per_chunk, devices: as for `engine.run_on_devices`.
 
@@ -292,8 +378,14 @@ def train_tile(
     order = np.argsort(np.prod(tile.runs()[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun
+    follows = protocol.dynamics == "inclusion"
+    work = (inclusion_of if follows else work_of)(protocol, trained_layers)
     ends, timings = run_on_devices(
-        work_of(protocol, tile.trained_layers), ordered, lanes=lanes, steps_per_chunk=steps_per_chunk, devices=devices
+        work,
+        ordered,
+        lanes=1 if follows and jax.default_backend() == "cpu" else lanes,
+        steps_per_chunk=steps_per_chunk,
+        devices=devices,
     )
     begun = time.perf_counter()
     ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)

@@ -20,6 +20,16 @@ FORMATS = ("png", "pdf", "svg")
 SETUP_TITLES = {"hidden": "hidden layer trained", "both": "both layers trained"}
 CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
 
+
+def setup_title(setup: str) -> str:
+    """The name of a set-up as a title."""
+    layers, _, slope = setup.partition("_relu_at_zero_")
+    title = SETUP_TITLES[layers]
+    if not slope:
+        return title
+    return f"{title}, {slope.replace('_', ' ')} slope" if slope[0].isalpha() else f"{title}, relu'(0) = {slope}"
+
+
 Summaries = Mapping[str, xr.Dataset]
 
 
@@ -80,7 +90,7 @@ def _over_setups(
     figure, panels = _panels(summaries, title, caption)
     for axes, (setup, summary) in zip(panels[0], summaries.items(), strict=True):
         mesh = _cells(axes, summary[name], norm=norm, cmap=colours)
-        axes.set_title(SETUP_TITLES[setup], fontsize="medium")
+        axes.set_title(setup_title(setup), fontsize="medium")
         _legend(axes, [], summary[name], missing)
     figure.colorbar(mesh, ax=panels[0].tolist(), label=label)
     return figure
@@ -117,7 +127,7 @@ def probability(summaries: Summaries, caption: str) -> Figure:
             contour.set(path_effects=outline)
             handles.append(Line2D([], [], color="white", path_effects=outline, label="probability 0.5"))
         handles += _overparametrization_curves(axes, summary.attrs["science"]["num_samples"])
-        axes.set_title(SETUP_TITLES[setup], fontsize="medium")
+        axes.set_title(setup_title(setup), fontsize="medium")
         _legend(axes, handles, values, "no run yet")
     figure.colorbar(mesh, ax=panels[0].tolist(), label="share of runs that converged")
     return figure
@@ -169,7 +179,7 @@ def causes(summaries: Summaries, caption: str) -> Figure:
         for axes, (name, cause) in zip(row, CAUSES.items(), strict=True):
             values = summary[name] / summary["runs"].where(summary["runs"] > 0)
             mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
-            axes.set_title(f"{SETUP_TITLES[setup]}: {cause}", fontsize="medium")
+            axes.set_title(f"{setup_title(setup)}: {cause}", fontsize="medium")
     for row in panels[len(summaries) :]:
         for axes in row:
             axes.remove()

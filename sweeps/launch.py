@@ -21,8 +21,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from relu_sgd.network import TrainedLayers
-from sweeps import plan, processes, settings
+from sweeps import plan, processes
 from sweeps.engine import Timings
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
@@ -30,7 +29,7 @@ from sweeps.protocol import fingerprint
 from sweeps.settings import Execution, UsageError
 from sweeps.store import Metrics, Store, StoreError
 
-__all__ = ["Sweep", "configure_jax", "execute", "main", "open_results", "train"]
+__all__ = ["Launcher", "Sweep", "configure_jax", "execute", "main", "open_results", "train"]
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
 
@@ -44,9 +43,10 @@ class Sweep:
     """What a launcher hands over.
 
     Attributes:
-      protocol_name: of the preset, for the flag file.
+      protocol_name: of the preset, "" for none.
+      flags: the flag file that repeats the sweep, without the block.
       science: everything that decides the results, by flag.
-      trained_layers: the set-ups.
+      setups: their names, a group of the store each.
       d0, d1, num_seeds: the grid.
       precision: "float32" or "float64".
       metrics: what is kept of a run.
@@ -54,8 +54,9 @@ class Sweep:
     """
 
     protocol_name: str
+    flags: str
     science: dict[str, Any]
-    trained_layers: tuple[TrainedLayers, ...]
+    setups: tuple[str, ...]
     d0: tuple[int, ...]
     d1: tuple[int, ...]
     num_seeds: int
@@ -190,12 +191,13 @@ def _open_store(sweep: Sweep, execution: Execution) -> Store:
                 "science": sweep.science,
                 "configuration": fingerprint(sweep.science),
                 "protocol": sweep.protocol_name,
+                "setups": list(sweep.setups),
                 "block": list(block),
             }
             sizes = {"d0": sweep.d0, "d1": sweep.d1, "seed": range(sweep.num_seeds)}
             chunk = {"d0": block[0], "d1": block[1], "seed": sweep.num_seeds}
             with suppress(FileExistsError):  # Another shard was quicker.
-                Store.create(path, sweep.trained_layers, sizes, chunk, sweep.metrics, attributes)
+                Store.create(path, sweep.setups, sizes, chunk, sweep.metrics, attributes)
         store = Store.open(path)
         _check_same(store, sweep.science, execution.block, out)
         store.verify()
@@ -260,11 +262,11 @@ def train(sweep: Sweep, execution: Execution) -> Store:
         store.clean(older_than=0 if execution.shard_count == 1 else 3600)
         block = tuple(store.attributes["block"])
         _write(out / "config.json", json.dumps(store.attributes, indent=2) + "\n")
-        _write(out / "run.flagfile", settings.flagfile(sweep.protocol_name, sweep.science, block))
-        tiles = plan.cut(sweep.trained_layers, sweep.d0, sweep.d1, sweep.num_seeds, block)
-        pending = {layers: store.pending(layers) for layers in sweep.trained_layers}
+        _write(out / "run.flagfile", f"{sweep.flags}--block={block[0]}x{block[1]}\n")
+        tiles = plan.cut(sweep.setups, sweep.d0, sweep.d1, sweep.num_seeds, block)
+        pending = {setup: store.pending(setup) for setup in sweep.setups}
         mine = plan.share(tiles, execution.shard_index, execution.shard_count)
-        todo = [tile for tile in mine if pending[tile.trained_layers][tile.slices].any()]
+        todo = [tile for tile in mine if pending[tile.setup][tile.slices].any()]
         session = _describe(store, execution, num_processes)
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         _run_tiles(sweep, execution, store, mine, todo, num_processes, session)
@@ -292,7 +294,7 @@ def _run_tiles(
                 sweep.run_tile, todo, num_processes, initialize, lambda: stopping.asked
             ):
                 before = time.perf_counter()
-                store.write(tile.trained_layers, tile.slices, records)
+                store.write(tile.setup, tile.slices, records)
                 spent["storing"] += time.perf_counter() - before
                 for part, seconds in timings.items():
                     spent[part] += seconds
@@ -324,31 +326,50 @@ def _run_tiles(
         raise SystemExit(130)
 
 
-def execute(run: Callable[[settings.Settings], None], name: str, argv: Sequence[str]) -> None:
-    """Parses the flags and calls `run`.
+@dataclasses.dataclass(frozen=True)
+class Launcher:
+    """A command of its own.
+
+    Attributes:
+      name: for messages.
+      help: what it does.
+      read: from the parsed flags to settings; raises UsageError.
+      run: from the settings to results; raises UsageError.
+      flag_modules: the modules whose flags are its own, for --help.
+    """
+
+    name: str
+    help: str
+    read: Callable[[flags.FlagValues], Any]
+    run: Callable[[Any], None]
+    flag_modules: tuple[str, ...]
+
+
+def execute(launcher: Launcher, argv: Sequence[str]) -> None:
+    """Parses the flags and runs.
 
     Args:
-      run: the launcher.
-      name: of the launcher, for messages.
+      launcher: the command.
       argv: the words of the command line, the program first.
 
     Raises:
       SystemExit: with status 2 after one line on the standard error, when the input is bad; with 0 after --help.
     """
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
-        print(f"{(sys.modules[run.__module__].__doc__ or name).strip()}\n{flags.FLAGS.module_help('sweeps.settings')}")
+        described = "".join(flags.FLAGS.module_help(module) for module in launcher.flag_modules)
+        print(f"{launcher.help.strip()}\n{described}")
         raise SystemExit(0)
     try:
         left = flags.FLAGS(argv)
         if len(left) > 1:
             raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
-        run(settings.read(flags.FLAGS))
+        launcher.run(launcher.read(flags.FLAGS))
     except (flags.Error, UsageError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{launcher.name}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def main(run: Callable[[settings.Settings], None], name: str) -> None:
+def main(launcher: Launcher) -> None:
     """The entry point of a launcher: `execute` on the command line, with its log on the standard error."""
     # A network trains on one core; splitting its small products over threads costs more than it gains. XLA reads this
     # once, before its first program; what the user has set stays.
@@ -358,4 +379,4 @@ def main(run: Callable[[settings.Settings], None], name: str) -> None:
     # Our own progress, and from everybody else only what is worth a warning.
     standard_logging.getLogger().setLevel(standard_logging.WARNING)
     logging.get_absl_logger().setLevel(standard_logging.INFO)
-    execute(run, name, sys.argv)
+    execute(launcher, sys.argv)

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from relu_sgd.network import TrainedLayers
-
 __all__ = ["Tile", "cost", "cut", "default_block", "share"]
 
 
@@ -20,13 +18,13 @@ class Tile(NamedTuple):
     """A block of the grid of one set-up.
 
     Attributes:
-      trained_layers: the set-up.
+      setup: the name of the set-up.
       d0, d1: the sizes in the block, increasing.
       d0_index, d1_index: where the block starts in the grid.
       num_seeds: runs per cell.
     """
 
-    trained_layers: TrainedLayers
+    setup: str
     d0: tuple[int, ...]
     d1: tuple[int, ...]
     d0_index: int
@@ -79,7 +77,7 @@ def default_block(d0: Sequence[int], d1: Sequence[int]) -> tuple[int, int]:
 
 
 def cut(
-    trained_layers: Sequence[TrainedLayers],
+    setups: Sequence[str],
     d0: Sequence[int],
     d1: Sequence[int],
     num_seeds: int,
@@ -87,8 +85,8 @@ def cut(
 ) -> list[Tile]:
     """The grid cut into blocks of block[0] x block[1] cells, smaller at its upper edges."""
     return [
-        Tile(layers, tuple(d0[i : i + block[0]]), tuple(d1[j : j + block[1]]), i, j, num_seeds)
-        for layers in trained_layers
+        Tile(setup, tuple(d0[i : i + block[0]]), tuple(d1[j : j + block[1]]), i, j, num_seeds)
+        for setup in setups
         for i in range(0, len(d0), block[0])
         for j in range(0, len(d1), block[1])
     ]

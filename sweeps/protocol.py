@@ -8,21 +8,26 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 from relu_sgd.descent import Stop
 from relu_sgd.network import Normalization, TrainedLayers
 
 __all__ = [
     "CHOICES",
+    "DESCENT_ONLY",
     "PRESETS",
+    "SELECTIONS",
     "PerLayers",
     "Protocol",
     "Trajectories",
     "fingerprint",
     "for_layers",
+    "for_setup",
+    "layers_of",
     "relative_tolerances",
     "science",
+    "setups",
 ]
 
 # The allowed values of every field that names a law or a rule, with what each means.
@@ -65,8 +70,18 @@ CHOICES: dict[str, dict[str, str]] = {
         "first_passage": "stop at the first network that meets the criterion",
         "never": "take every step, and judge the last network",
     },
+    "dynamics": {
+        "descent": "gradient descent (14)",
+        "inclusion": "the differential inclusion (3), the limit of descent as the step goes to 0",
+    },
     "precision": {"float32": "32-bit", "float64": "64-bit"},
 }
+
+# Choices of the slope of relu at 0 that are not a number.
+SELECTIONS = ("random", "minimum_norm")
+# What decides nothing when the inclusion is followed, and what decides nothing when it is not.
+DESCENT_ONLY = ("learning_rate", "momentum", "normalization", "batch_size", "relu_at_zero", "stop", "num_steps")
+INCLUSION_ONLY = ("dynamics", "flow_time", "energy_tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +135,10 @@ class Protocol:
       tolerance: of the criterion.
       num_steps: largest number of updates.
       batch_size: samples per step; 0 for all of them.
-      relu_at_zero: slope of relu at exactly 0.
+      relu_at_zero: slope of relu at 0: a number in [0, 1], one of `SELECTIONS`, or a tuple of them, a set-up for each.
+      dynamics: see `CHOICES`.
+      flow_time: how long the inclusion is followed at most.
+      energy_tolerance: see `relu_sgd.inclusion.solve`.
       zero_threshold: preactivations below it in absolute value are numerical zeros.
       zero_multiple: preactivations below zero_multiple eps ||x_i|| ||w_j|| are zeros to rounding.
       trajectories: Figure 3.
@@ -144,13 +162,16 @@ class Protocol:
     momentum: float
     normalization: Normalization
     batch_size: int
-    relu_at_zero: float
+    relu_at_zero: Any
     criterion: str
     tolerance: float
     stop: Stop
     num_steps: int
     zero_threshold: float
     zero_multiple: float
+    dynamics: str
+    flow_time: float
+    energy_tolerance: float
     precision: str
     trajectories: Trajectories
 
@@ -181,6 +202,9 @@ _AS_WRITTEN = Protocol(
     num_steps=50_000,
     zero_threshold=1e-8,
     zero_multiple=8.0,
+    dynamics="descent",
+    flow_time=750.0,
+    energy_tolerance=3e-3,
     precision="float32",
     trajectories=Trajectories(
         d0=20,
@@ -223,6 +247,33 @@ def for_layers(protocol: Protocol, trained_layers: str) -> Protocol:
     )
 
 
+def setups(protocol: Protocol, trained_layers: tuple[TrainedLayers, ...]) -> tuple[str, ...]:
+    """The names of a sweep's set-ups: the trained layers and, when several are asked for, the slope of relu at 0."""
+    if not isinstance(protocol.relu_at_zero, tuple):
+        return trained_layers
+    return tuple(f"{layers}{_SLOPE}{slope}" for layers in trained_layers for slope in protocol.relu_at_zero)
+
+
+_SLOPE = "_relu_at_zero_"
+
+
+def layers_of(setup: str) -> TrainedLayers:
+    """The trained layers of a set-up, from its name."""
+    layers = setup.partition(_SLOPE)[0]
+    if layers not in ("hidden", "both"):
+        raise ValueError(f"unknown set-up {setup!r}")
+    return cast(TrainedLayers, layers)
+
+
+def for_setup(protocol: Protocol, setup: str) -> Protocol:
+    """The protocol of one set-up, with a single value for everything."""
+    protocol = for_layers(protocol, layers_of(setup))
+    if not isinstance(protocol.relu_at_zero, tuple):
+        return protocol
+    slope = next(slope for slope in protocol.relu_at_zero if setup.endswith(f"{_SLOPE}{slope}"))
+    return dataclasses.replace(protocol, relu_at_zero=slope)
+
+
 def relative_tolerances(num_samples: int) -> dict[str, float]:
     """Every preset's criterion as a bound on the relative error, for N samples with labels +-1.
 
@@ -240,10 +291,11 @@ def relative_tolerances(num_samples: int) -> dict[str, float]:
 def science(protocol: Protocol, trained_layers: tuple[TrainedLayers, ...]) -> dict[str, Any]:
     """Everything that decides the results of a convergence map, by the name of its flag, as JSON holds it."""
     values = dataclasses.asdict(protocol)
-    for unused in ("name", "trajectories"):
-        del values[unused]
     for name in ("output_law", "learning_rate"):
         values[name] = [values[name][layers] for layers in trained_layers]
+    unused = INCLUSION_ONLY if protocol.dynamics == "descent" else DESCENT_ONLY
+    for name in ("name", "trajectories", *unused):
+        del values[name]
     return json.loads(json.dumps({"trained_layers": trained_layers, **values}))
 
 

@@ -46,10 +46,18 @@ def caption(attributes: Mapping[str, Any]) -> str:
     )
     return (
         f"Protocol {attributes['protocol']}{' with ' + ' '.join(overrides) if overrides else ''}, {science['precision']}, "
-        f"N = {num_samples}, {science['num_seeds']} seeds a cell, at most {science['num_steps']:,} steps, "
-        f"{CHOICES['stop'][science['stop']]};\ncriterion {CHOICES['criterion'][science['criterion']]}, tolerance "
+        f"N = {num_samples}, {science['num_seeds']} seeds a cell, {_dynamics(science)};\ncriterion {CHOICES['criterion'][science['criterion']]}, tolerance "
         f"{science['tolerance']:g}. {rank}\nConfiguration {attributes['configuration']}."
     )
+
+
+def _dynamics(science: Mapping[str, Any]) -> str:
+    if science.get("dynamics") == "inclusion":
+        return (
+            f"the differential inclusion itself, for a flow time of at most {science['flow_time']:g} (energy tolerance "
+            f"{science['energy_tolerance']:g})"
+        )
+    return f"at most {science['num_steps']:,} steps, {CHOICES['stop'][science['stop']]}"
 
 
 def text_map(summary: xr.Dataset) -> str:
@@ -70,7 +78,7 @@ def _counts(setup: str, summary: xr.Dataset) -> str:
     total = {name: int(summary[name].sum()) for name in ("runs", "converged", "step_limit", "dead", "diverged")}
     within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in PRESETS)
     return (
-        f"{figures.SETUP_TITLES[setup]}: {total['converged']} of {total['runs']} runs converged; failures: "
+        f"{figures.setup_title(setup)}: {total['converged']} of {total['runs']} runs converged; failures: "
         f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged\n"
         f"criteria met by the last network: {within}"
     )
@@ -98,8 +106,8 @@ def report(store: Store, out: Path, interval: str) -> None:
     """
     try:
         store.verify()
-        science = store.attributes["science"]
-        summaries = {setup: statistics.summarize(store.read(setup), interval) for setup in science["trained_layers"]}
+        names = store.attributes.get("setups", store.attributes["science"]["trained_layers"])
+        summaries = {setup: statistics.summarize(store.read(setup), interval) for setup in names}
         text = caption(store.attributes)
         drawn = {
             "probability": figures.probability(summaries, text),

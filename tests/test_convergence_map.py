@@ -41,7 +41,7 @@ def _restore(monkeypatch, cache):
 
 
 def execute(*words):
-    launch.execute(convergence_map.run, "convergence_map", ["convergence_map", *words])
+    launch.execute(convergence_map.LAUNCHER, ["convergence_map", *words])
 
 
 def run(out, *words):

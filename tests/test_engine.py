@@ -49,7 +49,7 @@ def small(preset="as_written", layers="hidden", **changes):
 @pytest.fixture(scope="module")
 def records():
     protocol = small()
-    return experiment.train_tile(protocol, TILE, lanes=1, devices=jax.devices()[:1])[0]
+    return experiment.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:1])[0]
 
 
 def test_runs_equal_the_reference(records):
@@ -77,7 +77,9 @@ def test_runs_equal_the_reference(records):
 @pytest.mark.parametrize("lanes", [2, 5])
 def test_lanes_reproduce_single_runs(records, lanes):
     protocol = small()
-    found, timings = experiment.train_tile(protocol, TILE, lanes=lanes, steps_per_chunk=37, devices=jax.devices()[:1])
+    found, timings = experiment.train_tile(
+        protocol, "hidden", TILE, lanes=lanes, steps_per_chunk=37, devices=jax.devices()[:1]
+    )
     assert min(timings.values()) > 0
     for name, values in records.items():
         assert values.dtype == found[name].dtype
@@ -103,7 +105,7 @@ for lanes in (1, 2):
     np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 protocol = small()
 for count in (1, 3):
-    records, _ = experiment.train_tile(protocol, TILE, lanes=1, devices=jax.devices()[:count])
+    records, _ = experiment.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:count])
     np.savez(f"{tmp_path}/{{count}}.npz", **records)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])}
@@ -121,7 +123,7 @@ def test_padding_and_tile_do_not_change_a_run(records):
     np.testing.assert_array_equal(runs.params.W[:, :5, :10], tile_runs.params.W[-3:, :5, :10])
     np.testing.assert_array_equal(runs.problem.X[:, :, :5], tile_runs.problem.X[-3:, :, :5])
     np.testing.assert_array_equal(runs.problem.Y, tile_runs.problem.Y[-3:])
-    found, _ = experiment.train_tile(protocol, alone, lanes=1, devices=jax.devices()[:1])
+    found, _ = experiment.train_tile(protocol, alone.setup, alone, lanes=1, devices=jax.devices()[:1])
     np.testing.assert_array_equal(found["converged_at"], records["converged_at"][-3:])
     np.testing.assert_allclose(found["relative_error"], records["relative_error"][-3:], rtol=1e-6)
 
@@ -148,7 +150,7 @@ def test_divergence_is_recorded():
     protocol = small(layers="both", learning_rate=PRESETS["as_written"].learning_rate)
     protocol = dataclasses.replace(protocol, learning_rate=50.0)
     tile = Tile("both", (3,), (4,), 0, 0, 2)
-    found, _ = experiment.train_tile(protocol, tile, lanes=1)
+    found, _ = experiment.train_tile(protocol, tile.setup, tile, lanes=1)
     np.testing.assert_array_equal(found["status"], Status.DIVERGED)
     assert np.isinf(found["relative_error"]).all()
     assert np.isfinite(found["best_relative_error"]).all()

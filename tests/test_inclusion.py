@@ -62,7 +62,9 @@ class EntryAndExit:
     def at(self, t):
         if t <= self.entry:
             return self.linear(self.start, [0, 1, 2], t)
-        sliding = np.array([0.0, self.rest + (self.w_entry - self.rest) * np.exp(-self.rate * (min(t, self.exit) - self.entry))])
+        sliding = np.array(
+            [0.0, self.rest + (self.w_entry - self.rest) * np.exp(-self.rate * (min(t, self.exit) - self.entry))]
+        )
         return sliding if t <= self.exit else self.linear(sliding, [1, 2], t - self.exit)
 
     def multiplier(self, t):
@@ -152,12 +154,14 @@ def test_the_neuron_on_the_line(t):
 
 
 def test_descent_chatters_where_the_inclusion_rests():
-    from relu_sgd import descend
-
     import optax
 
+    from relu_sgd import descend
+
     rate = 0.05
-    run = descend(LINE_START, LINE, num_steps=200, trained_layers="hidden", optimizer=optax.sgd(rate), measure=lambda p: p.W[0, 0])
+    run = descend(
+        LINE_START, LINE, num_steps=200, trained_layers="hidden", optimizer=optax.sgd(rate), measure=lambda p: p.W[0, 0]
+    )
     late = np.asarray(run.measurements)[-20:]
     assert 0.1 * rate < np.abs(late).max() <= rate
     assert float(hidden(LINE_START, LINE, [10.0], step_size=rate).params.W[0, 0, 0]) == pytest.approx(0, abs=1e-12)
@@ -255,7 +259,9 @@ def test_velocity_is_the_least_norm_of_the_subdifferential():
 def test_vmap_gives_what_single_runs_give():
     runs = [drawn(seed, 10, 4, 6, "hidden") for seed in range(3)]
     params, problem = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
-    batched = jax.jit(jax.vmap(lambda p, q: inclusion.solve(p, q, 3.0, trained_layers="hidden", tolerance=1e-4)))(params, problem)
+    batched = jax.jit(jax.vmap(lambda p, q: inclusion.solve(p, q, 3.0, trained_layers="hidden", tolerance=1e-4)))(
+        params, problem
+    )
     for index, (p, q) in enumerate(runs):
         alone = hidden(p, q, [3.0], tolerance=1e-4)
         np.testing.assert_allclose(batched.params.W[index], alone.params.W, atol=1e-10)

@@ -16,7 +16,7 @@ def test_every_run_is_in_one_tile_of_one_shard(d0, d1, num_seeds, block, shard_c
     assert sorted(tile for shard in shards for tile in shard) == sorted(tiles)
     seen = {layers: np.zeros((len(d0), len(d1), num_seeds), int) for layers in ("hidden", "both")}
     for tile in tiles:
-        seen[tile.trained_layers][tile.slices] += 1
+        seen[tile.setup][tile.slices] += 1
         runs = tile.runs().reshape(*tile.shape, 3)
         rows, columns, seeds = tile.slices
         for index in np.ndindex(*tile.shape):

@@ -68,11 +68,11 @@ def test_fingerprint_sees_the_science_and_nothing_else():
     assert name == protocol.fingerprint(dict(reversed(science.items())))
     seen = {name}
     for field in dataclasses.fields(protocol.Protocol):
-        if field.name in ("name", "trajectories"):
+        if field.name in ("name", "trajectories", "flow_time", "energy_tolerance"):
             changed = dataclasses.replace(PRESETS["as_written"], **{field.name: "other"})
             assert protocol.fingerprint(protocol.science(changed, layers)) == name
         elif field.name not in ("output_law", "learning_rate"):
             changed = dataclasses.replace(PRESETS["as_written"], **{field.name: 77})
             seen.add(protocol.fingerprint(protocol.science(changed, layers)))
-    assert len(seen) == 1 + len(dataclasses.fields(protocol.Protocol)) - 4
+    assert len(seen) == 1 + len(dataclasses.fields(protocol.Protocol)) - 6
     assert protocol.fingerprint(protocol.science(PRESETS["as_written"], ("hidden",))) not in seen

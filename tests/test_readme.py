@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sweeps import settings
+from sweeps import protocol_settings, settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -22,7 +22,14 @@ def test_example(capsys, float32):
 
 
 def test_flags_exist():
-    known = {*settings._PROTOCOL_FLAGS, *settings._EXECUTION_FLAGS, "protocol", "trained_layers", "out", "block"}
+    known = {
+        *protocol_settings._PROTOCOL_FLAGS,
+        *settings.EXECUTION_FLAGS,
+        "protocol",
+        "trained_layers",
+        "out",
+        "block",
+    }
     known |= {"interval", "figures_only", "compilation_cache", "flagfile", "help"}
     known |= {"seconds", "rounds"}  # Of scripts/benchmark.
     assert set(re.findall(r"--(\w+)", README)) <= known

@@ -11,8 +11,8 @@ from absl.testing import flagsaver
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps import convergence_map, launch, settings
-from sweeps.protocol import PRESETS, PerLayers
+from sweeps import convergence_map, launch, protocol_settings, settings
+from sweeps.protocol import PRESETS, PerLayers, for_setup, layers_of, setups
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def _restore_flags():
 
 def read(*words):
     flags.FLAGS(["convergence_map", "--out=unused", *words])
-    return settings.read(flags.FLAGS)
+    return protocol_settings.read(flags.FLAGS)
 
 
 @given(st.integers(1, 50), st.integers(0, 20), st.integers(1, 9))
@@ -70,6 +70,7 @@ OVERRIDES = {
     "zero_multiple": ("2", 2.0),
     "precision": ("float64", "float64"),
 }
+OF_THE_INCLUSION = {"dynamics": ("inclusion", "inclusion"), "flow_time": ("9", 9.0), "energy_tolerance": ("0.1", 0.1)}
 
 
 @pytest.mark.parametrize("name", list(OVERRIDES))
@@ -79,9 +80,28 @@ def test_every_value_has_a_flag(name):
     assert found == dataclasses.replace(PRESETS["as_written"], **{name: expected})
 
 
+@pytest.mark.parametrize("name", list(OF_THE_INCLUSION))
+def test_every_value_of_the_inclusion_has_a_flag(name):
+    text, expected = OF_THE_INCLUSION[name]
+    found = read("--dynamics=inclusion", f"--{name}={text}").protocol
+    changed = {"dynamics": "inclusion", "precision": "float64", name: expected}
+    assert found == dataclasses.replace(PRESETS["as_written"], **changed)
+
+
+def test_slopes_at_zero():
+    assert read("--relu_at_zero=random").protocol.relu_at_zero == "random"
+    found = read("--relu_at_zero=0,0.5,1,random,minimum_norm")
+    assert found.protocol.relu_at_zero == (0.0, 0.5, 1.0, "random", "minimum_norm")
+    names = setups(found.protocol, ("hidden", "both"))
+    assert len(set(names)) == 10
+    values = [for_setup(found.protocol, name).relu_at_zero for name in names]
+    assert values == 2 * [0.0, 0.5, 1.0, "random", "minimum_norm"]
+    assert [layers_of(name) for name in names] == 5 * ["hidden"] + 5 * ["both"]
+
+
 def test_no_value_is_without_a_test():
     fields = {field.name for field in dataclasses.fields(PRESETS["as_written"])}
-    assert fields == {*OVERRIDES, "name", "trajectories"}
+    assert fields == {*OVERRIDES, *OF_THE_INCLUSION, "name", "trajectories"}
 
 
 def test_one_set_up():
@@ -124,6 +144,13 @@ BAD = {
     "rate zero": (["--learning_rate=0"], "--learning_rate"),
     "too many rates": (["--learning_rate=1,2,3"], "3 values for 2 set-ups"),
     "momentum 1": (["--momentum=1"], "--momentum"),
+    "slope by an unknown name": (["--relu_at_zero=0,largest"], "--relu_at_zero: 'largest' is not a number"),
+    "repeated slope": (["--relu_at_zero=0.5,0.5"], "repeats"),
+    "unknown dynamics": (["--dynamics=flow"], "--dynamics"),
+    "rate of the inclusion": (["--dynamics=inclusion", "--learning_rate=1"], "--learning_rate: has no effect"),
+    "flow time of descent": (["--flow_time=3"], "--flow_time: has no effect without --dynamics=inclusion"),
+    "negative flow time": (["--dynamics=inclusion", "--flow_time=-1"], "--flow_time"),
+    "energy beyond all": (["--dynamics=inclusion", "--energy_tolerance=2"], "--energy_tolerance"),
     "slope above 1": (["--relu_at_zero=1.5"], "--relu_at_zero"),
     "negative tolerance": (["--tolerance=-1"], "--tolerance"),
     "negative threshold": (["--zero_threshold=-1"], "--zero_threshold"),
@@ -149,7 +176,7 @@ BAD = {
 
 def fails(capsys, words):
     with pytest.raises(SystemExit) as error:
-        launch.execute(convergence_map.run, "convergence_map", ["convergence_map", *words])
+        launch.execute(convergence_map.LAUNCHER, ["convergence_map", *words])
     captured = capsys.readouterr()
     assert error.value.code == 2
     assert captured.out == ""
@@ -189,7 +216,7 @@ def test_an_unwritable_folder(capsys, tmp_path, monkeypatch):
 
 def test_help_names_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit) as error:
-        launch.execute(convergence_map.run, "convergence_map", ["convergence_map", "--help"])
+        launch.execute(convergence_map.LAUNCHER, ["convergence_map", "--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(settings.Execution):
