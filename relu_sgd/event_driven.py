@@ -4,7 +4,7 @@ Between two events the pattern is fixed: which preactivations are active, and wh
 it is linear in the error and solved by exponentials of a symmetric matrix; with both layers moving it is integrated by
 diffrax (Dormand and Prince's method of order 8, tolerance 1e-12). An event is a preactivation that reaches 0, or a multiplier that
 reaches 0 or 1; its time is found to rounding, and the pattern after it by the least norm (scipy's bounded least squares). The solution
-concept is that of `relu_sgd.inclusion`. float64, on the host.
+concept is that of `relu_sgd.inclusion`; it stops where solutions branch. float64, on the host.
 """
 
 import dataclasses
@@ -367,6 +367,9 @@ def solve(
             sides, branches = _after_event(mode, W, V, margins, near, now, events)
             for i, j in np.argwhere(sides == 0):  # What rounding has left of Z.
                 W[:, j] -= X[i] * (X[i] @ W[:, j]) / (X[i] @ X[i])
+            C = _Mode(X, Y, sides, both).free(W, V)[1]
+            at_origin = np.linalg.norm(W, axis=0) < 1e-9 * np.linalg.norm(W, axis=0).max()
+            branches |= bool((at_origin & (C > 0).any(axis=0)).any())
             if branches:
                 status = Status.BRANCHING
             if len(events) >= max_events:

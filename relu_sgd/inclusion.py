@@ -12,6 +12,9 @@ integrator stops there and says so (Status.BRANCHING), unless it is told to go o
 happens in ordinary runs: when the sign of V_j changes while neuron j has sliding preactivations, they all begin to repel. Where Lemma A.4's set is larger than the Clarke subdifferential
 (`clarke.Subdifferential.is_exact`), the solutions computed are those of the larger set.
 
+A neuron whose weights W_j reach 0, all preactivations at once, rests there: slope 0 everywhere gives it velocity 0. That is a
+solution, and the only one unless some c_ij > 0, when it counts as branching too. It is common when V is fixed.
+
 The method. A step of length h is implicit in the activation and explicit in the error. With c from a half step, every
 preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from there
 slides, or crosses. All of a neuron's preactivations are coupled through X X^T; a Gauss-Seidel iteration solves them together. So a
@@ -36,7 +39,8 @@ from relu_sgd.problem import Problem
 __all__ = ["Solution", "Status", "solve"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_MAX_SWEEPS = 100
+_MAX_SWEEPS = 60
+_SWEEPS_BETWEEN = 6
 # How much of a neuron's whole speed its preactivations may gain on their own within a step.
 _MARGIN = 0.25
 # A step may change by these factors from one to the next.
@@ -63,6 +67,7 @@ class Solution(NamedTuple):
       sliding: times x N x d1, which preactivations are held at 0.
       slopes: times x N x d1, r_ij: 1 where active, 0 where not, the multiplier where sliding.
       velocity_norm: ||theta'|| = dist(0, set), from the right.
+      resting: the number of neurons that rest at W_j = 0; their preactivations do not count as sliding.
       crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
       pattern_changes: so far, changes of the activation pattern Z > 0.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks the
@@ -82,6 +87,7 @@ class Solution(NamedTuple):
     sliding: Bool[Array, "times N d1"]
     slopes: Float[Array, "times N d1"]
     velocity_norm: Float[Array, " times"]
+    resting: Int[Array, " times"]
     crossings: Int[Array, " times"]
     entries: Int[Array, " times"]
     exits: Int[Array, " times"]
@@ -105,6 +111,7 @@ class _Velocity(NamedTuple):
     errors: Float[Array, "N d2"]
     hidden: Float[Array, "N d1"]
     held: Bool[Array, "N d1"]  # At 0, and staying there.
+    resting: Int[Array, ""]
     loss: Float[Array, ""]
     branches: Bool[Array, ""]
     too_many: Bool[Array, ""]
@@ -148,7 +155,7 @@ def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) 
     slides = speed + jump < 0
     below = jnp.where(stays, 0, (1 - reached) * jnp.where(slides, multiplier, 1))
     below_side = jnp.where(stays, -1, jnp.where(slides, 0, 1))
-    # From 0: what rounding has left of Z is taken back. A repelling kink (jump > 0) is left in the direction of the fields.
+    # From 0: what rounding has left of Z is taken back.
     held = jnp.where(jump < 0, jnp.clip(divide(speed + Z / h, -jump), 0, 1), jnp.where(speed > 0, 1, 0))
     attracted = jnp.where(speed + jump > 0, 1, jnp.where(speed < 0, -1, 0))
     unaffected = jnp.sign(speed) * (jump == 0)
@@ -168,11 +175,12 @@ def _instantaneous_slope(speed: Array, jump: Array) -> tuple[Array, Array]:
 class _Integrator:
     """The method for one problem; `solve` drives it."""
 
-    def __init__(self, problem: Problem, trained_layers: TrainedLayers, max_kinks: int) -> None:
+    def __init__(self, problem: Problem, trained_layers: TrainedLayers, max_kinks: int, smallest: Array) -> None:
         self.X, self.Y = problem
         self.both = trained_layers == "both"
         self.gram = _matmul(self.X, self.X.T)
         self.max_kinks = max_kinks
+        self.smallest = smallest  # A neuron that shrinks below this norm is put at rest.
 
     def _choose(self, wanted: Array) -> tuple[Array, Array]:
         """The samples that are wanted of every neuron, compacted: K x d1, N where there are no more; and their largest number.
@@ -185,8 +193,13 @@ class _Integrator:
         chosen = jnp.sum(rank[None] <= jnp.arange(self.max_kinks)[:, None, None], axis=1)
         return chosen, jnp.max(rank[-1]).astype(jnp.int32)
 
-    def _coupled(self, chosen: Array, number: Array, base: Array, C: Array, slopes: Array, relation) -> Array:
+    def _coupled(
+        self, chosen: Array, number: Array, base: Array, C: Array, slopes: Array, drop: Array, relation
+    ) -> tuple[Array, Array]:
         """Slopes of the chosen preactivations that satisfy a relation between slope and speed, all at once.
+
+        Gauss-Seidel sweeps; where rows are close to dependent they are slow, and so, every few sweeps, the multipliers of the
+        preactivations that stick to 0 are solved for together.
 
         Args:
           chosen: K x d1, the samples; N for none.
@@ -194,26 +207,52 @@ class _Integrator:
           base: K x d1, their speeds with slope 0 at all chosen ones.
           C: N x d1, c_ij.
           slopes: K x d1, where to begin; 0 for none.
-          relation: from k, the speed with own slope 0 and the jump of the k-th chosen preactivations to their slopes.
+          drop: K x d1, the speed that takes a preactivation to 0.
+          relation: from k, the speed with own slope 0 and the jump of the k-th chosen preactivations to their slopes, and whether
+            they stick.
+
+        Returns:
+          The slopes, and whether the iteration has converged.
         """
         rows = jnp.minimum(chosen, C.shape[0] - 1)
         present = chosen < C.shape[0]
         c = jnp.where(present, jnp.take_along_axis(C, rows, axis=0), 0)
-        coupling = self.gram[rows[:, None, :], rows[None, :, :]] * c  # k x l x d1: what slope l adds to speed k.
+        gram = self.gram[rows[:, None, :], rows[None, :, :]]
+        coupling = gram * c  # k x l x d1: what slope l adds to speed k.
         own = jnp.diagonal(coupling, axis1=0, axis2=1).T  # K x d1
-        tolerance = 1e-3 * jnp.sqrt(jnp.finfo(base.dtype).eps)
+        eps = jnp.finfo(base.dtype).eps
+        tolerance = 1e-3 * jnp.sqrt(eps)
 
-        def update(k, slopes):
+        def update(k, carry):
+            slopes, sticks = carry
             others = jnp.sum(coupling[k] * slopes, axis=0) - own[k] * slopes[k]
-            return slopes.at[k].set(jnp.where(present[k], relation(k, base[k] + others, own[k]), 0))
+            slope, stick = relation(k, base[k] + others, own[k])
+            return slopes.at[k].set(jnp.where(present[k], slope, 0)), sticks.at[k].set(stick & present[k])
+
+        def together(carry):
+            slopes, sticks = carry
+            rest = base + jnp.sum(coupling * jnp.where(sticks, 0, slopes), axis=1)
+            both = (sticks[:, None] & sticks).transpose(2, 0, 1)
+            matrix = jnp.where(both, gram.transpose(2, 0, 1), 0)
+            ridge = jnp.where(sticks, 16 * eps * jnp.diagonal(gram, axis1=0, axis2=1).T, 1).T
+            factor = jnp.linalg.cholesky(matrix + jax.vmap(jnp.diag)(ridge))
+            target = jnp.where(sticks, drop - rest, 0).T[:, :, None]
+            pulls = jax.lax.linalg.triangular_solve(factor, target, left_side=True, lower=True)
+            pulls = jax.lax.linalg.triangular_solve(factor, pulls, left_side=True, lower=True, transpose_a=True)
+            solved = pulls[:, :, 0].T / jnp.where(c == 0, 1, c)
+            return jnp.where(sticks & jnp.isfinite(solved), jnp.clip(solved, 0, 1), slopes)
 
         def sweep(carry):
-            slopes, _, sweeps = carry
-            new = jax.lax.fori_loop(0, jnp.minimum(number, self.max_kinks), update, slopes)
-            return new, jnp.max(jnp.abs(new - slopes)), sweeps + 1
+            slopes, sticks, _, sweeps = carry
+            stuck = (sweeps % _SWEEPS_BETWEEN == 0) & (sweeps > 0)
+            slopes = jax.lax.cond(stuck, together, lambda carry: carry[0], (slopes, sticks))
+            new, sticks = jax.lax.fori_loop(0, jnp.minimum(number, self.max_kinks), update, (slopes, sticks))
+            return new, sticks, jnp.max(jnp.abs(new - slopes)), sweeps + 1
 
-        unsolved = lambda carry: (carry[1] > tolerance) & (carry[2] < _MAX_SWEEPS)
-        return jax.lax.while_loop(unsolved, sweep, (slopes, jnp.array(jnp.inf, base.dtype), 0))[0]
+        unsolved = lambda carry: (carry[2] > tolerance) & (carry[3] < _MAX_SWEEPS)
+        start = (slopes, jnp.zeros(slopes.shape, bool), jnp.array(jnp.inf, base.dtype), 0)
+        slopes, _, change, _ = jax.lax.while_loop(unsolved, sweep, start)
+        return slopes, change <= tolerance
 
     def velocity(self, params: Params, Z: Array, sides: Array, guess: Array) -> _Velocity:
         """Theta' from the right at a point whose kinks are known."""
@@ -223,12 +262,17 @@ class _Integrator:
         C = _matmul(errors, V.T)
         active = (sides > 0).astype(Z.dtype)
         base = _matmul(self.X, _matmul(self.X.T, active * C))
-        at_kink = (sides == 0) & (C != 0)
+        resting = ~jnp.any(W != 0, axis=0)
+        at_kink = (sides == 0) & (C != 0) & ~resting
         chosen, number = self._choose(at_kink)
         rows, neurons = jnp.minimum(chosen, len(Z) - 1), jnp.arange(W.shape[1])
-        relation = lambda k, speed, jump: _instantaneous_slope(speed, jump)[0]
+
+        def relation(k, speed, jump):
+            slope, _ = _instantaneous_slope(speed, jump)
+            return slope, (slope > 0) & (slope < 1)
+
         start = jnp.where(chosen < len(Z), guess[rows, neurons], 0)
-        solved = self._coupled(chosen, number, base[rows, neurons], C, start, relation)
+        solved, _ = self._coupled(chosen, number, base[rows, neurons], C, start, jnp.zeros_like(start), relation)
         slopes = active.at[chosen, neurons].set(solved, mode="drop")
         W_dot = _matmul(self.X.T, slopes * C)
         V_dot = _matmul(hidden.T, errors) if self.both else jnp.zeros_like(V)
@@ -245,9 +289,10 @@ class _Integrator:
             Z_dot=Z_dot,
             errors=errors,
             hidden=hidden,
-            held=(sides == 0) & ~rises & ~sinks,
+            held=(sides == 0) & ~rises & ~sinks & ~resting,
+            resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
-            branches=jnp.any(at_kink & _instantaneous_slope(speed, own)[1]),
+            branches=jnp.any(at_kink & _instantaneous_slope(speed, own)[1]) | jnp.any(resting & (own > 0)),
             too_many=number > self.max_kinks,
         )
 
@@ -263,25 +308,43 @@ class _Integrator:
         # The preactivations that are at 0 or may reach it.
         size = jnp.linalg.norm(self.X, axis=1)[:, None]
         reach = jnp.abs(Z_dot) + _MARGIN * size * jnp.linalg.norm(now.params.W, axis=0)
-        chosen, number = self._choose(((sides == 0) | (jnp.abs(Z) <= h * reach)) & (size > 0))
+        resting = ~jnp.any(W != 0, axis=0)
+        chosen, number = self._choose(((sides == 0) | (jnp.abs(Z) <= h * reach)) & (size > 0) & ~resting)
         rows, neurons = jnp.minimum(chosen, len(Z) - 1), jnp.arange(W.shape[1])
         resting = (sides > 0).astype(Z.dtype).at[chosen, neurons].set(0, mode="drop")
         base = _matmul(self.X, _matmul(self.X.T, resting * C))[rows, neurons]
         Z_chosen, sides_chosen = Z[rows, neurons], sides[rows, neurons]
-        relation = lambda k, speed, jump: _averaged_slope(Z_chosen[k], sides_chosen[k], speed, jump, h)[0]
+
+        # Where c_ij > 0 there is no sliding, only crossing, and its time is taken from the speed at the start: what is left
+        # is a monotone problem, with one solution.
+        speed_chosen = Z_dot[rows, neurons]
+        meets = Z_chosen * speed_chosen < 0
+        reached = jnp.clip(jnp.abs(Z_chosen) / (h * jnp.where(meets, jnp.abs(speed_chosen), 1)), 0, 1)
+        reached = jnp.where(meets, reached, 1)
+        explicit = jnp.where(sides_chosen > 0, reached, jnp.where(sides_chosen < 0, 1 - reached, now.slopes[rows, neurons]))
+
+        def relation(k, speed, jump):
+            slope, side = _averaged_slope(Z_chosen[k], sides_chosen[k], speed, jump, h)
+            slope = jnp.where(jump > 0, explicit[k], slope)
+            return slope, (side == 0) & (slope > 0) & (slope < 1) & (jump <= 0)
+
         start = jnp.where(chosen < len(Z), now.slopes[rows, neurons], 0)
-        solved = self._coupled(chosen, number, base, C, start, relation)
+        solved, converged = self._coupled(chosen, number, base, C, start, -Z_chosen / h, relation)
         slopes = resting.at[chosen, neurons].set(solved, mode="drop")
         mean_W = _matmul(self.X.T, slopes * C)
         new_W = W + h * mean_W
+        arrives = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0)
+        new_W = jnp.where(arrives, 0, new_W)
         jumps = (C * size**2)[rows, neurons]
         new_Z = _matmul(self.X, new_W)
         speeds = ((new_Z - Z) / h)[rows, neurons] - solved * jumps
         ends = _averaged_slope(Z_chosen, sides_chosen, speeds, jumps, h)[1]
-        new_sides = sides.at[chosen, neurons].set(ends, mode="drop")
-        strays = (number > self.max_kinks) | jnp.any(
-            (new_Z * sides < 0) & jnp.ones_like(sides, bool).at[chosen, neurons].set(False, mode="drop")
-        )
+        ends = jnp.where(jumps > 0, jnp.where(new_Z[rows, neurons] > 0, 1, -1), ends).astype(sides.dtype)
+        new_sides = jnp.where(arrives, -1, sides.at[chosen, neurons].set(ends, mode="drop")).astype(sides.dtype)
+        # A step is of no use when a preactivation is not where its side says.
+        rounding = jnp.sqrt(jnp.finfo(Z.dtype).eps) * size * jnp.linalg.norm(new_W, axis=0)
+        misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > rounding
+        strays = (number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives & (size > 0))
 
         new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
         mean_V = 0.5 * _matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
@@ -398,7 +461,8 @@ def solve(
     if not 1 <= room <= num_samples:
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
     dtype = params.W.dtype
-    integrator = _Integrator(problem, trained_layers, room)
+    smallest_neuron = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.max(jnp.linalg.norm(params.W, axis=0))
+    integrator = _Integrator(problem, trained_layers, room, smallest_neuron)
     sides = kink_sides(params, problem, kink_tolerance)
     Z = preactivations(params, problem)
     velocity = integrator.velocity(params, Z, sides, jnp.zeros(sides.shape, dtype))
@@ -471,6 +535,7 @@ def solve(
             "loss": now.loss,
             "sliding": now.held,
             "slopes": now.slopes,
+            "resting": now.resting,
             "velocity_norm": jnp.sqrt(jnp.sum(now.params.W**2) + jnp.sum(now.params.V**2)),
             "crossings": state.counts[0],
             "entries": state.counts[1],

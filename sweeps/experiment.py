@@ -60,6 +60,7 @@ METRICS: dict[str, tuple[type | None, str]] = {
 INCLUSION_METRICS: dict[str, tuple[type | None, str]] = {
     "flow_time": (None, "when the run ended, in units of the flow of L"),
     "sliding": (np.int32, "preactivations held at 0 at the end; -1 when diverged"),
+    "resting": (np.int32, "neurons that rest at W_j = 0 at the end; their preactivations are not sliding"),
     "energy_residual": (None, "|L(0) - L(t) - integral of ||theta'||^2| / L(0) at the end; infinite when diverged"),
     "branched_at": (None, "flow time of the first branching kink, from where the run follows one of several solutions"),
     "out_of_kinks": (np.int32, "1 when the run stopped because a neuron had too many kinks (status 2), 0 otherwise"),
@@ -244,7 +245,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
             tolerance=protocol.energy_tolerance,
             relative_error=tolerance,
             max_steps=10_000_000,
-            max_kinks=min(protocol.num_samples, 64),
+            max_kinks=min(protocol.num_samples, 32),
             stop_at_branching=False,
         )
         loss, diverged = found.loss[0], found.status == inclusion.Status.DIVERGED
@@ -261,6 +262,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
             extra={
                 "flow_time": found.times[0],
                 "sliding": jnp.where(diverged, -1, jnp.sum(found.sliding[0] & run.neurons, dtype=jnp.int32)),
+                "resting": found.resting[0],
                 "energy_residual": jnp.where(diverged, jnp.inf, jnp.abs(found.energy_residual[0]) / start),
                 "branched_at": found.branched_at,
                 "out_of_kinks": (found.status == inclusion.Status.KINK_LIMIT).astype(jnp.int32),
