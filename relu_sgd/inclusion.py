@@ -321,7 +321,9 @@ class _Integrator:
         meets = Z_chosen * speed_chosen < 0
         reached = jnp.clip(jnp.abs(Z_chosen) / (h * jnp.where(meets, jnp.abs(speed_chosen), 1)), 0, 1)
         reached = jnp.where(meets, reached, 1)
-        explicit = jnp.where(sides_chosen > 0, reached, jnp.where(sides_chosen < 0, 1 - reached, now.slopes[rows, neurons]))
+        explicit = jnp.where(
+            sides_chosen > 0, reached, jnp.where(sides_chosen < 0, 1 - reached, now.slopes[rows, neurons])
+        )
 
         def relation(k, speed, jump):
             slope, side = _averaged_slope(Z_chosen[k], sides_chosen[k], speed, jump, h)
