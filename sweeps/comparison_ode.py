@@ -20,7 +20,7 @@ import numpy as np
 import pandas
 from absl import flags
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
@@ -141,7 +141,7 @@ def draw(chosen: Comparison, tables: Mapping[str, pandas.DataFrame], caption: st
     figure.suptitle("Solutions of the comparison problem (9)")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
-        colour = LogNorm(table["left_side_10"].min(), table["left_side_10"].max())
+        colour = Normalize(table["left_side_10"].min(), table["left_side_10"].max())
         palette = matplotlib.colormaps["cividis"]
         bound = table["bound"].max()
         for _, curve in table.groupby("alpha"):
