@@ -518,7 +518,8 @@ def solve(
         factor = jnp.where(jnp.isfinite(missed), jnp.clip(0.9 * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
         factor = jnp.where(strays, jnp.minimum(factor, 0.5), factor)
         # What rounding alone leaves of the energy cannot be mended by a smaller step.
-        noise = 64 * jnp.finfo(dtype).eps * state.velocity.loss
+        loss = state.velocity.loss
+        noise = 64 * jnp.finfo(dtype).eps * (loss + jnp.sqrt(2 * loss) * label_norm)
         good = ((missed <= budget) | (missed <= noise) | (h <= smallest)) & ~strays
         longest = jnp.where(good, jnp.maximum(state.step_size, h * factor), h * factor)
         new = new._replace(step_size=jnp.where(missed <= noise, h * _GROW, jnp.where(count == 1, longest, h * factor)))

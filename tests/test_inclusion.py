@@ -15,9 +15,7 @@ from relu_sgd.inclusion import Status
 from relu_sgd.initialization import balanced_sign_output, lecun_output, normal_hidden
 from relu_sgd.problem import balanced_labels, sphere_rows
 
-solve = jax.jit(
-    inclusion.solve, static_argnames=("trained_layers", "max_steps", "max_kinks", "stop_at_branching")
-)
+solve = jax.jit(inclusion.solve, static_argnames=("trained_layers", "max_steps", "max_kinks", "stop_at_branching"))
 
 
 def hidden(params, problem, times, **keywords):
@@ -356,3 +354,10 @@ def test_bad_arrays():
         inclusion.solve(params._replace(W=params.W.at[0, 0].set(jnp.nan)), problem, 1.0)
     with pytest.raises(ValueError, match="times must be"):
         event_driven.solve(params, problem, np.array([2.0, 1.0]))
+
+
+def test_steps_do_not_shrink_once_the_error_is_rounding():
+    params, problem = drawn(1, 10, 8, 12, "hidden")
+    solution = hidden(params, problem, [2000.0], max_steps=3000)
+    assert solution.status == Status.REACHED
+    assert float(solution.loss[0]) < 1e-20
