@@ -495,6 +495,10 @@ def solve(
         split = now.branches & stop_at_branching
         return small | split | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
 
+    def solved(state: _State) -> Array:
+        """Errors are down to rounding: to go on would let noise decide what slides, and nothing moves any more."""
+        return jnp.sqrt(2 * state.velocity.loss) <= 4096 * jnp.finfo(dtype).eps * label_norm
+
     def give_up(state: _State, strays: Array, h: Array) -> _Velocity:
         """Events that find no room in however short a step come at the same time, or nearly so."""
         at_once = strays & (h < 1e-9 * final)
@@ -529,8 +533,9 @@ def solve(
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, retry)
 
     def record(state: _State, until: Array) -> tuple[_State, dict]:
-        unfinished = lambda state: (state.time < until) & ~stopped(state)
+        unfinished = lambda state: (state.time < until) & ~stopped(state) & ~solved(state)
         state = jax.lax.while_loop(unfinished, lambda state: advance(state, until), state)
+        state = state._replace(time=jnp.where(solved(state) & ~stopped(state), until, state.time))
         now = state.velocity
         return state, {
             "times": state.time,
