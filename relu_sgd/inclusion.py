@@ -433,6 +433,7 @@ def solve(
 ) -> Solution:
     """The solution of theta' in -dL(theta) from theta(0) = params, L = 1/2 ||Y - Yhat||_F^2. See the module's docstring.
 
+    Once ||Y - Yhat||_F is below a tenth of sqrt(eps) ||Y||_F the solution counts as at rest, and is the same at all later times.
     jit and vmap work. In float32 a sliding preactivation is held to about 1e-7; use float64 to count small things.
 
     Args:
@@ -496,8 +497,8 @@ def solve(
         return small | split | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
 
     def solved(state: _State) -> Array:
-        """Errors are down to rounding: to go on would let noise decide what slides, and nothing moves any more."""
-        return jnp.sqrt(2 * state.velocity.loss) <= 4096 * jnp.finfo(dtype).eps * label_norm
+        """Errors are so small that rounding has taken half of their digits: to go on would let noise decide what slides."""
+        return jnp.sqrt(2 * state.velocity.loss) <= 0.1 * jnp.sqrt(jnp.finfo(dtype).eps) * label_norm
 
     def give_up(state: _State, strays: Array, h: Array) -> _Velocity:
         """Events that find no room in however short a step come at the same time, or nearly so."""

@@ -198,8 +198,7 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
         stop="never",
     )
     flow_time = limit.long_steps * LONG_RATE / (1 - LONG_MOMENTUM) * 2 / num_samples
-    # Once the error is rounding nothing moves any more.
-    end = follow(flow_time, tolerance=max(limit.energy_tolerance, 1e-3), relative_error=1e-11)
+    end = follow(flow_time, tolerance=max(limit.energy_tolerance, 1e-3))
     is_zero = (jnp.abs(problem.X @ long.params.W) < 1e-8) & run.neurons
     long_diverged = ~jnp.isfinite(long.loss)
     stopped = (truth.status != inclusion.Status.REACHED) | (end.status != inclusion.Status.REACHED)
