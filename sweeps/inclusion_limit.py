@@ -316,6 +316,8 @@ def _draw(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...], caption
         left.plot(ends, anchor * ends / ends[1], "k--", linewidth=1, label="slope 1")
         left.set_xscale("log")
         left.set_yscale("log")
+        left.set_xticks(step_sizes, [f"{step_size:g}" for step_size in step_sizes], fontsize="small")
+        left.minorticks_off()
         left.legend(fontsize="small")
     left.set_xlabel(r"step size $\eta$")
     left.set_ylabel(r"$\sup_{t \leq T} \|\theta(t) - \bar\theta^\eta(t)\|$ (median, 10 to 90 percent)")
