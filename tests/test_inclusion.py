@@ -170,7 +170,7 @@ def test_fixed_pattern_is_a_matrix_exponential():
     params, problem = drawn(5, 6, 8, 5, "hidden")
     X, Y, W, V = (np.asarray(a) for a in (*problem, *params))
     M = (X @ W > 0).astype(float)
-    K = (X @ X.T) * (M * V.T**2) @ M.T if False else (X @ X.T) * ((M * V[:, 0] ** 2) @ M.T)
+    K = (X @ X.T) * ((M * V[:, 0] ** 2) @ M.T)
     E = Y - np.maximum(X @ W, 0) @ V
     t = 0.02
     for solution in (
