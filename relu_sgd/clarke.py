@@ -11,14 +11,14 @@ units of rounding unless told otherwise.
 """
 
 import enum
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, ScalarLike
 
-from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, preactivations
+from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, matmul, preactivations
 from relu_sgd.problem import Problem
 from relu_sgd.zonotope import nearest_point
 
@@ -283,6 +283,8 @@ def subdifferential(
     Raises:
       ValueError: the shapes do not fit, an option is not allowed, or `max_kinks` is not in [1, N].
     """
+    if trained_layers not in get_args(TrainedLayers):
+        raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
     sides = kink_sides(params, problem, tolerance)
     V, (X, Y) = params.V, problem
     num_samples = sides.shape[0]
@@ -291,12 +293,10 @@ def subdifferential(
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
     scale = loss_scale(num_samples, Y.shape[1], normalization)
     H = hidden_layer(params, problem)
-    E = Y - jnp.matmul(H, V, precision=_HIGHEST)
-    C = jnp.matmul(E, V.T, precision=_HIGHEST)
-    fixed_W = -scale * jnp.matmul(X.T, jnp.where(sides > 0, C, 0), precision=_HIGHEST)
-    fixed_V = -scale * jnp.matmul(H.T, E, precision=_HIGHEST) if trained_layers == "both" else jnp.zeros_like(V)
-    if trained_layers not in ("hidden", "both"):
-        raise ValueError(f"trained_layers must be 'hidden' or 'both', got {trained_layers!r}")
+    E = Y - matmul(H, V)
+    C = matmul(E, V.T)
+    fixed_W = -scale * matmul(X.T, jnp.where(sides > 0, C, 0))
+    fixed_V = -scale * matmul(H.T, E) if trained_layers == "both" else jnp.zeros_like(V)
 
     at_kink = ((sides == 0) & (C != 0)).T  # d1 x N
     found, samples = jax.lax.top_k(at_kink.astype(jnp.int8), room)

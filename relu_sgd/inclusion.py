@@ -9,16 +9,18 @@ multiplier reaches 0 or 1, and crosses where both fields point the same way.
 Uniqueness. The velocity is unique, so the ambiguity of Filippov systems where surfaces meet does not arise. Solutions can
 still branch: where c_ij > 0 and both fields point away from the surface, staying, rising and falling are all solutions. The
 integrator stops there and says so (Status.BRANCHING), unless it is told to go on, falling. With both layers trained that
-happens in ordinary runs: when the sign of V_j changes while neuron j has sliding preactivations, they all begin to repel. Where Lemma A.4's set is larger than the Clarke subdifferential
-(`clarke.Subdifferential.is_exact`), the solutions computed are those of the larger set.
+happens in ordinary runs: when the sign of V_j changes while neuron j has sliding preactivations, they all begin to repel.
+Where Lemma A.4's set is larger than the Clarke subdifferential (`clarke.Subdifferential.is_exact`), the solutions computed are
+those of the larger set.
 
 A neuron whose weights W_j reach 0, all preactivations at once, rests there: slope 0 everywhere gives it velocity 0. That is a
 solution, and the only one unless some c_ij > 0, when it counts as branching too. It is common when V is fixed.
 
 The method. A step of length h is implicit in the activation and explicit in the error. With c from a half step, every
 preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from there
-slides, or crosses. All of a neuron's preactivations are coupled through X X^T; a Gauss-Seidel iteration solves them together. So a
-sliding preactivation is held at 0 and does not chatter. Inside a pattern of activations the step is the explicit midpoint
+slides, or crosses. All of a neuron's preactivations are coupled through X X^T and solved for together, by Gauss-Seidel sweeps
+with block solves in between; those with c_ij > 0 cannot slide, and are taken from the speed at the step's start. So a sliding
+preactivation is held at 0 and does not chatter. Inside a pattern of activations the step is the explicit midpoint
 rule, of second order; every event is located within its step to first order in h, which costs O(h^2). What is not claimed: the
 order of events of one neuron within one step is not resolved, and errors grow where solutions branch. `event_driven` locates
 every event, for small problems.
@@ -33,12 +35,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from relu_sgd.clarke import kink_sides
-from relu_sgd.network import Params, TrainedLayers, preactivations
+from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = ["Solution", "Status", "solve"]
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 _MAX_SWEEPS = 60
 _SWEEPS_BETWEEN = 6
 # How much of a neuron's whole speed its preactivations may gain on their own within a step.
@@ -130,14 +131,10 @@ class _State(NamedTuple):
     branched_at: Float[Array, ""]
 
 
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=_HIGHEST)
-
-
 def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) -> tuple[Array, Array]:
     """The average slope of one preactivation over a step of length h, and the side that it ends on.
 
-    Its speed is `speed` with slope 0 and speed + jump with slope 1; `jump` is c_ij ||x_i||^2.
+    Its speed is `speed` with slope 0 and speed + jump with slope 1; `jump` is c_ij ||x_i||^2, at most 0.
     """
     divide = lambda a, b: a / jnp.where(b == 0, 1, b)
     multiplier = jnp.clip(divide(speed, -jump), 0, 1)
@@ -156,10 +153,8 @@ def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) 
     below = jnp.where(stays, 0, (1 - reached) * jnp.where(slides, multiplier, 1))
     below_side = jnp.where(stays, -1, jnp.where(slides, 0, 1))
     # From 0: what rounding has left of Z is taken back.
-    held = jnp.where(jump < 0, jnp.clip(divide(speed + Z / h, -jump), 0, 1), jnp.where(speed > 0, 1, 0))
-    attracted = jnp.where(speed + jump > 0, 1, jnp.where(speed < 0, -1, 0))
-    unaffected = jnp.sign(speed) * (jump == 0)
-    held_side = jnp.where(jump < 0, attracted, jnp.where(jump > 0, jnp.where(speed > 0, 1, -1), unaffected))
+    held = jnp.clip(divide(speed + Z / h, -jump), 0, 1)
+    held_side = jnp.where(speed + jump > 0, 1, jnp.where(speed < 0, -1, 0))
     slope = jnp.where(side > 0, above, jnp.where(side < 0, below, held))
     new_side = jnp.where(side > 0, above_side, jnp.where(side < 0, below_side, held_side))
     return slope, new_side.astype(jnp.int8)
@@ -178,7 +173,7 @@ class _Integrator:
     def __init__(self, problem: Problem, trained_layers: TrainedLayers, max_kinks: int, smallest: Array) -> None:
         self.X, self.Y = problem
         self.both = trained_layers == "both"
-        self.gram = _matmul(self.X, self.X.T)
+        self.gram = matmul(self.X, self.X.T)
         self.max_kinks = max_kinks
         self.smallest = smallest  # A neuron that shrinks below this norm is put at rest.
 
@@ -255,13 +250,13 @@ class _Integrator:
         return slopes, change <= tolerance
 
     def velocity(self, params: Params, Z: Array, sides: Array, guess: Array) -> _Velocity:
-        """Theta' from the right at a point whose kinks are known."""
+        """The velocity theta' from the right, at a point whose kinks are known."""
         W, V = params
         hidden = jnp.where(sides > 0, jnp.maximum(Z, 0), 0)
-        errors = self.Y - _matmul(hidden, V)
-        C = _matmul(errors, V.T)
+        errors = self.Y - matmul(hidden, V)
+        C = matmul(errors, V.T)
         active = (sides > 0).astype(Z.dtype)
-        base = _matmul(self.X, _matmul(self.X.T, active * C))
+        base = matmul(self.X, matmul(self.X.T, active * C))
         resting = ~jnp.any(W != 0, axis=0)
         at_kink = (sides == 0) & (C != 0) & ~resting
         chosen, number = self._choose(at_kink)
@@ -274,9 +269,9 @@ class _Integrator:
         start = jnp.where(chosen < len(Z), guess[rows, neurons], 0)
         solved, _ = self._coupled(chosen, number, base[rows, neurons], C, start, jnp.zeros_like(start), relation)
         slopes = active.at[chosen, neurons].set(solved, mode="drop")
-        W_dot = _matmul(self.X.T, slopes * C)
-        V_dot = _matmul(hidden.T, errors) if self.both else jnp.zeros_like(V)
-        Z_dot = _matmul(self.X, W_dot)
+        W_dot = matmul(self.X.T, slopes * C)
+        V_dot = matmul(hidden.T, errors) if self.both else jnp.zeros_like(V)
+        Z_dot = matmul(self.X, W_dot)
         own = C * jnp.diag(self.gram)[:, None]
         speed = Z_dot - own * slopes
         # A preactivation at 0 leaves when its multiplier has met a bound and the field there points away, rounding apart.
@@ -301,9 +296,9 @@ class _Integrator:
         (W, V), now, sides = state.params, state.velocity, state.sides
         Z, Z_dot = now.Z, now.Z_dot
         # Half a step ahead.
-        errors_dot = -_matmul(now.slopes * Z_dot, V) - _matmul(now.hidden, now.params.V)
+        errors_dot = -matmul(now.slopes * Z_dot, V) - matmul(now.hidden, now.params.V)
         errors = now.errors + 0.5 * h * errors_dot
-        C = _matmul(errors, (V + 0.5 * h * now.params.V).T)
+        C = matmul(errors, (V + 0.5 * h * now.params.V).T)
 
         # The preactivations that are at 0 or may reach it.
         size = jnp.linalg.norm(self.X, axis=1)[:, None]
@@ -311,8 +306,8 @@ class _Integrator:
         resting = ~jnp.any(W != 0, axis=0)
         chosen, number = self._choose(((sides == 0) | (jnp.abs(Z) <= h * reach)) & (size > 0) & ~resting)
         rows, neurons = jnp.minimum(chosen, len(Z) - 1), jnp.arange(W.shape[1])
-        resting = (sides > 0).astype(Z.dtype).at[chosen, neurons].set(0, mode="drop")
-        base = _matmul(self.X, _matmul(self.X.T, resting * C))[rows, neurons]
+        unchosen = (sides > 0).astype(Z.dtype).at[chosen, neurons].set(0, mode="drop")  # Their slopes do not change.
+        base = matmul(self.X, matmul(self.X.T, unchosen * C))[rows, neurons]
         Z_chosen, sides_chosen = Z[rows, neurons], sides[rows, neurons]
 
         # Where c_ij > 0 there is no sliding, only crossing, and its time is taken from the speed at the start: what is left
@@ -332,13 +327,13 @@ class _Integrator:
 
         start = jnp.where(chosen < len(Z), now.slopes[rows, neurons], 0)
         solved, converged = self._coupled(chosen, number, base, C, start, -Z_chosen / h, relation)
-        slopes = resting.at[chosen, neurons].set(solved, mode="drop")
-        mean_W = _matmul(self.X.T, slopes * C)
+        slopes = unchosen.at[chosen, neurons].set(solved, mode="drop")
+        mean_W = matmul(self.X.T, slopes * C)
         new_W = W + h * mean_W
         arrives = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0)
         new_W = jnp.where(arrives, 0, new_W)
         jumps = (C * size**2)[rows, neurons]
-        new_Z = _matmul(self.X, new_W)
+        new_Z = matmul(self.X, new_W)
         speeds = ((new_Z - Z) / h)[rows, neurons] - solved * jumps
         ends = _averaged_slope(Z_chosen, sides_chosen, speeds, jumps, h)[1]
         ends = jnp.where(jumps > 0, jnp.where(new_Z[rows, neurons] > 0, 1, -1), ends).astype(sides.dtype)
@@ -349,22 +344,21 @@ class _Integrator:
         strays = (number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives & (size > 0))
 
         new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
-        mean_V = 0.5 * _matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
+        mean_V = 0.5 * matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
         params = Params(new_W, V + h * mean_V)
         velocity = self.velocity(params, new_Z, new_sides, slopes)
         # What was sliding and begins to repel within the step may have left already.
         held = (sides == 0) & (now.slopes > 0) & (now.slopes < 1)
-        began = held & (_matmul(now.errors, V.T) < 0) & (_matmul(velocity.errors, params.V.T) >= 0)
+        began = held & (matmul(now.errors, V.T) < 0) & (matmul(velocity.errors, params.V.T) >= 0)
         velocity = velocity._replace(branches=velocity.branches | jnp.any(began))
         dissipated = h * self._mean_square(now.params, Params(mean_W, mean_V), velocity.params)
         missed = jnp.abs(now.loss - velocity.loss - dissipated)
-        was, became = sides, new_sides
         counts = jnp.stack(
             [
-                jnp.sum(was * became < 0),
-                jnp.sum((was != 0) & (became == 0)),
-                jnp.sum((was == 0) & (became != 0)),
-                jnp.sum((was > 0) != (became > 0)),
+                jnp.sum(sides * new_sides < 0),
+                jnp.sum((sides != 0) & (new_sides == 0)),
+                jnp.sum((sides == 0) & (new_sides != 0)),
+                jnp.sum((sides > 0) != (new_sides > 0)),
             ]
         )
         new = state._replace(
@@ -455,7 +449,7 @@ def solve(
       ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step size is not
         positive, the tolerance is below eps, or an option is not allowed.
     """
-    times = jnp.atleast_1d(jnp.asarray(times, params.W.dtype)) if not isinstance(times, list) else jnp.asarray(times)
+    times = jnp.atleast_1d(jnp.asarray(times, params.W.dtype))
     _check_arguments(params, problem, times, step_size, tolerance, max_steps)
     if trained_layers not in get_args(TrainedLayers):
         raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
@@ -514,10 +508,9 @@ def solve(
         new = new._replace(time=jnp.where(count == 1, until, new.time))
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
-            again = strays
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, strays, h))
             new = new._replace(step_size=jnp.asarray(step_size, dtype))
-            return jax.tree.map(lambda a, b: jnp.where(again, a, b), retry, new)
+            return jax.tree.map(lambda a, b: jnp.where(strays, a, b), retry, new)
         budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
         ratio = budget / jnp.maximum(missed, jnp.finfo(dtype).tiny)
         factor = jnp.where(jnp.isfinite(missed), jnp.clip(0.9 * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
@@ -585,9 +578,7 @@ def _least_rate(now: _Velocity, params: Params, problem: Problem, trained_layers
     if trained_layers == "both":
         if d1 < num_samples:  # H has no full row rank.
             return jnp.zeros((), params.W.dtype)
-        return jnp.maximum(jnp.linalg.eigvalsh(_matmul(now.hidden, now.hidden.T))[0], 0)
+        return jnp.maximum(jnp.linalg.eigvalsh(matmul(now.hidden, now.hidden.T))[0], 0)
     if d0 * d1 < num_samples * d2:
         return jnp.zeros((), params.W.dtype)
-    factor = (now.slopes[:, None, :] * params.V.T).reshape(num_samples * d2, -1)
-    inputs = jnp.kron(_matmul(problem.X, problem.X.T), jnp.ones((d2, d2), params.W.dtype))
-    return jnp.maximum(jnp.linalg.eigvalsh(_matmul(factor, factor.T) * inputs)[0], 0)
+    return jnp.maximum(jnp.linalg.eigvalsh(hidden_jacobian_gram(now.slopes, params.V, problem.X))[0], 0)

@@ -19,10 +19,12 @@ __all__ = [
     "Params",
     "SampleLosses",
     "TrainedLayers",
+    "hidden_jacobian_gram",
     "hidden_layer",
     "jacobian_gram",
     "loss",
     "loss_scale",
+    "matmul",
     "normalize",
     "preactivations",
     "predict",
@@ -49,7 +51,8 @@ class Params(NamedTuple):
 SampleLosses: TypeAlias = Callable[..., Float[Array, " samples"]]
 
 
-def _matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array) -> Array:
+    """The product a b, in the highest precision that the backend has."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -75,7 +78,7 @@ def preactivations(params: Params, problem: Problem) -> Float[Array, "N d1"]:
       ValueError: the shapes of `params` and `problem` do not fit each other.
     """
     _check(params, problem)
-    return _matmul(problem.X, params.W)
+    return matmul(problem.X, params.W)
 
 
 def hidden_layer(
@@ -87,7 +90,7 @@ def hidden_layer(
 
 def predict(params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> Float[Array, "N d2"]:
     """Yhat = relu(X W) V; errors as for `preactivations` and `relu`."""
-    return _matmul(hidden_layer(params, problem, at_zero=at_zero), params.V)
+    return matmul(hidden_layer(params, problem, at_zero=at_zero), params.V)
 
 
 def loss_scale(num_samples: int, d2: int, normalization: Normalization) -> float:
@@ -143,9 +146,9 @@ def sample_losses(
             chosen = jnp.broadcast_to(chosen, (problem.X.shape[0], params.W.shape[1])).T
             chosen = chosen if samples is None else chosen[:, samples]
         # The barrier keeps XLA from folding the transpose into the products, which are faster without it.
-        Z = _matmul(jax.lax.optimization_barrier(params.W.T), x)
+        Z = matmul(jax.lax.optimization_barrier(params.W.T), x)
         hidden = relu(Z, chosen) if slopes is None else relu_with_slopes(Z, jnp.asarray(chosen, Z.dtype))
-        return 0.5 * jnp.sum((y - _matmul(params.V.T, hidden)) ** 2, axis=0)
+        return 0.5 * jnp.sum((y - matmul(params.V.T, hidden)) ** 2, axis=0)
 
     return losses
 
@@ -163,6 +166,16 @@ def loss(
       ValueError: the shapes do not fit, or `normalization` or `at_zero` is not allowed.
     """
     return normalize(sample_losses(problem, at_zero=at_zero)(params), problem.Y.shape[1], normalization)
+
+
+def hidden_jacobian_gram(
+    slopes: Float[Array, "N d1"], V: Float[Array, "d1 d2"], X: Float[Array, "N d0"]
+) -> Float[Array, "rows rows"]:
+    """J J^T for the Jacobian J of Yhat with respect to W, from the slopes of relu; rows as for `jacobian_gram`."""
+    num_samples, d2 = slopes.shape[0], V.shape[1]
+    # Row (i, a) of the factor is M_i: times V_:a, so that its Gram matrix is the sum over neurons.
+    factor = (slopes[:, None, :] * V.T).reshape(num_samples * d2, -1)
+    return matmul(factor, factor.T) * jnp.kron(matmul(X, X.T), jnp.ones((d2, d2), slopes.dtype))
 
 
 def jacobian_gram(
@@ -194,11 +207,9 @@ def jacobian_gram(
     if trained_layers not in get_args(TrainedLayers):
         raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
     Z = preactivations(params, problem)
-    num_samples, d2 = problem.Y.shape
+    d2 = problem.Y.shape[1]
     hidden, slopes = jax.jvp(lambda z: relu(z, at_zero), (Z,), (jnp.ones_like(Z),))
-    # Row (i, a) of the factor is M_i: times V_:a, so that its Gram matrix is the sum over neurons above.
-    factor = (slopes[:, None, :] * params.V.T).reshape(num_samples * d2, -1)
-    gram = _matmul(factor, factor.T) * jnp.kron(_matmul(problem.X, problem.X.T), jnp.ones((d2, d2), Z.dtype))
+    gram = hidden_jacobian_gram(slopes, params.V, problem.X)
     if trained_layers == "both":
-        gram = gram + jnp.kron(_matmul(hidden, hidden.T), jnp.eye(d2, dtype=Z.dtype))
+        gram = gram + jnp.kron(matmul(hidden, hidden.T), jnp.eye(d2, dtype=Z.dtype))
     return gram
