@@ -6,7 +6,6 @@ a cell share), then with the number of the stream below.
 """
 
 import functools
-import math
 import time
 from typing import Any, NamedTuple
 
@@ -18,10 +17,11 @@ from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from relu_sgd import Descent, Params, Problem, inclusion, initialization, measurements, problem, selections
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
-from relu_sgd.network import TrainedLayers, predict
+from relu_sgd.network import TrainedLayers
+from relu_sgd.network import loss as loss_of
 from sweeps.engine import Timings, Work, run_on_devices
 from sweeps.plan import Tile
-from sweeps.protocol import Protocol
+from sweeps.protocol import Protocol, relative_tolerance
 
 __all__ = [
     "METRICS",
@@ -232,9 +232,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
 
     It goes on past branching kinks, and stops at the first network that meets the criterion.
     """
-    tolerance = protocol.tolerance
-    if protocol.criterion != "relative_error":
-        tolerance = math.sqrt(tolerance * math.sqrt(protocol.num_samples))  # For labels +-1.
+    tolerance = relative_tolerance(protocol.criterion, protocol.tolerance, protocol.num_samples)
 
     def follow(run: Run) -> End:
         found = inclusion.solve(
@@ -251,7 +249,6 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
         loss, diverged = found.loss[0], found.status == inclusion.Status.DIVERGED
         meets = jnp.sqrt(2 * loss) < tolerance * jnp.linalg.norm(run.problem.Y)
         status = jnp.where(meets, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.STEP_LIMIT))
-        start = 0.5 * jnp.sum((run.problem.Y - predict(run.params, run.problem)) ** 2)
         return End(
             params=jax.tree.map(lambda leaf: leaf[0], found.params),
             status=status.astype(jnp.int8),
@@ -263,7 +260,9 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
                 "flow_time": found.times[0],
                 "sliding": jnp.where(diverged, -1, jnp.sum(found.sliding[0] & run.neurons, dtype=jnp.int32)),
                 "resting": found.resting[0],
-                "energy_residual": jnp.where(diverged, jnp.inf, jnp.abs(found.energy_residual[0]) / start),
+                "energy_residual": jnp.where(
+                    diverged, jnp.inf, jnp.abs(found.energy_residual[0]) / loss_of(run.params, run.problem)
+                ),
                 "branched_at": found.branched_at,
                 "out_of_kinks": (found.status == inclusion.Status.KINK_LIMIT).astype(jnp.int32),
             },

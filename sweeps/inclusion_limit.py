@@ -24,7 +24,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from scipy import stats
 
-from relu_sgd import descend, inclusion, measurements
+from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps import experiment, figures, launch
 from sweeps.engine import Timings, Work, run_on_devices
@@ -161,7 +161,6 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
     """One run: the distances, and the zeros against the sliding set; see `_METRICS`."""
     params, problem = run.params, run.problem
     num_samples = problem.X.shape[0]
-    initial = 0.5 * jnp.sum((problem.Y - jnp.maximum(problem.X @ params.W, 0) @ params.V) ** 2)
     times = jnp.arange(1, limit.num_records + 1) * (limit.horizon / limit.num_records)
     follow = functools.partial(
         inclusion.solve, params, problem, trained_layers=trained_layers, stop_at_branching=False, max_steps=10**7
@@ -210,7 +209,7 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
         "resting": end.resting[0],
         "long_relative_error": jnp.where(long_diverged, jnp.inf, measurements.relative_error(long.params, problem)),
         "inclusion_relative_error": jnp.sqrt(2 * end.loss[0]) / label_norm,
-        "energy_residual": jnp.abs(truth.energy_residual[-1]) / initial,
+        "energy_residual": jnp.abs(truth.energy_residual[-1]) / loss(params, problem),
         "branched_at": jnp.minimum(truth.branched_at, end.branched_at),
         "status": jnp.where(diverged | long_diverged, 3, jnp.where(stopped, 2, 1)).astype(jnp.int8),
     }

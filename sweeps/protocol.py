@@ -25,6 +25,7 @@ __all__ = [
     "for_layers",
     "for_setup",
     "layers_of",
+    "relative_tolerance",
     "relative_tolerances",
     "science",
     "setups",
@@ -274,17 +275,19 @@ def for_setup(protocol: Protocol, setup: str) -> Protocol:
     return dataclasses.replace(protocol, relu_at_zero=slope)
 
 
-def relative_tolerances(num_samples: int) -> dict[str, float]:
-    """Every preset's criterion as a bound on the relative error, for N samples with labels +-1.
+def relative_tolerance(criterion: str, tolerance: float, num_samples: int) -> float:
+    """A criterion as a bound on the relative error, for N samples with labels +-1.
 
     "scaled_mean_squared_error" bounds MSE / sqrt(N), with MSE = ||Y - Yhat||^2 / (N d2) and ||Y||^2 = N d2, so the relative
     error is below sqrt(tolerance sqrt(N)): 0.188 at N = 200.
     """
+    return tolerance if criterion == "relative_error" else math.sqrt(tolerance * math.sqrt(num_samples))
+
+
+def relative_tolerances(num_samples: int) -> dict[str, float]:
+    """Every preset's criterion as a bound on the relative error: see `relative_tolerance`."""
     return {
-        name: preset.tolerance
-        if preset.criterion == "relative_error"
-        else math.sqrt(preset.tolerance * math.sqrt(num_samples))
-        for name, preset in PRESETS.items()
+        name: relative_tolerance(preset.criterion, preset.tolerance, num_samples) for name, preset in PRESETS.items()
     }
 
 
