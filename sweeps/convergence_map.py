@@ -16,7 +16,7 @@ from sweeps import engine, experiment, launch, protocol_settings
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
-from sweeps.protocol import Protocol, for_setup, layers_of, science, setups
+from sweeps.protocol import Protocol, for_setup, parts_of, science, setups
 from sweeps.protocol_settings import Settings, flagfile
 from sweeps.report import report
 
@@ -36,7 +36,7 @@ def run_tile(
     """
     result = experiment.train_tile(
         for_setup(protocol, tile.setup),
-        layers_of(tile.setup),
+        parts_of(tile.setup)[0],
         tile,
         lanes=lanes or engine.default_lanes(jax.default_backend(), tile.padded[0] * tile.padded[1]),
         steps_per_chunk=steps_per_chunk,

@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
+from sweeps.protocol import parts_of
+
 __all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save"]
 
 FORMATS = ("png", "pdf", "svg")
@@ -23,7 +25,7 @@ CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diver
 
 def setup_title(setup: str) -> str:
     """The name of a set-up as a title."""
-    layers, _, slope = setup.partition("_relu_at_zero_")
+    layers, slope = parts_of(setup)
     title = SETUP_TITLES[layers]
     if not slope:
         return title

@@ -22,7 +22,6 @@ import pandas
 import xarray as xr
 from absl import flags
 from matplotlib.figure import Figure
-from scipy import stats
 
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
@@ -30,8 +29,9 @@ from sweeps import experiment, figures, launch
 from sweeps.engine import Timings, Work, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
-from sweeps.protocol import PRESETS, Protocol, for_layers
-from sweeps.settings import Execution, UsageError, number, parse, parse_sizes, read_execution, several, whole
+from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
+from sweeps.settings import Execution, UsageError, choice, number, parse, parse_sizes, read_execution, several, whole
+from sweeps.statistics import mean_interval
 from sweeps.store import Store, StoreError
 
 __all__ = ["LAUNCHER", "Limit", "fitted_rate", "read", "run", "summarize"]
@@ -95,14 +95,6 @@ def _define() -> None:
         flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.")
 
 
-def _layers(text: str) -> TrainedLayers:
-    if text == "hidden":
-        return "hidden"
-    if text == "both":
-        return "both"
-    raise ValueError(f"{text!r} is not one of hidden, both")
-
-
 def steps_per_record(limit: Limit, num_samples: int, step_size: float) -> int:
     """How many steps lie between two records.
 
@@ -127,7 +119,7 @@ def read(values: flags.FlagValues) -> tuple[Limit, Execution]:
     """
     execution = read_execution(values)
     found = {name: parse(name, spec[0], str(values[name].value)) for name, spec in _FLAGS.items()}
-    layers = parse("trained_layers", several(_layers), values.trained_layers)
+    layers = parse("trained_layers", several(choice("trained_layers")), values.trained_layers)
     limit = Limit(trained_layers=layers, **found)
     if odd := [size for size in limit.num_samples if size % 2]:
         raise UsageError(f"--num_samples: {odd[0]} is odd, and balanced labels need an even number")
@@ -221,8 +213,8 @@ def _setup(layers: str, num_samples: int) -> str:
 
 def run_tile(limit: Limit, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
     """All runs of a tile, one after another on every device."""
-    layers, _, size = tile.setup.partition("_N")
-    trained_layers = _layers(layers)
+    name, _, size = tile.setup.partition("_N")
+    trained_layers, _ = parts_of(name)
     begun = time.perf_counter()
     runs = experiment.draw_tile(for_layers(_protocol(limit, int(size)), trained_layers), tile)
     drawing = time.perf_counter() - begun
@@ -245,16 +237,6 @@ def fitted_rate(step_sizes: np.ndarray, distances: np.ndarray) -> float:
     return float(np.polyfit(np.log(step_sizes), np.log(distances), 1)[0])
 
 
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 percent interval (Student's) of the values that are finite; NaN where there are too few."""
-    values = values[np.isfinite(values)]
-    mean = float(values.mean()) if len(values) else float("nan")
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
-
-
 def summarize(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...]) -> pandas.DataFrame:
     """A row per set-up and cell: the fitted rate with its interval over the seeds, and zeros beside sliding."""
     rows = []
@@ -267,7 +249,7 @@ def summarize(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...]) -> 
                 rates = np.array([fitted_rate(np.array(step_sizes), row) for row in distances[i, j][done]])
                 cell = {name: data[name].values[i, j][done].astype(float) for name in _METRICS}
                 finite = cell["zeros"] >= 0
-                mean, low, high = _interval(rates)
+                mean, low, high = mean_interval(rates)
                 rows.append(
                     {
                         "trained_layers": layers,
@@ -358,7 +340,7 @@ def report(store: Store, out: Any) -> None:
         )
     )
     zeros, sliding, both = (table[name].sum() for name in ("zeros", "sliding", "zeros_that_slide"))
-    mean, low, high = _interval(table["rate"].to_numpy())
+    mean, low, high = mean_interval(table["rate"].to_numpy())
     print(f"\nfitted rate over the cells: {mean:.2f} (95 percent interval {low:.2f} to {high:.2f})")
     print(
         f"of the numerical zeros of descent, {both / zeros if zeros else float('nan'):.1%} slide in the inclusion; of what "

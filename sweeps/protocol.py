@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from relu_sgd.descent import Stop
 from relu_sgd.network import Normalization, TrainedLayers
@@ -24,7 +24,7 @@ __all__ = [
     "fingerprint",
     "for_layers",
     "for_setup",
-    "layers_of",
+    "parts_of",
     "relative_tolerance",
     "relative_tolerances",
     "science",
@@ -248,6 +248,9 @@ def for_layers(protocol: Protocol, trained_layers: str) -> Protocol:
     )
 
 
+_SLOPE = "_relu_at_zero_"
+
+
 def setups(protocol: Protocol, trained_layers: tuple[TrainedLayers, ...]) -> tuple[str, ...]:
     """The names of a sweep's set-ups: the trained layers and, when several are asked for, the slope of relu at 0."""
     if not isinstance(protocol.relu_at_zero, tuple):
@@ -255,23 +258,25 @@ def setups(protocol: Protocol, trained_layers: tuple[TrainedLayers, ...]) -> tup
     return tuple(f"{layers}{_SLOPE}{slope}" for layers in trained_layers for slope in protocol.relu_at_zero)
 
 
-_SLOPE = "_relu_at_zero_"
+def parts_of(setup: str) -> tuple[TrainedLayers, str]:
+    """The trained layers of a set-up and its slope of relu at 0, "" where its name holds none.
 
-
-def layers_of(setup: str) -> TrainedLayers:
-    """The trained layers of a set-up, from its name."""
-    layers = setup.partition(_SLOPE)[0]
-    if layers not in ("hidden", "both"):
+    Raises:
+      ValueError: there are no such layers.
+    """
+    layers, _, slope = setup.partition(_SLOPE)
+    if layers not in get_args(TrainedLayers):
         raise ValueError(f"unknown set-up {setup!r}")
-    return cast(TrainedLayers, layers)
+    return cast(TrainedLayers, layers), slope
 
 
 def for_setup(protocol: Protocol, setup: str) -> Protocol:
     """The protocol of one set-up, with a single value for everything."""
-    protocol = for_layers(protocol, layers_of(setup))
+    layers, text = parts_of(setup)
+    protocol = for_layers(protocol, layers)
     if not isinstance(protocol.relu_at_zero, tuple):
         return protocol
-    slope = next(slope for slope in protocol.relu_at_zero if setup.endswith(f"{_SLOPE}{slope}"))
+    slope = next(slope for slope in protocol.relu_at_zero if str(slope) == text)
     return dataclasses.replace(protocol, relu_at_zero=slope)
 
 

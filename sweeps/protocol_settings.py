@@ -8,7 +8,7 @@ from absl import flags
 
 from relu_sgd.network import TrainedLayers
 from sweeps.protocol import CHOICES, DESCENT_ONLY, PRESETS, SELECTIONS, PerLayers, Protocol
-from sweeps.settings import Execution, UsageError, number, parse, parse_sizes, read_execution, several, whole
+from sweeps.settings import Execution, UsageError, choice, number, parse, parse_sizes, read_execution, several, whole
 
 __all__ = ["Settings", "flagfile", "read"]
 
@@ -26,15 +26,6 @@ class Settings:
     protocol: Protocol
     trained_layers: tuple[TrainedLayers, ...]
     execution: Execution
-
-
-def _choice(field: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in CHOICES[field]:
-            raise ValueError(f"{text!r} is not one of {', '.join(CHOICES[field])}")
-        return text
-
-    return parse
 
 
 def _meanings(field: str) -> str:
@@ -60,35 +51,35 @@ _PROTOCOL_FLAGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "d1": (parse_sizes, "widths of the hidden layer: start:stop:step with both ends in, or a comma list"),
     "num_seeds": (whole(1), "runs per (d0, d1) cell"),
     "base_seed": (whole(0, 2**32 - 1), "random seed of the whole sweep"),
-    "data_law": (_choice("data_law"), _meanings("data_law")),
-    "data_radius": (_choice("data_radius"), _meanings("data_radius")),
-    "data_sharing": (_choice("data_sharing"), _meanings("data_sharing")),
-    "label_law": (_choice("label_law"), _meanings("label_law")),
-    "hidden_law": (_choice("hidden_law"), _meanings("hidden_law")),
+    "data_law": (choice("data_law"), _meanings("data_law")),
+    "data_radius": (choice("data_radius"), _meanings("data_radius")),
+    "data_sharing": (choice("data_sharing"), _meanings("data_sharing")),
+    "label_law": (choice("label_law"), _meanings("label_law")),
+    "hidden_law": (choice("hidden_law"), _meanings("hidden_law")),
     "hidden_standard_deviation": (number(0, low_in=False), "standard deviation of the entries of W0"),
-    "output_law": (_choice("output_law"), f"law of V0, {_PER_LAYERS}; {_meanings('output_law')}"),
+    "output_law": (choice("output_law"), f"law of V0, {_PER_LAYERS}; {_meanings('output_law')}"),
     "learning_rate": (number(0, low_in=False), f"step size on the objective, {_PER_LAYERS}"),
     "momentum": (number(0, 1, high_in=False), "v <- momentum v + gradient; 0 for none"),
-    "normalization": (_choice("normalization"), f"the objective; {_meanings('normalization')}"),
+    "normalization": (choice("normalization"), f"the objective; {_meanings('normalization')}"),
     "batch_size": (whole(0), "samples per step, drawn without replacement; 0 for all of them"),
     "relu_at_zero": (
         _slopes,
         "slope of relu at 0: a number in [0, 1] at exact zeros; random, drawn anew in [0, 1] at every step; minimum_norm, the "
         "Clarke set's least element, zeros up to rounding; a comma list runs a set-up for each",
     ),
-    "criterion": (_choice("criterion"), f"what counts as success; {_meanings('criterion')}"),
+    "criterion": (choice("criterion"), f"what counts as success; {_meanings('criterion')}"),
     "tolerance": (number(0, low_in=False), "tolerance of the criterion, dimensionless"),
-    "stop": (_choice("stop"), _meanings("stop")),
+    "stop": (choice("stop"), _meanings("stop")),
     "num_steps": (whole(1), "largest number of steps"),
     "zero_threshold": (number(0), "preactivations below it in absolute value count as numerical zeros"),
     "zero_multiple": (number(0), "preactivations below so many eps ||x_i|| ||w_j|| count as zeros to rounding"),
-    "dynamics": (_choice("dynamics"), _meanings("dynamics")),
+    "dynamics": (choice("dynamics"), _meanings("dynamics")),
     "flow_time": (number(0, low_in=False), "with --dynamics=inclusion: how long the flow of L is followed at most"),
     "energy_tolerance": (
         number(1e-12, 1),
         "with --dynamics=inclusion: share of the energy that a step may fail to account for, see relu_sgd.inclusion.solve",
     ),
-    "precision": (_choice("precision"), "floating-point type of everything: float32 or float64"),
+    "precision": (choice("precision"), "floating-point type of everything: float32 or float64"),
 }
 
 
@@ -113,13 +104,6 @@ flags.DEFINE_enum(
 flags.DEFINE_string("trained_layers", "hidden,both", f"Set-ups, a comma list. {_meanings('trained_layers')}.")
 for _name, (_, _help) in _PROTOCOL_FLAGS.items():
     flags.DEFINE_string(_name, None, f"{_help[0].upper()}{_help[1:]}. (preset: {_defaults(_name)})")
-
-
-def _trained_layers(text: str) -> tuple[TrainedLayers, ...]:
-    layers = tuple(parse("trained_layers", _choice("trained_layers"), part) for part in text.split(","))
-    if len(set(layers)) != len(layers):
-        raise UsageError(f"--trained_layers: {text!r} repeats a set-up")
-    return layers
 
 
 def _per_layers(
@@ -169,7 +153,7 @@ def read(values: flags.FlagValues) -> Settings:
             raise UsageError(
                 f"--{extra[0]}: contradicts --figures_only, which takes everything from the results in --out"
             )
-    layers = _trained_layers(values.trained_layers)
+    layers = parse("trained_layers", several(choice("trained_layers")), values.trained_layers)
     preset = PRESETS[values.protocol]
     overrides: dict[str, Any] = {}
     for name in given:

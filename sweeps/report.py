@@ -9,7 +9,7 @@ import pandas
 import xarray as xr
 
 from sweeps import figures, statistics
-from sweeps.protocol import CHOICES, PRESETS, PerLayers
+from sweeps.protocol import CHOICES, PRESETS, PerLayers, parts_of
 from sweeps.settings import UsageError
 from sweeps.store import Store, StoreError
 
@@ -118,12 +118,15 @@ def report(store: Store, out: Path, interval: str) -> None:
         }
         for name, figure in drawn.items():
             figures.save(figure, out / "figures", name, store.attributes["configuration"])
-        frames = [
-            summary.to_dataframe(dim_order=["d0", "d1"]).reset_index().assign(trained_layers=setup)
-            for setup, summary in summaries.items()
-        ]
+        frames = []
+        for setup, summary in summaries.items():
+            frame = summary.to_dataframe(dim_order=["d0", "d1"]).reset_index()
+            layers, slope = parts_of(setup)
+            if slope:
+                frame.insert(0, "relu_at_zero", slope)
+            frame.insert(0, "trained_layers", layers)
+            frames.append(frame)
         table = pandas.concat(frames, ignore_index=True)
-        table.insert(0, "trained_layers", table.pop("trained_layers"))
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
     except (StoreError, KeyError, TypeError) as error:
         raise UsageError(f"--out: {error}") from error

@@ -9,12 +9,14 @@ from typing import Any
 
 from absl import flags
 
+from sweeps.protocol import CHOICES
 from sweeps.statistics import INTERVALS
 
 __all__ = [
     "EXECUTION_FLAGS",
     "Execution",
     "UsageError",
+    "choice",
     "number",
     "parse",
     "parse_sizes",
@@ -121,6 +123,17 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
         return value
 
     return parse_whole
+
+
+def choice(field: str) -> Callable[[str], str]:
+    """A parser of the allowed values of a protocol's field, see `protocol.CHOICES`."""
+
+    def parse_choice(text: str) -> str:
+        if text not in CHOICES[field]:
+            raise ValueError(f"{text!r} is not one of {', '.join(CHOICES[field])}")
+        return text
+
+    return parse_choice
 
 
 _DEFAULT_CACHE = "~/.cache/relu_sgd/compiled"

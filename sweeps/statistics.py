@@ -9,7 +9,7 @@ from scipy import stats
 from relu_sgd.descent import Status
 from sweeps.protocol import relative_tolerances
 
-__all__ = ["INTERVALS", "interval", "summarize"]
+__all__ = ["INTERVALS", "interval", "mean_interval", "summarize"]
 
 INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
 
@@ -32,6 +32,24 @@ def interval(successes: int, runs: int, method: str = "wilson", level: float = 0
     """
     found = stats.binomtest(successes, runs).proportion_ci(confidence_level=level, method=method)
     return float(found.low), float(found.high)
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean of the values that are finite, and Student's confidence interval for it: NaN where there are too few.
+
+    Args:
+      values: any number of them.
+      level: the interval's coverage, for normal values.
+
+    Returns:
+      (mean, low, high).
+    """
+    values = values[np.isfinite(values)]
+    mean = float(values.mean()) if len(values) else float("nan")
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
 
 
 def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:

@@ -5,11 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.linalg import expm
 from scipy.optimize import brentq
 
-from relu_sgd import Params, Problem, event_driven, inclusion
+from relu_sgd import Params, Problem, descend, event_driven, inclusion
 from relu_sgd.clarke import subdifferential
 from relu_sgd.inclusion import Status
 from relu_sgd.initialization import balanced_sign_output, lecun_output, normal_hidden
@@ -152,10 +153,6 @@ def test_the_neuron_on_the_line(t):
 
 
 def test_descent_chatters_where_the_inclusion_rests():
-    import optax
-
-    from relu_sgd import descend
-
     rate = 0.05
     run = descend(
         LINE_START, LINE, num_steps=200, trained_layers="hidden", optimizer=optax.sgd(rate), measure=lambda p: p.W[0, 0]

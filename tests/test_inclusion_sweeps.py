@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from absl.testing import flagsaver
 
-from sweeps import convergence_map, figures, inclusion_limit, launch
+from sweeps import convergence_map, figures, launch
 from sweeps.inclusion_limit import Limit, fitted_rate, steps_per_record
 from sweeps.settings import UsageError
 
@@ -156,11 +156,5 @@ def test_map_over_the_slope_at_zero(in_process, tmp_path):
     for other in found[1:]:  # Generic data meet no exact zero in so few steps.
         np.testing.assert_allclose(other["relative_error"], found[0]["relative_error"], rtol=1e-8)
     table = pandas.read_csv(out / "summary.csv")
-    assert sorted(set(table["trained_layers"])) == sorted(names)
-
-
-def test_interval_of_too_few_values():
-    mean, low, high = inclusion_limit._interval(np.array([1.0, np.nan]))
-    assert mean == 1
-    assert np.isnan(low)
-    assert np.isnan(high)
+    assert set(table["trained_layers"]) == {"hidden"}
+    assert [f"hidden_relu_at_zero_{slope}" for slope in dict.fromkeys(table["relu_at_zero"])] == names

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps import convergence_map, launch, protocol_settings, settings
-from sweeps.protocol import PRESETS, PerLayers, for_setup, layers_of, setups
+from sweeps.protocol import PRESETS, PerLayers, for_setup, parts_of, setups
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_slopes_at_zero():
     assert len(set(names)) == 10
     values = [for_setup(found.protocol, name).relu_at_zero for name in names]
     assert values == 2 * [0.0, 0.5, 1.0, "random", "minimum_norm"]
-    assert [layers_of(name) for name in names] == 5 * ["hidden"] + 5 * ["both"]
+    assert [parts_of(name)[0] for name in names] == 5 * ["hidden"] + 5 * ["both"]
 
 
 def test_no_value_is_without_a_test():

@@ -101,3 +101,13 @@ def test_summary(method):
     assert np.isnan(summary["probability_low"][1])
     parts = summary["converged"] + summary["step_limit"] + summary["dead"] + summary["diverged"]
     np.testing.assert_array_equal(parts, summary["runs"])
+
+
+def test_interval_of_a_mean():
+    values = np.array([1.0, 2.0, 4.0, np.nan, np.inf])
+    expected = stats.ttest_1samp(values[:3], 0).confidence_interval()
+    np.testing.assert_allclose(statistics.mean_interval(values), (7 / 3, expected.low, expected.high))
+    mean, low, high = statistics.mean_interval(np.array([1.0, np.nan]))
+    assert mean == 1
+    assert np.isnan(low)
+    assert np.isnan(high)
