@@ -31,6 +31,6 @@ def test_flags_exist():
         "block",
     }
     known |= {"interval", "figures_only", "compilation_cache", "flagfile", "help"}
-    known |= {"seconds", "rounds", "inclusion", "sizes"}  # Of scripts/benchmark.
+    known |= {"seconds", "rounds", "inclusion", "sizes", "tolerances"}  # Of scripts/benchmark.
     known |= {"num_seeds", "step_sizes", "long_steps"}  # Of sweeps.inclusion_limit.
     assert set(re.findall(r"--(\w+)", README)) <= known
