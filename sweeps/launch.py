@@ -51,18 +51,22 @@ class Sweep:
       precision: "float32" or "float64".
       metrics: what is kept of a run.
       run_tile: trains a tile.
+      axes: what d0 and d1 are called in the store.
+      cost: of a tile, roughly; the longest go first.
     """
 
     protocol_name: str
     flags: str
     science: dict[str, Any]
     setups: tuple[str, ...]
-    d0: tuple[int, ...]
-    d1: tuple[int, ...]
+    d0: tuple[float, ...]
+    d1: tuple[float, ...]
     num_seeds: int
     precision: str
     metrics: Metrics
     run_tile: RunTile
+    axes: tuple[str, str] = ("d0", "d1")
+    cost: Callable[[Tile], float] = plan.cost
 
 
 def configure_jax(precision: str, compilation_cache: str) -> None:
@@ -194,8 +198,9 @@ def _open_store(sweep: Sweep, execution: Execution) -> Store:
                 "setups": list(sweep.setups),
                 "block": list(block),
             }
-            sizes = {"d0": sweep.d0, "d1": sweep.d1, "seed": range(sweep.num_seeds)}
-            chunk = {"d0": block[0], "d1": block[1], "seed": sweep.num_seeds}
+            rows, columns = sweep.axes
+            sizes = {rows: sweep.d0, columns: sweep.d1, "seed": range(sweep.num_seeds)}
+            chunk = {rows: block[0], columns: block[1], "seed": sweep.num_seeds}
             with suppress(FileExistsError):  # Another shard was quicker.
                 Store.create(path, sweep.setups, sizes, chunk, sweep.metrics, attributes)
         store = Store.open(path)
@@ -265,7 +270,7 @@ def train(sweep: Sweep, execution: Execution) -> Store:
         _write(out / "run.flagfile", f"{sweep.flags}--block={block[0]}x{block[1]}\n")
         tiles = plan.cut(sweep.setups, sweep.d0, sweep.d1, sweep.num_seeds, block)
         pending = {setup: store.pending(setup) for setup in sweep.setups}
-        mine = plan.share(tiles, execution.shard_index, execution.shard_count)
+        mine = plan.share(tiles, execution.shard_index, execution.shard_count, sweep.cost)
         todo = [tile for tile in mine if pending[tile.setup][tile.slices].any()]
         session = _describe(store, execution, num_processes)
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
@@ -286,7 +291,7 @@ def _run_tiles(
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, sweep.precision, execution.compilation_cache)
     begun = time.monotonic()
-    progress = Progress(mine, [tile for tile in mine if tile not in set(todo)])
+    progress = Progress(mine, [tile for tile in mine if tile not in set(todo)], sweep.cost)
     done = 0
     try:
         with Stopping() as stopping:
@@ -375,6 +380,9 @@ def main(launcher: Launcher) -> None:
     # once, before its first program; what the user has set stays.
     if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    # Workers, which read this when they load NumPy, are pinned to a core each: threads of BLAS would fight for it.
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     logging.use_absl_handler()
     # Our own progress, and from everybody else only what is worth a warning.
     standard_logging.getLogger().setLevel(standard_logging.WARNING)

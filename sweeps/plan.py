@@ -6,7 +6,7 @@ is written, and what resume skips.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +19,14 @@ class Tile(NamedTuple):
 
     Attributes:
       setup: the name of the set-up.
-      d0, d1: the sizes in the block, increasing.
+      d0, d1: the sizes in the block, increasing. A sweep over other axes (`Sweep.axes`) has their values here.
       d0_index, d1_index: where the block starts in the grid.
       num_seeds: runs per cell.
     """
 
     setup: str
-    d0: tuple[int, ...]
-    d1: tuple[int, ...]
+    d0: tuple[float, ...]
+    d1: tuple[float, ...]
     d0_index: int
     d1_index: int
     num_seeds: int
@@ -48,8 +48,8 @@ class Tile(NamedTuple):
         Beyond 4 inputs d0 is rounded up to a multiple of 8: products whose inner size fills the vector registers are
         faster on a CPU, so that more padding can cost less time.
         """
-        d0 = max(self.d0)
-        return (d0 if d0 <= 4 else -(-d0 // 8) * 8), max(self.d1)
+        d0 = int(max(self.d0))
+        return (d0 if d0 <= 4 else -(-d0 // 8) * 8), int(max(self.d1))
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
@@ -67,19 +67,19 @@ class Tile(NamedTuple):
         return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
 
 
-def default_block(d0: Sequence[int], d1: Sequence[int]) -> tuple[int, int]:
+def default_block(d0: Sequence[float], d1: Sequence[float]) -> tuple[int, int]:
     """Cells of a tile: as many as span 8 inputs and 6 neurons, so that padding costs little and few programs are compiled."""
 
-    def step(sizes: Sequence[int]) -> int:
+    def step(sizes: Sequence[float]) -> float:
         return min((b - a for a, b in itertools.pairwise(sizes)), default=1)
 
-    return max(1, 8 // step(d0)), max(1, round(6 / step(d1)))
+    return max(1, int(8 // step(d0))), max(1, round(6 / step(d1)))
 
 
 def cut(
     setups: Sequence[str],
-    d0: Sequence[int],
-    d1: Sequence[int],
+    d0: Sequence[float],
+    d1: Sequence[float],
     num_seeds: int,
     block: tuple[int, int],
 ) -> list[Tile]:
@@ -101,6 +101,8 @@ def cost(tile: Tile) -> float:
     return tile.num_runs * ((padded_d0 + 20) * padded_d1 + 200)
 
 
-def share(tiles: Sequence[Tile], shard_index: int, shard_count: int) -> list[Tile]:
+def share(
+    tiles: Sequence[Tile], shard_index: int, shard_count: int, cost: Callable[[Tile], float] = cost
+) -> list[Tile]:
     """The tiles of one shard, longest first: every shard_count-th of them in the order of their cost."""
     return sorted(tiles, key=cost, reverse=True)[shard_index::shard_count]

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import logging
 from tqdm import tqdm
@@ -18,11 +18,12 @@ __all__ = ["Progress", "Stopping", "duration"]
 class Progress:
     """A bar on a terminal, lines in a log otherwise. What advances is the estimated cost of the tiles."""
 
-    def __init__(self, tiles: Sequence[Tile], done: Sequence[Tile]) -> None:
+    def __init__(self, tiles: Sequence[Tile], done: Sequence[Tile], cost: Callable[[Tile], float] = plan.cost) -> None:
+        self._cost_of = cost
         self._tiles, self._done, self._runs = len(tiles), len(done), 0
         self._begun = self._logged = time.monotonic()
-        self._first = sum(map(plan.cost, done))
-        total = sum(map(plan.cost, tiles))
+        self._first = sum(map(cost, done))
+        total = sum(map(cost, tiles))
         self._bar = tqdm(
             total=total,
             initial=self._first,
@@ -43,9 +44,9 @@ class Progress:
         """One more tile is done."""
         self._done += 1
         self._runs += tile.num_runs
-        self._cost += plan.cost(tile)
+        self._cost += self._cost_of(tile)
         text = self._say()
-        self._bar.update(plan.cost(tile))
+        self._bar.update(self._cost_of(tile))
         now = time.monotonic()
         if self._bar.disable and (now - self._logged >= 10 or self._done == self._tiles):
             self._logged = now

@@ -9,7 +9,7 @@ from scipy import stats
 from relu_sgd.descent import Status
 from sweeps.protocol import relative_tolerances
 
-__all__ = ["INTERVALS", "interval", "mean_interval", "summarize"]
+__all__ = ["INTERVALS", "fitted_slope", "interval", "mean_interval", "median_interval", "summarize"]
 
 INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
 
@@ -50,6 +50,42 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
         return mean, float("nan"), float("nan")
     half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, mean - half, mean + half
+
+
+def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float, float]:
+    """The median, and a confidence interval between two order statistics, for any continuous law.
+
+    Args:
+      values: any number of them; infinite ones count.
+      level: the coverage that is asked for. Few values cannot give it: then the interval is from the least to the largest.
+
+    Returns:
+      (median, low, high, coverage); the coverage is exact. NaN without values.
+    """
+    count, ordered = len(values), np.sort(values)
+    if not count:
+        return (float("nan"),) * 4
+    # The number of values below the true median is binomial(count, 1/2).
+    covered = lambda rank: 1 - 2 * float(stats.binom.cdf(rank, count, 0.5))
+    rank = max((rank for rank in range((count + 1) // 2) if covered(rank) >= level), default=0)
+    return float(np.median(ordered)), float(ordered[rank]), float(ordered[count - 1 - rank]), max(covered(rank), 0.0)
+
+
+def fitted_slope(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """The least-squares slope of y over x, with Student's interval; NaN where there are too few finite points.
+
+    Returns:
+      (slope, low, high).
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    if kept.sum() < 2:
+        return (float("nan"),) * 3
+    fit = stats.linregress(x[kept], y[kept])
+    if kept.sum() < 3:
+        return float(fit.slope), float("nan"), float("nan")
+    half = float(stats.t.ppf(0.5 + level / 2, kept.sum() - 2) * fit.stderr)
+    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
 
 
 def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:

@@ -56,7 +56,7 @@ class Store:
         cls,
         path: Path,
         groups: Sequence[str],
-        coordinates: Mapping[str, Sequence[int]],
+        coordinates: Mapping[str, Sequence[float]],
         chunk: Mapping[str, int],
         metrics: Metrics,
         attributes: Mapping[str, Any],
@@ -83,7 +83,7 @@ class Store:
             for name in groups:
                 group = root.create_group(name, attributes=dict(attributes))
                 for dimension, values in coordinates.items():
-                    array = np.asarray(values, dtype=np.int64)
+                    array = np.asarray(values)
                     _create_array(group, dimension, [dimension], data=array)
                 for metric, (kind, description) in metrics.items():
                     dtype = np.dtype(kind)

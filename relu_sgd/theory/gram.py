@@ -9,6 +9,7 @@ from scipy.special import gammaln
 
 __all__ = [
     "GramEstimate",
+    "angles",
     "gershgorin_bound",
     "gram",
     "gram_by_sampling",
@@ -17,6 +18,7 @@ __all__ = [
     "khatri_rao_bound",
     "khatri_rao_gram",
     "least_eigenvalue",
+    "operator_norm",
     "truncated_gram",
     "truncation_level",
 ]
@@ -41,6 +43,25 @@ def _rows(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
     return X, lengths
 
 
+def _cosines(X: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the angles between rows."""
+    units = X / lengths[:, None]
+    cosine = np.clip(units @ units.T, -1, 1)
+    np.fill_diagonal(cosine, 1)
+    # (1 - c)(1 + c) loses less than 1 - c^2 near angles 0 and pi.
+    return cosine, np.sqrt((1 - cosine) * (1 + cosine))
+
+
+def angles(X: Matrix) -> Float[np.ndarray, "N N"]:
+    """The angles between the rows of X, in [0, pi].
+
+    Raises:
+      ValueError: as `gram`.
+    """
+    cosine, sine = _cosines(*_rows(X))
+    return np.arctan2(sine, cosine)
+
+
 def gram(X: Matrix) -> Float[np.ndarray, "N N"]:
     """G(X) = E_w[relu(X w) relu(X w)^T] for w ~ N(0, I), by the arc-cosine kernel of degree 1 (Cho and Saul 2009).
 
@@ -50,11 +71,7 @@ def gram(X: Matrix) -> Float[np.ndarray, "N N"]:
       ValueError: X is no matrix, or has a row that is zero or not finite.
     """
     X, lengths = _rows(X)
-    units = X / lengths[:, None]
-    cosine = np.clip(units @ units.T, -1, 1)
-    np.fill_diagonal(cosine, 1)
-    # (1 - c)(1 + c) loses less than 1 - c^2 near angles 0 and pi.
-    sine = np.sqrt((1 - cosine) * (1 + cosine))
+    cosine, sine = _cosines(X, lengths)
     angle = np.arctan2(sine, cosine)
     return np.outer(lengths, lengths) * (sine + (np.pi - angle) * cosine) / (2 * np.pi)
 
@@ -69,6 +86,13 @@ def least_eigenvalue(symmetric: Float[np.ndarray, "N N"]) -> float:
     if symmetric.ndim != 2 or symmetric.shape[0] != symmetric.shape[1]:
         raise ValueError(f"need a square matrix, got {symmetric.shape}")
     return float(np.linalg.eigvalsh(symmetric)[0])
+
+
+def operator_norm(X: Matrix) -> float:
+    """||X||, the largest singular value, from the smaller of X X^T and X^T X: a singular value decomposition takes several times as long."""
+    X = np.asarray(X, float)
+    product = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
+    return math.sqrt(max(float(np.linalg.eigvalsh(product)[-1]), 0.0))
 
 
 class GramEstimate(NamedTuple):
@@ -109,18 +133,24 @@ def gram_by_sampling(X: Matrix, num_draws: int, seed: int = 0) -> GramEstimate:
     return _sampled(_rows(X)[0], num_draws, seed, np.inf)
 
 
-def truncation_level(X: Matrix, *, repaired: bool = True) -> float:
+def truncation_level(X: Matrix, *, repaired: bool = True, lambda_X: float | None = None) -> float:
     """The level t of (41), at which truncation costs at most half of lambda(X).
 
     Erratum: (41), t^2 = 4 ||X||^2 max(1, log(12 ||X||^2 / lambda)), comes from the tail bound P(||relu(Xw)|| >= t) <=
     exp(-t^2 / 2 ||X||^2), which forgets the mean of the norm, about sqrt(N d0 / 2). Repaired: t^2 = max(2 ||X||_F^2, 16 ||X||^2
     log(48 ||X||^2 / lambda)).
 
+    Args:
+      X: the samples.
+      repaired: False for (41) as printed.
+      lambda_X: lambda(X), where it is known already.
+
     Raises:
       ValueError: as `gram`, or lambda(X) is not positive.
     """
     X, _ = _rows(X)
-    smallest, squared = least_eigenvalue(gram(X)), float(np.linalg.norm(X, 2)) ** 2
+    smallest = least_eigenvalue(gram(X)) if lambda_X is None else lambda_X
+    squared = operator_norm(X) ** 2
     if smallest <= 0:
         raise ValueError(f"lambda(X) must be positive, got {smallest:.3g}")
     if repaired:

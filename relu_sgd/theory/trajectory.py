@@ -1,0 +1,68 @@
+"""Section 3 along a trajectory: every bound minus the value it bounds, for descent or for a solution of the inclusion."""
+
+import numpy as np
+from jaxtyping import Float
+
+from relu_sgd.network import Params
+from relu_sgd.problem import Problem
+from relu_sgd.theory.certificate import certificate, drift_bounds
+
+__all__ = ["slack"]
+
+
+def _cumulative(times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The integral from 0 to every time, by trapezoids."""
+    return np.concatenate([[0.0], np.cumsum(np.diff(times) * (values[1:] + values[:-1]) / 2)])
+
+
+def slack(
+    path: Params, problem: Problem, times: Float[np.ndarray, " times"], *, chunk: int = 4096
+) -> dict[str, Float[np.ndarray, " times"]]:
+    """Bound minus value along a trajectory on which both layers move; not negative for solutions of the inclusion (3).
+
+    The integrals of sqrt(L) and alpha_0^2 are taken by trapezoids over the given times, so that a small negative value says that they are too far apart. Descent
+    obeys the bounds up to its step size: iterate k is at time k eta.
+
+    Args:
+      path: theta at the times, stacked along a leading axis; the first is theta(0).
+      problem: the training set.
+      times: increasing from 0, in flow time of L = 1/2 ||Y - Yhat||^2.
+      chunk: neurons at a time.
+
+    Returns:
+      By statement: "(4)", ||X|| ||W(t) - W(0)|| - |alpha_0(t) - alpha_0(0)|. "Proposition 2.1", L(0) exp(-2 integral of alpha_0^2) - L(t). "(5)" and "(6)", Lemma 3.1 for theta and
+      for ||X|| ||W(t) - W(0)||; "(6), sharp" with sinh and cosh. "(9)", the right side of the differential inequality minus sqrt(L(t)). Where (10) certifies
+      the start, also "(12)", "(13)" and "(13), sharp", which are promised only there.
+
+    Raises:
+      ValueError: the times do not increase from 0, or shapes do not fit.
+    """
+    times = np.asarray(times, float)
+    if times.ndim != 1 or not len(times) or times[0] != 0 or not (np.diff(times) > 0).all():
+        raise ValueError(f"times must increase from 0, got {times[:3]}...")
+    W, V = np.asarray(path.W, float), np.asarray(path.V, float)
+    if W.ndim != 3 or V.ndim != 3 or len(W) != len(times) or len(V) != len(times):
+        raise ValueError(f"need {len(times)} x d0 x d1 and {len(times)} x d1 x d2, got {W.shape} and {V.shape}")
+    at = [certificate(Params(*pair), problem, chunk=chunk) for pair in zip(W, V, strict=True)]
+    start, loss, alpha = at[0], np.array([c.a**2 for c in at]), np.array([c.alpha for c in at])
+    W_moved = np.linalg.norm(W - W[0], axis=(1, 2))
+    moved = np.hypot(W_moved, np.linalg.norm(V - V[0], axis=(1, 2)))
+    integral = _cumulative(times, np.sqrt(loss))
+    bounds = drift_bounds(start, integral)
+    growth = (start.c1 * integral + start.c2 * integral**2) * np.exp(np.minimum(start.c * integral**2, 600))
+    envelope = start.a * np.exp(np.minimum(start.alpha * times * growth - start.alpha**2 * times, 600))
+    found = {
+        "(4)": start.operator_norm * W_moved - np.abs(alpha - alpha[0]),
+        "Proposition 2.1": start.a**2 * np.exp(-2 * _cumulative(times, alpha**2)) - loss,
+        "(5)": bounds["theta"] - moved,
+        "(6)": start.operator_norm * (bounds["hidden"] - W_moved),
+        "(6), sharp": start.operator_norm * (bounds["hidden_sharp"] - W_moved),
+        "(9)": envelope - np.sqrt(loss),
+    }
+    if start.is_certified:
+        found |= {
+            "(12)": start.loss_bound(times) - loss,
+            "(13)": start.drift - moved,
+            "(13), sharp": start.sharp_drift - moved,
+        }
+    return found

@@ -1,0 +1,550 @@
+"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a map's.
+
+python -m sweeps.width_bounds --out=DIR [--map=MAP]
+
+For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10) and the sharp condition certify a random start, from
+measured alpha_0 and initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at
+small multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map takes the folder of a
+finished convergence map and adds the widths at which half of the trained networks converge. float64. DIR gets results.zarr, summary.csv, exponents.csv,
+table_1.csv, map.csv and the figure; the same command goes on after an interruption.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+import pandas
+import xarray as xr
+from absl import flags
+from matplotlib.figure import Figure
+
+from relu_sgd.problem import balanced_labels, cube_rows, sphere_rows
+from relu_sgd.theory import gram, hidden_layer, related_work, width_search, widths
+from relu_sgd.theory.width_search import Scaling
+from sweeps import figures, launch
+from sweeps.engine import Timings
+from sweeps.launch import Launcher, Sweep
+from sweeps.plan import Tile
+from sweeps.settings import Execution, UsageError, choice, number, parse, parse_sizes, read_execution, several, whole
+from sweeps.statistics import fitted_slope, median_interval, summarize
+from sweeps.store import Store, StoreError
+
+__all__ = ["LAUNCHER", "Widths", "half_convergence", "map_widths", "read", "run", "tables"]
+
+# Rows of norm 1 with beta_w = 1, or of norm sqrt(d0) with beta_w = 1 / sqrt(d0): the same network at the start, but not the same flow.
+SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
+ROW_LAWS = {"sphere": sphere_rows, "cube": cube_rows}
+# Metrics are named after these.
+CONDITIONS = {"11": "(11)", "10": "(10)", "sharp": "sharp"}
+MULTIPLES = (1.0, 1.25, 2.0, 4.0)
+
+
+def _scaling(text: str) -> str:
+    if text not in SCALINGS:
+        raise ValueError(f"{text!r} is not one of {', '.join(SCALINGS)}")
+    return text
+
+
+# Flag to parser, default and help.
+_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "num_samples": (
+        parse_sizes,
+        "32,64,128,256,512,1024,2048,4096",
+        "N, increasing and even: start:stop:step with both ends in, or a comma list",
+    ),
+    "delta": (
+        several(number(0, 1, low_in=False, high_in=False)),
+        "0.5,0.7,0.9",
+        "d0 = N^delta, rounded; increasing, in (0, 1)",
+    ),
+    "num_seeds": (whole(1), "5", "data sets and starts per cell"),
+    "base_seed": (whole(0, 2**32 - 1), "0", "random seed of the whole sweep"),
+    "data_law": (choice("data_law"), "sphere", "law of the rows of X: sphere, or cube (normalized rows of a cube)"),
+    "scaling": (
+        several(_scaling),
+        "unit,lecun",
+        f"a comma list of {', '.join(f'{name} ({text})' for name, text in SCALINGS.items())}",
+    ),
+    "rho": (number(0), "1", "the entries of V0 have variance d1^-rho"),
+    "confidence": (number(0.5, 1, high_in=False), "0.9", "probability that the widths of Lemma C.1 and of summary.csv are to hold with"),
+    "tolerance": (number(0, 1, low_in=False, high_in=False), "0.01", "relative, of the measured widths"),
+    "max_operations": (
+        number(0),
+        "1e11",
+        "measure where N^2 d1 at the expected width is at most this (1e11 take about half a minute on a core), and N^3 for alpha_0 at small widths",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """What the flags say; the fields are the flags."""
+
+    num_samples: tuple[int, ...]
+    delta: tuple[float, ...]
+    num_seeds: int
+    base_seed: int
+    data_law: str
+    scaling: tuple[str, ...]
+    rho: float
+    confidence: float
+    tolerance: float
+    max_operations: float
+
+    @property
+    def psi(self) -> float:
+        """exp(-psi) is the probability with which Lemma C.1 may fail."""
+        return max(1.0, -math.log(1 - self.confidence))
+
+
+def _define() -> None:
+    flags.DEFINE_string("map", None, "Folder of a finished convergence map, to compare with.")
+    for name, (_, default, text) in _FLAGS.items():
+        flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.")
+
+
+def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
+    """The settings that the flags describe.
+
+    Raises:
+      UsageError: a value is not allowed, or flags contradict each other.
+    """
+    execution = read_execution(values)
+    chosen = Widths(**{name: parse(name, spec[0], str(values[name].value)) for name, spec in _FLAGS.items()})
+    if odd := [size for size in chosen.num_samples if size % 2]:
+        raise UsageError(f"--num_samples: {odd[0]} is odd, and balanced labels need an even number")
+    if list(chosen.delta) != sorted(chosen.delta):
+        raise UsageError("--delta: values must increase")
+    for name in ("num_devices", "lanes", "steps_per_chunk", "interval"):
+        if values[name].present:
+            raise UsageError(f"--{name}: has no effect here, where nothing is trained")
+    if min(chosen.num_samples) ** min(chosen.delta) < 2:
+        raise UsageError(
+            f"--delta: {min(chosen.delta):g} gives d0 = 1 at N = {min(chosen.num_samples)}: rows are equal"
+        )
+    return chosen, execution, None if values.map is None else Path(values.map)
+
+
+def dimension(num_samples: int, delta: float) -> int:
+    """d0 = N^delta, rounded."""
+    return round(num_samples**delta)
+
+
+def _metrics(chosen: Widths) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {
+        "d0": (np.int32, "N^delta, rounded"),
+        "lambda_X": (np.float64, "lambda(X) for rows of norm 1"),
+        "lemma_c1_printed": (np.float64, "width (29) as printed, with psi = -log(1 - confidence), at least 1"),
+        "lemma_c1_repaired": (np.float64, "the same, repaired (erratum E1)"),
+        "hidden_layer": (np.float64, "width of Appendix G, (54) with its constants, in expectation; infinite for none"),
+        **{
+            f"alpha_ratio_{multiple:g}N": (
+                np.float64,
+                f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; infinite where not measured",
+            )
+            for multiple in MULTIPLES
+        },
+        "status": (np.int8, "0 pending, 1 measured, 2 some certified widths are expected ones only"),
+    }
+    for scaling in chosen.scaling:
+        for name, text in CONDITIONS.items():
+            found[f"{scaling}_expected_{name}"] = (
+                np.float64,
+                f"certified width by {text}, {SCALINGS[scaling]}, from expectations; infinite for none",
+            )
+            found[f"{scaling}_measured_{name}"] = (np.float64, "the same, measured; infinite where not measured")
+    return found
+
+
+def measure(chosen: Widths, num_samples: int, delta: float, seed: int) -> dict[str, float]:
+    """One data set and start: every metric of the store."""
+    d0 = dimension(num_samples, delta)
+    key = jax.random.key(chosen.base_seed)
+    for part in (seed, num_samples, d0):
+        key = jax.random.fold_in(key, part)
+    data, labels = jax.random.split(key)
+    X = np.asarray(ROW_LAWS[chosen.data_law](data, num_samples, d0), float)
+    Y = np.asarray(balanced_labels(labels, num_samples), float)
+    neurons = int(np.random.SeedSequence((chosen.base_seed, seed, num_samples, d0)).generate_state(1)[0])
+    G = gram.gram(X)
+    smallest = gram.least_eigenvalue(G)
+    found: dict[str, float] = {
+        "d0": d0,
+        "lambda_X": smallest,
+        "lemma_c1_printed": widths.lemma_c1_width(X, psi=chosen.psi, repaired=False, lambda_X=smallest),
+        "lemma_c1_repaired": widths.lemma_c1_width(X, psi=chosen.psi, lambda_X=smallest),
+        "hidden_layer": hidden_layer.population_width(X, Y[:, 0]),
+        "status": 1,
+    }
+    ratios = dict.fromkeys(MULTIPLES, math.inf)
+    if num_samples**3 <= chosen.max_operations:
+        sizes = [round(multiple * num_samples) for multiple in MULTIPLES]
+        starts = width_search.certificates(X, Y, sizes, seed=neurons)
+        ratios = {m: starts[d1].alpha / math.sqrt(d1 * smallest) for m, d1 in zip(MULTIPLES, sizes, strict=True)}
+    found |= {f"alpha_ratio_{multiple:g}N": ratio for multiple, ratio in ratios.items()}
+    for scaling in chosen.scaling:
+        radius = 1.0 if scaling == "unit" else math.sqrt(d0)
+        law = Scaling(beta_w=1 / radius, rho=chosen.rho)
+        expected = width_search.population_widths(radius * X, Y, scaling=law, gram_matrix=radius**2 * G)
+        measured: dict[str, int | None] = dict.fromkeys(expected)
+        if num_samples**2 * max(expected.values()) <= chosen.max_operations:
+            # Twice the expected width is more than a start can need; if not, it is said.
+            limit = max(num_samples, math.ceil(2 * max(expected.values())))
+            measured = width_search.certified_widths(
+                radius * X, Y, scaling=law, seed=neurons, tolerance=chosen.tolerance, max_width=limit
+            )
+        for name, text in CONDITIONS.items():
+            found[f"{scaling}_expected_{name}"] = expected[text]
+            found[f"{scaling}_measured_{name}"] = measured[text] or math.inf
+            if measured[text] is None:
+                found["status"] = 2
+    return found
+
+
+def run_tile(chosen: Widths, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
+    """All runs of a tile, one after another."""
+    begun = time.perf_counter()
+    records = [
+        measure(chosen, int(num_samples), delta, seed)
+        for num_samples in tile.d0
+        for delta in tile.d1
+        for seed in range(tile.num_seeds)
+    ]
+    table = {name: np.array([record[name] for record in records]) for name in records[0]}
+    return table, {"measuring": time.perf_counter() - begun}
+
+
+def _cost(tile: Tile) -> float:
+    return sum(float(size) ** 3 for size in tile.d0) * len(tile.d1)
+
+
+def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """summary.csv, a row per (N, delta, scaling, condition), and exponents.csv, a row per (delta, scaling, condition)."""
+    rows, exponents = [], []
+    for j, delta in enumerate(results["delta"].values):
+        for scaling in chosen["scaling"]:
+            for name, text in CONDITIONS.items():
+                medians = []
+                for i, num_samples in enumerate(results["num_samples"].values):
+                    cell = results.isel(num_samples=i, delta=j)
+                    done = cell["status"].values != 0
+                    expected, measured = (
+                        cell[f"{scaling}_{kind}_{name}"].values[done] for kind in ("expected", "measured")
+                    )
+                    measured = measured[np.isfinite(measured)]
+                    used = measured if len(measured) == done.sum() else expected
+                    median, low, high, coverage = median_interval(used)
+                    rank = max(math.ceil(chosen["confidence"] * len(used)), 1) - 1
+                    medians.append(median)
+                    rows.append(
+                        {
+                            "num_samples": int(num_samples),
+                            "delta": float(delta),
+                            "d0": dimension(int(num_samples), float(delta)),
+                            "scaling": scaling,
+                            "condition": text,
+                            "runs": int(done.sum()),
+                            "measured_runs": len(measured),
+                            "source": "measured" if used is measured else "expected",
+                            "width": median,
+                            "width_low": low,
+                            "width_high": high,
+                            "coverage": coverage,
+                            "width_at_confidence": float(np.sort(used)[rank]) if len(used) else float("nan"),
+                            "measured_over_expected": float(np.median(measured / expected[: len(measured)]))
+                            if used is measured and len(used)
+                            else float("nan"),
+                        }
+                    )
+                slope, low, high = fitted_slope(np.log(results["num_samples"].values), np.log(medians))
+                exponents.append(
+                    {
+                        "delta": float(delta),
+                        "scaling": scaling,
+                        "condition": text,
+                        "exponent": slope,
+                        "exponent_low": low,
+                        "exponent_high": high,
+                        # The second term of F, with ||X||^2 of order N / d0 (unit) or N (LeCun) and lambda(X) of order 1.
+                        "exponent_of_theory": 2.5 / (1 + chosen["rho"]) if scaling == "lecun" else (2.5 - delta) / (1 + chosen["rho"]),
+                    }
+                )  # fmt: skip
+    return pandas.DataFrame(rows), pandas.DataFrame(exponents)
+
+
+def printed_bounds(num_samples: Sequence[int], deltas: Sequence[float]) -> pandas.DataFrame:
+    """table_1.csv: what the literature asks for, with unit constants and without logarithms, a row per (N, delta, result)."""
+    return pandas.DataFrame(
+        [
+            {
+                "num_samples": size,
+                "delta": delta,
+                "d0": dimension(size, delta),
+                "result": result.name,
+                "algorithm": result.algorithm,
+                "trained_layers": result.trained_layers,
+                "relu": result.relu,
+                "deep": result.deep,
+                "data": result.data,
+                "scaling": result.scaling,
+                "width_with_unit_constant": result.width(size, dimension(size, delta)),
+                "in_table_1": result.in_table,
+                "note": result.note,
+            }
+            for size in num_samples
+            for delta in deltas
+            for result in related_work.RESULTS
+        ]
+    )
+
+
+def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, ...]:
+    """The least width at which at least half of the networks converge, with the widths that its interval allows.
+
+    Beyond it the probability may fall again, for other reasons: both layers with a step that is too long for their width diverge.
+
+    Args:
+      d1: widths, increasing.
+      probability, low, high: of convergence, with their interval; NaN where nothing ran.
+
+    Returns:
+      (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for none.
+    """
+
+    def first(values: np.ndarray) -> float:
+        reached = np.flatnonzero(values >= 0.5)
+        return float(d1[reached[0]]) if len(reached) else math.inf
+
+    return first(probability), first(high), first(low)
+
+
+def map_widths(folder: Path) -> pandas.DataFrame:
+    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and d0.
+
+    Raises:
+      UsageError: there is no map in the folder.
+    """
+    store = launch.open_results(folder)
+    try:
+        science = store.attributes["science"]
+        num_samples, base_seed = int(science["num_samples"]), int(science["base_seed"])
+        groups = {setup: summarize(store.read(setup)) for setup in store.attributes["setups"]}
+        sizes = {setup: (group["d0"].values, group["d1"].values) for setup, group in groups.items()}
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--map: {folder} holds no convergence map ({error})") from error
+    largest = max(int(d0s.max()) for d0s, _ in sizes.values())
+    draw = jax.jit(lambda key, d0: sphere_rows(key, num_samples, d0, padded_d0=largest))
+    rows = []
+    expected: dict[int, dict[str, float]] = {}
+    for setup, (d0s, d1s) in sizes.items():
+        for i, d0 in enumerate(map(int, d0s)):
+            if d0 not in expected:
+                X = np.asarray(draw(jax.random.fold_in(jax.random.key(base_seed), d0), d0), float)[:, :d0]
+                Y = np.ones((num_samples, 1))
+                try:
+                    expected[d0] = width_search.population_widths(X, Y)
+                except ValueError:  # lambda(X) is 0 up to rounding: in the plane there are too many samples.
+                    expected[d0] = dict.fromkeys(width_search.CONDITIONS, math.inf)
+            cell = groups[setup].isel(d0=i)
+            width, low, high = half_convergence(
+                d1s, *(cell[name].values for name in ("probability", "probability_low", "probability_high"))
+            )
+            rows.append(
+                {
+                    "setup": setup,
+                    "num_samples": num_samples,
+                    "d0": d0,
+                    "runs_per_cell": int(cell["runs"].values.max()),
+                    "half_converge_at": width,
+                    "half_converge_low": low,
+                    "half_converge_high": high,
+                    "certified_10_unit_rows": expected[d0]["(10)"],
+                    "certified_sharp_unit_rows": expected[d0]["sharp"],
+                }
+            )
+    return pandas.DataFrame(rows)
+
+
+def _draw(
+    summary: pandas.DataFrame,
+    results: xr.Dataset,
+    found: pandas.DataFrame | None,
+    scalings: Sequence[str],
+    caption: str,
+) -> Figure:
+    figure = Figure(figsize=(5.2 * (len(scalings) + 1), 6), layout="constrained")
+    panels = figure.subplots(1, len(scalings) + 1)
+    figure.suptitle("Certified widths, and what else is asked of the width")
+    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    palette = matplotlib.colormaps["viridis"]
+    deltas = results["delta"].values
+    colours = dict(zip(deltas, palette(np.linspace(0, 0.85, len(deltas))), strict=True))
+    N = results["num_samples"].values.astype(float)
+    for axes, scaling in zip(panels[:-1], scalings, strict=True):
+        for delta in deltas:
+            for condition, style in (("(10)", "-"), ("sharp", ":")):
+                chosen = (summary["delta"] == delta) & (summary["scaling"] == scaling)
+                part = summary[chosen & (summary["condition"] == condition) & np.isfinite(summary["width"])]
+                axes.plot(part["num_samples"], part["width"], style, color=colours[delta])
+                axes.fill_between(
+                    part["num_samples"],
+                    part["width_low"],
+                    part["width_high"],
+                    color=colours[delta],
+                    alpha=0.2,
+                    linewidth=0,
+                )
+                for source, face in (("measured", colours[delta]), ("expected", "white")):
+                    dots = part[part["source"] == source]
+                    axes.plot(
+                        dots["num_samples"],
+                        dots["width"],
+                        "o",
+                        color=colours[delta],
+                        markerfacecolor=face,
+                        markersize=5,
+                    )
+            axes.plot([], [], "-", color=colours[delta], label=rf"certified by (10), $d_0 = N^{{{delta:g}}}$")
+        axes.plot([], [], "k:", label="certified by the sharp condition")
+        axes.plot([], [], "ko", label="measured")
+        axes.plot([], [], "ko", markerfacecolor="white", label="expected (too large to measure)")
+        for result in related_work.RESULTS:
+            if result.relu and result.sample_power <= 2 and not result.dimension_power and not result.logarithm_power:
+                axes.plot(N, [result.width(n) for n in N], "--", color="0.55", linewidth=1)
+                label = f"${result.scaling.replace('^', '^{')}}}$"
+                axes.annotate(label, (N[0], result.width(N[0])), fontsize="x-small", color="0.35")
+        axes.plot([], [], "--", color="0.55", label="Table 1's orders with unit constants")
+        axes.plot(N, N, "-", color="tab:red", linewidth=1, label="$d_1 = N$: below it $\\alpha_0 = 0$")
+        if found is not None:
+            for index, (setup, part) in enumerate(found.groupby("setup")):
+                part = part[np.isfinite(part["half_converge_at"])]
+                axes.plot(
+                    part["num_samples"],
+                    part["half_converge_at"],
+                    "^v"[index % 2],
+                    color="tab:orange",
+                    label=f"half of the networks converge ({setup}; a mark per $d_0$)",
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("samples $N$")
+        axes.set_ylabel("width $d_1$")
+        axes.set_title(SCALINGS[scaling], fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="x-small")
+    last = panels[-1]
+    for multiple, style in zip(MULTIPLES, ("o-", "s-", "^-", "d-"), strict=True):
+        ratio = results[f"alpha_ratio_{multiple:g}N"].where(results["status"] != 0)
+        middle = ratio.where(np.isfinite(ratio)).median(("delta", "seed"), skipna=True)
+        last.plot(
+            N,
+            middle.values,
+            style,
+            color=palette(0.85 * MULTIPLES.index(multiple) / 3),
+            label=f"$d_1 = {multiple:g} N$",
+        )
+    last.axhline(0.5, color="tab:red", linewidth=1, label="Lemma C.1's bound")
+    last.set_xscale("log", base=2)
+    last.set_ylim(0, 1)
+    last.set_xlabel("samples $N$")
+    last.set_ylabel(r"$\alpha_0 \, / \, (\beta_w \sqrt{d_1 \lambda(X)})$ (median)")
+    last.set_title(r"$\alpha_0$ at small multiples of $N$", fontsize="medium")
+    last.legend(fontsize="x-small")
+    return figure  # fmt: skip
+
+
+def report(store: Store, out: Path, map_folder: Path | None) -> None:
+    """Writes the tables and the figure from the store, and prints the tables.
+
+    Raises:
+      UsageError: the store is damaged or of another launcher, the map is none, or the folder cannot be written.
+    """
+    try:
+        store.verify()
+        science, configuration = store.attributes["science"], store.attributes["configuration"]
+        results = store.read("widths")
+        summary, exponents = tables(results, science)
+        found = None if map_folder is None else map_widths(map_folder)
+        caption = (
+            f"Rows from the {science['data_law']}, balanced labels, V0 of variance d1^-{science['rho']:g}, {science['num_seeds']} seeds (median, and its "
+            f"interval from order statistics, which covers {summary['coverage'].min():.0%}), float64. Configuration {configuration}."
+        )
+        drawn = _draw(summary, results, found, science["scaling"], caption)
+        figures.save(drawn, out / "figures", "width_bounds", configuration)
+        summary.to_csv(out / "summary.csv", index=False, float_format="%.6g")
+        bounds = printed_bounds(science["num_samples"], science["delta"])
+        bounds.to_csv(out / "table_1.csv", index=False, float_format="%.6g")
+        exponents.to_csv(out / "exponents.csv", index=False, float_format="%.4g")
+        if found is not None:
+            found.to_csv(out / "map.csv", index=False, float_format="%.6g")
+    except (StoreError, KeyError, TypeError) as error:
+        raise UsageError(f"--out: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
+    shown = summary[summary["condition"] != "(11)"].drop(columns=["measured_runs", "coverage"])
+    print(shown.to_string(index=False, float_format="%.4g"))
+    print("\nfitted exponents of N, 95 percent intervals:")
+    print(exponents.to_string(index=False, float_format="%.3g"))
+    done = results.where(results["status"] != 0)
+    for multiple in MULTIPLES:
+        ratio = done[f"alpha_ratio_{multiple:g}N"]
+        ratio = ratio.where(np.isfinite(ratio))
+        if np.isfinite(ratio).any():
+            print(
+                f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N: {float(ratio.min()):.3g} to {float(ratio.max()):.3g} "
+                f"({int(np.isfinite(ratio).sum())} runs; Lemma C.1 promises 0.5 at its width)"
+            )
+    if found is not None:
+        print("\nwhere half of a map's networks converge, and where a start is certified:")
+        print(found.to_string(index=False, float_format="%.4g"))
+    print(
+        f"{caption}\nfigure: {out / 'figures' / 'width_bounds.png'}\nsummary: {out / 'summary.csv'} ({len(summary)} rows)"
+    )
+
+
+def run(chosen: tuple[Widths, Execution, Path | None]) -> None:
+    """The whole: what is pending is computed, then the tables and the figure are written."""
+    asked, execution, map_folder = chosen
+    if map_folder is not None:
+        launch.open_results(map_folder)  # Refused before hours are spent.
+    if execution.figures_only:
+        report(launch.open_results(execution.out), execution.out, map_folder)
+        return
+    science = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(asked).items()
+    }
+    text = lambda value: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if execution.block is None and not (execution.out / "results.zarr").exists():
+        execution = dataclasses.replace(execution, block=(1, 1))
+    sweep = Sweep(
+        protocol_name="",
+        flags="".join(f"--{name}={text(value)}\n" for name, value in science.items()),
+        science=science,
+        setups=("widths",),
+        d0=asked.num_samples,
+        d1=asked.delta,
+        num_seeds=asked.num_seeds,
+        precision="float64",
+        metrics=_metrics(asked),
+        run_tile=functools.partial(run_tile, asked),
+        axes=("num_samples", "delta"),
+        cost=_cost,
+    )
+    store = launch.train(sweep, execution)
+    if store.pending("widths").any():
+        print("this shard is done; others are not, so no figure yet (--figures_only draws it at any time)")
+        return
+    report(store, execution.out, map_folder)
+
+
+LAUNCHER = Launcher("width_bounds", __doc__, read, run, ("sweeps.width_bounds", "__main__", "sweeps.settings"))
+
+if __name__ == "__main__":
+    _define()
+    launch.main(LAUNCHER)
