@@ -12,7 +12,7 @@ from scipy import integrate
 from scipy.optimize import brentq
 
 from relu_sgd import Params, Problem, inclusion, loss
-from relu_sgd.theory import certificate, comparison, gram
+from relu_sgd.theory import certificate, comparison, gram, trajectory
 from relu_sgd.theory.certificate import Certificate
 
 
@@ -187,8 +187,22 @@ def test_widths_for_orientation(N, d0, by_11, by_10, sharp):
     assert width(lambda c: c.left_side_sharp) == pytest.approx(sharp, rel=0.01)
 
 
+def flow(params, problem, step, num_steps):
+    """Explicit steps of gradient descent in NumPy: theta at every iterate, stacked, and the flow times."""
+    W, V = (np.array(part, float) for part in params)
+    X, Y = (np.asarray(part, float) for part in problem)
+    path = [(W.copy(), V.copy())]
+    for _ in range(num_steps):
+        Z = X @ W
+        H = np.maximum(Z, 0)
+        E = H @ V - Y
+        W, V = W - step * X.T @ (E @ V.T * (Z > 0)), V - step * H.T @ E
+        path.append((W, V))
+    return Params(*map(np.array, zip(*path, strict=True))), step * np.arange(num_steps + 1)
+
+
 def test_a_certified_run_keeps_every_promise():
-    """Orthonormal samples and many neurons: (10) certifies, and the inclusion obeys (5), (6), (12), (13) and their sharper forms."""
+    """Orthonormal samples and many neurons: (10) certifies, and the inclusion obeys every bound of Section 3, and so does descent."""
     N = d0 = 4
     rng = np.random.default_rng(0)
     d1 = 6000
@@ -202,32 +216,55 @@ def test_a_certified_run_keeps_every_promise():
         params, problem
     )
     assert solution.status == inclusion.Status.REACHED
-    losses = np.asarray(solution.loss)
-    assert (losses <= found.loss_bound(times) * (1 + 1e-9)).all()
-    assert losses[-1] < 0.05 * losses[0]
-    root = np.sqrt(np.concatenate([[found.a**2], losses]))
-    integral = integrate.cumulative_trapezoid(
-        root, np.concatenate([[0.0], times])
-    )  # Above the true one: root is convex here.
-    W_moved = np.linalg.norm(np.asarray(solution.params.W) - np.asarray(params.W), axis=(1, 2))
-    moved = np.hypot(W_moved, np.linalg.norm(np.asarray(solution.params.V) - np.asarray(params.V), axis=(1, 2)))
-    bounds = certificate.drift_bounds(found, integral)
-    for name, actual in (("theta", moved), ("hidden", W_moved), ("hidden_sharp", W_moved)):
-        assert (bounds[name] >= actual).all(), name
-    assert (bounds["hidden_sharp"] <= bounds["hidden"] * (1 + 1e-9)).all()
-    assert moved[-1] <= found.sharp_drift <= found.drift
+    assert solution.loss[-1] < 0.05 * solution.loss[0]
+    path = Params(*(np.concatenate([first[None], rest]) for first, rest in zip(params, solution.params, strict=True)))
+    along = trajectory.slack(path, problem, np.concatenate([[0.0], times]))
+    assert set(along) == {"(4)", "(5)", "(6)", "(6), sharp", "(9)", "Proposition 2.1", "(12)", "(13)", "(13), sharp"}
+    for name, slack in along.items():
+        assert (slack >= -1e-12).all(), name
+    assert (along["(6), sharp"] <= along["(6)"] + 1e-9).all()
+    for name, slack in trajectory.slack(
+        *(lambda p, t: (p, problem, t))(*flow(params, problem, times[1] / 4, 60))
+    ).items():
+        assert (slack >= -1e-12).all(), name
 
 
-def test_drift_bound_would_show_a_wrong_constant():
-    """One neuron, one sample, W0 = 0 in size: ||dV|| = ||W0|| integral of the error is sqrt(2) ||X|| ||W0|| Lbar to first order."""
-    params = Params(jnp.array([[1.0]]), jnp.array([[1e-9]]))
-    problem = Problem(jnp.array([[1.0]]), jnp.array([[1.0]]))
-    t = 1e-4
-    solution = jax.jit(lambda p, q: inclusion.solve(p, q, t, tolerance=1e-6))(params, problem)
-    moved = math.hypot(float(solution.params.W[0, 0, 0] - 1), float(solution.params.V[0, 0, 0] - 1e-9))
-    found = certificate.certificate(params, problem)
-    bound = certificate.drift_bounds(found, np.array([found.a * t]))["theta"][0]
-    assert bound >= moved > bound / math.sqrt(2) * (1 + 1e-3)  # Without the sqrt(2) the bound would fail.
+def scalar(w, v, y):
+    """One sample, one neuron: everything is a number."""
+    return Params(np.array([[w]]), np.array([[v]])), Problem(np.ones((1, 1)), np.array([[y]]))
+
+
+def test_bounds_of_section_3_are_attained_to_first_order():
+    """Each bound along a short flow from a start that makes it tight: a constant smaller by sqrt(2) would leave negative slack."""
+    tight = {"(4)": (1.0, 2.0, 5.0), "(5)": (1.0, 1e-9, 1.0), "(6)": (1e-3, 1.0, 1.0), "(6), sharp": (1e-3, 1.0, 1.0)}
+    for name, start in tight.items():
+        params, problem = scalar(*start)
+        path, times = flow(params, problem, 1e-5, 10)
+        slack = trajectory.slack(path, problem, times)[name][-1]
+        value = {"(4)": abs(path.W[-1] - path.W[0]), "(5)": np.hypot(path.W[-1] - start[0], path.V[-1] - start[1])}
+        value = float(np.squeeze(value.get(name, path.W[-1] - path.W[0])))
+        assert -1e-4 * value <= slack < (1 - 1 / math.sqrt(2)) * value, (
+            name
+        )  # Explicit steps lead the flow by half a step.
+    # Proposition 2.1 and (9) bound a decrease: the rate of a flow that begins with V = 0.
+    params, problem = scalar(1.0, 0.0, 1.0)
+    path, times = flow(params, problem, 1e-5, 10)
+    slack, start = trajectory.slack(path, problem, times), certificate.certificate(params, problem)
+    assert abs(slack["Proposition 2.1"][-1]) < start.a**2 * times[-1] * 2 * (1 - 1 / math.sqrt(2))
+    assert abs(slack["(9)"][-1]) < start.a * times[-1] * (1 - 1 / math.sqrt(2))
+
+
+def test_12_would_show_twice_the_rate():
+    """V moves towards 0 and takes alpha_0 with it: L falls more slowly than exp(-2 t alpha_0(0)^2), and faster than (12)'s exp(-t alpha_0(0)^2)."""
+    params, problem = scalar(3.0, 1.0, 1.6)
+    start = certificate.certificate(params, problem)
+    assert start.left_side_sharp < 1
+    path, times = flow(params, problem, 1e-4, 20_000)
+    path, times = Params(path.W[::500], path.V[::500]), times[::500]
+    slack = trajectory.slack(path, problem, times)
+    assert (slack["(12)"] >= 0).all()
+    loss = start.loss_bound(times) - slack["(12)"]
+    assert loss[-1] > start.a**2 * math.exp(-2 * times[-1] * start.alpha**2)
 
 
 def test_no_width_no_certificate():
@@ -290,6 +327,16 @@ def test_comparison_problem_is_mapped_over_alpha():
         (lambda: certificate.certificate_of(1.0, 1, np.inf, 1, 1), "operator_norm"),
         (lambda: certificate.certificate(*draw(0), chunk=0), "chunk"),
         (lambda: certificate.certificate(draw(0)[0], draw(1, d2=1)[1]), "d1 x d2"),
+        (
+            lambda: trajectory.slack(
+                Params(np.ones((2, 1, 1)), np.ones((2, 1, 1))), scalar(1, 1, 1)[1], np.array([1.0, 2.0])
+            ),
+            "increase from 0",
+        ),
+        (
+            lambda: trajectory.slack(Params(np.ones((1, 1)), np.ones((1, 1))), scalar(1, 1, 1)[1], np.zeros(1)),
+            "x d0 x d1",
+        ),
         (lambda: comparison.blow_up_threshold(low=3.0), "threshold is not in"),
     ],
 )
