@@ -9,9 +9,8 @@ figure's constants the solutions blow up below alpha = 1.7293; with 2 alpha t th
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +28,11 @@ from relu_sgd.theory.comparison import Outcome, blow_up_threshold, solve_compari
 from sweeps import figures, launch
 from sweeps.launch import Launcher
 from sweeps.protocol import fingerprint
-from sweeps.settings import EXECUTION_FLAGS, UsageError, number, parse, whole
+from sweeps.settings import EXECUTION_FLAGS, FlagTable, UsageError, number, parse_all, whole
 
 __all__ = ["LAUNCHER", "Comparison", "compute", "read", "run"]
 
-_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+_FLAGS: FlagTable = {
     "a": (number(0, low_in=False), "1", "a of (8), sqrt(L(theta(0)))"),
     "c": (number(0), "1", "c of (7)"),
     "c1": (number(0), "1", "c1 of (7)"),
@@ -70,11 +69,6 @@ class Comparison:
     num_times: int
 
 
-def _define() -> None:
-    for name, (_, default, text) in _FLAGS.items():
-        flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.")
-
-
 def read(values: flags.FlagValues) -> Comparison:
     """The settings that the flags describe.
 
@@ -86,7 +80,7 @@ def read(values: flags.FlagValues) -> Comparison:
     for name in (*EXECUTION_FLAGS, "block", "compilation_cache", "interval", "figures_only"):
         if values[name].present:
             raise UsageError(f"--{name}: has no effect here, where everything takes seconds")
-    found = {name: parse(name, spec[0], str(values[name].value)) for name, spec in _FLAGS.items()}
+    found = parse_all(_FLAGS, values)
     if found["alpha_low"] >= found["alpha_high"]:
         raise UsageError(f"--alpha_low: {found['alpha_low']:g} is not below --alpha_high={found['alpha_high']:g}")
     if found["c1"] == 0 and found["c2"] == 0:
@@ -214,9 +208,9 @@ LAUNCHER = Launcher(
     f"{__doc__}\n--out: output folder, new, empty or of an earlier run with the same flags.",
     read,
     run,
-    ("sweeps.comparison_ode", "__main__"),
+    ("sweeps.comparison_ode",),
+    _FLAGS,
 )
 
 if __name__ == "__main__":
-    _define()
     launch.main(LAUNCHER)

@@ -11,7 +11,6 @@ same flow time. float64. DIR gets results.zarr, summary.csv and figures; the sam
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +29,18 @@ from sweeps.engine import Timings, Work, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
-from sweeps.settings import Execution, UsageError, choice, number, parse, parse_sizes, read_execution, several, whole
+from sweeps.settings import (
+    Execution,
+    FlagTable,
+    UsageError,
+    choice,
+    number,
+    parse_all,
+    parse_sizes,
+    read_execution,
+    several,
+    whole,
+)
 from sweeps.statistics import mean_interval
 from sweeps.store import Store, StoreError
 
@@ -49,7 +59,12 @@ _METRICS: dict[str, tuple[Any, str]] = {
 }
 
 # Flag to parser, default and help.
-_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+_FLAGS: FlagTable = {
+    "trained_layers": (
+        several(choice("trained_layers")),
+        "hidden",
+        "set-ups, a comma list of hidden (V stays fixed) and both",
+    ),
     "num_samples": (several(whole(1)), "40,100,200", "N, a comma list; even, for balanced labels"),
     "d0": (parse_sizes, "20", "input dimensions: start:stop:step with both ends in, or a comma list"),
     "d1": (parse_sizes, "20,50", "widths of the hidden layer; even when V is fixed"),
@@ -89,12 +104,6 @@ class Limit:
 LONG_RATE, LONG_MOMENTUM = 0.15, 0.9
 
 
-def _define() -> None:
-    flags.DEFINE_string("trained_layers", "hidden", "Set-ups, a comma list of hidden (V stays fixed) and both.")
-    for name, (_, default, text) in _FLAGS.items():
-        flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.")
-
-
 def steps_per_record(limit: Limit, num_samples: int, step_size: float) -> int:
     """How many steps lie between two records.
 
@@ -118,12 +127,10 @@ def read(values: flags.FlagValues) -> tuple[Limit, Execution]:
       UsageError: a value is not allowed, or flags contradict each other.
     """
     execution = read_execution(values)
-    found = {name: parse(name, spec[0], str(values[name].value)) for name, spec in _FLAGS.items()}
-    layers = parse("trained_layers", several(choice("trained_layers")), values.trained_layers)
-    limit = Limit(trained_layers=layers, **found)
+    limit = Limit(**parse_all(_FLAGS, values))
     if odd := [size for size in limit.num_samples if size % 2]:
         raise UsageError(f"--num_samples: {odd[0]} is odd, and balanced labels need an even number")
-    if "hidden" in layers and (odd := [size for size in limit.d1 if size % 2]):
+    if "hidden" in limit.trained_layers and (odd := [size for size in limit.d1 if size % 2]):
         raise UsageError(f"--d1: {odd[0]} is odd, and half of the fixed V0 is positive")
     if limit.batch_size > min(limit.num_samples):
         raise UsageError(f"--batch_size: {limit.batch_size} exceeds N = {min(limit.num_samples)}")
@@ -383,8 +390,7 @@ def run(chosen: tuple[Limit, Execution]) -> None:
     report(store, execution.out)
 
 
-LAUNCHER = Launcher("inclusion_limit", __doc__, read, run, ("sweeps.inclusion_limit", "__main__", "sweeps.settings"))
+LAUNCHER = Launcher("inclusion_limit", __doc__, read, run, ("sweeps.inclusion_limit", "sweeps.settings"), _FLAGS)
 
 if __name__ == "__main__":
-    _define()
     launch.main(LAUNCHER)

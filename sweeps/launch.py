@@ -21,12 +21,12 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from sweeps import plan, processes
+from sweeps import plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
 from sweeps.protocol import fingerprint
-from sweeps.settings import Execution, UsageError
+from sweeps.settings import Execution, FlagTable, UsageError
 from sweeps.store import Metrics, Store, StoreError
 
 __all__ = ["Launcher", "Sweep", "configure_jax", "execute", "main", "open_results", "train"]
@@ -341,6 +341,8 @@ class Launcher:
       read: from the parsed flags to settings; raises UsageError.
       run: from the settings to results; raises UsageError.
       flag_modules: the modules whose flags are its own, for --help.
+      own_flags: flags that exist for this launcher alone, beside those of execution; None for one whose flags are defined
+        globally.
     """
 
     name: str
@@ -348,6 +350,21 @@ class Launcher:
     read: Callable[[flags.FlagValues], Any]
     run: Callable[[Any], None]
     flag_modules: tuple[str, ...]
+    own_flags: FlagTable | None = None
+
+    def flag_values(self) -> flags.FlagValues:
+        """The flags that this launcher knows."""
+        if self.own_flags is None:
+            return flags.FLAGS
+        # Another launcher in the same process may have flags of the same names, so these get a place of their own.
+        values = flags.FlagValues()
+        for module, known in flags.FLAGS.flags_by_module_dict().items():
+            if module == settings.__name__ or not module.startswith("sweeps."):
+                for flag in known:
+                    values[flag.name] = flag
+                    values.register_flag_by_module(module, flag)
+        settings.define(self.own_flags, values, f"sweeps.{self.name}")
+        return values
 
 
 def execute(launcher: Launcher, argv: Sequence[str]) -> None:
@@ -360,15 +377,17 @@ def execute(launcher: Launcher, argv: Sequence[str]) -> None:
     Raises:
       SystemExit: with status 2 after one line on the standard error, when the input is bad; with 0 after --help.
     """
+    values = launcher.flag_values()
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
-        described = "".join(flags.FLAGS.module_help(module) for module in launcher.flag_modules)
+        described = "".join(values.module_help(module) for module in launcher.flag_modules)
         print(f"{launcher.help.strip()}\n{described}")
         raise SystemExit(0)
     try:
-        left = flags.FLAGS(argv)
+        left = values(argv)
         if len(left) > 1:
             raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
-        launcher.run(launcher.read(flags.FLAGS))
+        flags.FLAGS.mark_as_parsed()  # The logging module looks there.
+        launcher.run(launcher.read(values))
     except (flags.Error, UsageError) as error:
         print(f"{launcher.name}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import flags
 
@@ -15,10 +15,13 @@ from sweeps.statistics import INTERVALS
 __all__ = [
     "EXECUTION_FLAGS",
     "Execution",
+    "FlagTable",
     "UsageError",
     "choice",
+    "define",
     "number",
     "parse",
+    "parse_all",
     "parse_sizes",
     "read_execution",
     "several",
@@ -139,7 +142,9 @@ def choice(field: str) -> Callable[[str], str]:
 _DEFAULT_CACHE = "~/.cache/relu_sgd/compiled"
 
 # Flag to parser, default and help.
-EXECUTION_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+FlagTable: TypeAlias = Mapping[str, tuple[Callable[[str], Any], str, str]]
+
+EXECUTION_FLAGS: FlagTable = {
     "num_processes": (
         whole(0, 4096),
         "0",
@@ -161,14 +166,25 @@ EXECUTION_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 }
 
 
+def define(table: FlagTable, values: flags.FlagValues = flags.FLAGS, module: str = __name__) -> None:
+    """Defines the flags of a table, as texts.
+
+    Args:
+      table: flag to parser, default and help.
+      values: where.
+      module: whose flags they are, for --help.
+    """
+    for name, (_, default, text) in table.items():
+        flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.", values, module_name=module)
+
+
 flags.DEFINE_string("out", None, "Output folder: new, empty, or one of an earlier run of the same sweep.")
 flags.DEFINE_string(
     "block",
     None,
     "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)",
 )
-for _name, (_, _default, _help) in EXECUTION_FLAGS.items():
-    flags.DEFINE_string(_name, _default, f"{_help[0].upper()}{_help[1:]}.")
+define(EXECUTION_FLAGS)
 flags.DEFINE_string("compilation_cache", _DEFAULT_CACHE, "Folder that compiled programs are kept in; empty for none.")
 flags.DEFINE_enum(
     "interval",
@@ -191,6 +207,15 @@ def parse(name: str, parser: Callable[[str], Any], text: str) -> Any:
         raise UsageError(f"--{name}: {error}") from error
 
 
+def parse_all(table: FlagTable, values: flags.FlagValues) -> dict[str, Any]:
+    """The values of a table's flags.
+
+    Raises:
+      UsageError: a parser refused its text; the message names the flag.
+    """
+    return {name: parse(name, spec[0], str(values[name].value)) for name, spec in table.items()}
+
+
 def _block(text: str) -> tuple[int, int]:
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
@@ -206,7 +231,7 @@ def read_execution(values: flags.FlagValues) -> Execution:
     """
     if not values.out:
         raise UsageError("--out: say where the results go")
-    numbers = {name: parse(name, spec[0], str(values[name].value)) for name, spec in EXECUTION_FLAGS.items()}
+    numbers = parse_all(EXECUTION_FLAGS, values)
     if numbers["shard_index"] >= numbers["shard_count"]:
         raise UsageError(f"--shard_index: {numbers['shard_index']} is not below --shard_count={numbers['shard_count']}")
     if numbers["num_devices"]:

@@ -52,6 +52,15 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
     return mean, mean - half, mean + half
 
 
+@functools.cache
+def _median_rank(count: int, level: float) -> tuple[int, float]:
+    """The largest rank from either end whose values enclose the median with probability `level`, and their probability."""
+    # The number of values below the true median is binomial(count, 1/2).
+    covered = 1 - 2 * stats.binom.cdf(np.arange((count + 1) // 2), count, 0.5)
+    rank = max(int(np.sum(covered >= level)) - 1, 0)
+    return rank, max(float(covered[rank]), 0.0)
+
+
 def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float, float]:
     """The median, and a confidence interval between two order statistics, for any continuous law.
 
@@ -65,10 +74,8 @@ def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, flo
     count, ordered = len(values), np.sort(values)
     if not count:
         return (float("nan"),) * 4
-    # The number of values below the true median is binomial(count, 1/2).
-    covered = lambda rank: 1 - 2 * float(stats.binom.cdf(rank, count, 0.5))
-    rank = max((rank for rank in range((count + 1) // 2) if covered(rank) >= level), default=0)
-    return float(np.median(ordered)), float(ordered[rank]), float(ordered[count - 1 - rank]), max(covered(rank), 0.0)
+    rank, covered = _median_rank(count, level)
+    return float(np.median(ordered)), float(ordered[rank]), float(ordered[count - 1 - rank]), covered
 
 
 def fitted_slope(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,18 @@ from sweeps import figures, launch
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
-from sweeps.settings import Execution, UsageError, choice, number, parse, parse_sizes, read_execution, several, whole
+from sweeps.settings import (
+    Execution,
+    FlagTable,
+    UsageError,
+    choice,
+    number,
+    parse_all,
+    parse_sizes,
+    read_execution,
+    several,
+    whole,
+)
 from sweeps.statistics import fitted_slope, median_interval, summarize
 from sweeps.store import Store, StoreError
 
@@ -53,7 +64,7 @@ def _scaling(text: str) -> str:
 
 
 # Flag to parser, default and help.
-_FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+_FLAGS: FlagTable = {
     "num_samples": (
         parse_sizes,
         "32,64,128,256,512,1024,2048,4096",
@@ -80,6 +91,7 @@ _FLAGS: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "1e11",
         "measure where N^2 d1 at the expected width is at most this (1e11 take about half a minute on a core), and N^3 for alpha_0 at small widths",
     ),
+    "map": (lambda text: Path(text) if text else None, "", "folder of a finished convergence map, to compare with"),
 }  # fmt: skip
 
 
@@ -104,12 +116,6 @@ class Widths:
         return max(1.0, -math.log(1 - self.confidence))
 
 
-def _define() -> None:
-    flags.DEFINE_string("map", None, "Folder of a finished convergence map, to compare with.")
-    for name, (_, default, text) in _FLAGS.items():
-        flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.")
-
-
 def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
     """The settings that the flags describe.
 
@@ -117,7 +123,9 @@ def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
       UsageError: a value is not allowed, or flags contradict each other.
     """
     execution = read_execution(values)
-    chosen = Widths(**{name: parse(name, spec[0], str(values[name].value)) for name, spec in _FLAGS.items()})
+    found = parse_all(_FLAGS, values)
+    map_folder = found.pop("map")
+    chosen = Widths(**found)
     if odd := [size for size in chosen.num_samples if size % 2]:
         raise UsageError(f"--num_samples: {odd[0]} is odd, and balanced labels need an even number")
     if list(chosen.delta) != sorted(chosen.delta):
@@ -129,7 +137,7 @@ def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
         raise UsageError(
             f"--delta: {min(chosen.delta):g} gives d0 = 1 at N = {min(chosen.num_samples)}: rows are equal"
         )
-    return chosen, execution, None if values.map is None else Path(values.map)
+    return chosen, execution, map_folder
 
 
 def dimension(num_samples: int, delta: float) -> int:
@@ -543,8 +551,7 @@ def run(chosen: tuple[Widths, Execution, Path | None]) -> None:
     report(store, execution.out, map_folder)
 
 
-LAUNCHER = Launcher("width_bounds", __doc__, read, run, ("sweeps.width_bounds", "__main__", "sweeps.settings"))
+LAUNCHER = Launcher("width_bounds", __doc__, read, run, ("sweeps.width_bounds", "sweeps.settings"), _FLAGS)
 
 if __name__ == "__main__":
-    _define()
     launch.main(LAUNCHER)

@@ -1,30 +1,52 @@
-"""Launchers around the inclusion and the comparison problem: what they leave, that they resume, and what they refuse."""
+"""Launchers around the inclusion, the comparison problem and the widths: what they leave, that they resume, and what they refuse."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import contextlib
+import io
+import json
+import shutil
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pandas
 import pytest
 import xarray as xr
 from absl.testing import flagsaver
 
-from sweeps import convergence_map, figures, launch
+from sweeps import comparison_ode, convergence_map, figures, inclusion_limit, launch, width_bounds
 from sweeps.inclusion_limit import Limit, fitted_rate, steps_per_record
 from sweeps.settings import UsageError
 
-ROOT = Path(__file__).parent.parent
+LAUNCHERS = {
+    module.LAUNCHER.name: module.LAUNCHER for module in (comparison_ode, convergence_map, inclusion_limit, width_bounds)
+}
 TINY = ["--num_samples=10", "--d0=3", "--d1=4,6", "--num_seeds=2", "--long_steps=300", "--horizon=1", "--num_records=5",
         "--step_sizes=0.1,0.05,0.025", "--num_processes=1"]  # fmt: skip
+NARROW = ["--num_samples=8,16", "--delta=0.5,0.8", "--num_seeds=3", "--num_processes=1", "--max_operations=1e9"]
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def command(name, *words):
-    return subprocess.run(
-        [sys.executable, "-m", f"sweeps.{name}", *words],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    """The launcher in this process, with its figures in one format."""
+    out, error, status = io.StringIO(), io.StringIO(), 0
+    with (
+        flagsaver.flagsaver(),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+    ):
+        patch.setattr(figures, "FORMATS", ("png",))
+        try:
+            launch.execute(LAUNCHERS[name], [name, *words])
+        except SystemExit as left:
+            status = left.code
+    jax.config.update("jax_enable_x64", True)
+    return Done(status, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +66,7 @@ def test_what_the_comparison_leaves(limit):
     assert (distances > 0).all()
     assert np.median(distances[..., 2] / distances[..., 0]) < 0.5  # A quarter of the step, a fraction of the distance.
     assert (found["zeros_that_slide"] <= np.minimum(found["zeros"], found["sliding"])).all()
-    assert {path.suffix for path in (out / "figures").iterdir()} == {".png", ".pdf", ".svg"}
+    assert (out / "figures" / "inclusion_limit.png").exists()
     table = pandas.read_csv(out / "summary.csv")
     assert len(table) == 2
     assert (table["rate_low"] <= table["rate"]).all()
@@ -54,12 +76,12 @@ def test_what_the_comparison_leaves(limit):
 def test_the_same_command_has_nothing_left_to_do(limit):
     out, _ = limit
     before = (out / "summary.csv").read_text()
-    again = command("inclusion_limit", f"--out={out}", *TINY)
-    assert again.returncode == 0
-    assert "0 of 1 tiles to do" in again.stderr
+    sessions = (out / "sessions.jsonl").read_text()
+    assert command("inclusion_limit", f"--out={out}", *TINY).returncode == 0
     assert (out / "summary.csv").read_text() == before
     replay = command("inclusion_limit", f"--out={out}", f"--flagfile={out / 'run.flagfile'}", "--num_processes=1")
-    assert "0 of 1 tiles to do" in replay.stderr
+    assert replay.returncode == 0, replay.stderr
+    assert (out / "sessions.jsonl").read_text() == sessions  # A line is added where a tile is done.
     other = command("inclusion_limit", f"--out={out}", *TINY, "--base_seed=1")
     assert other.returncode == 2
     assert "--base_seed is 0 there and 1 here" in other.stderr
@@ -74,6 +96,17 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("comparison_ode", ["--alpha_low=3"], "--alpha_low: 3 is not below"),
         ("comparison_ode", ["--num_processes=2"], "--num_processes: has no effect"),
         ("comparison_ode", ["--c=nan"], "--c: nan"),
+        ("width_bounds", ["--num_samples=9"], "--num_samples: 9 is odd"),
+        ("width_bounds", ["--num_samples=0"], "--num_samples: sizes must be at least 1"),
+        ("width_bounds", ["--delta=1"], "--delta: 1 is not a finite number in (0, 1)"),
+        ("width_bounds", ["--delta=0.7,0.5"], "--delta: values must increase"),
+        ("width_bounds", ["--delta=0.01"], "--delta: 0.01 gives d0 = 1"),
+        ("width_bounds", ["--rho=-1"], "--rho: -1 is not"),
+        ("width_bounds", ["--confidence=1"], "--confidence: 1 is not"),
+        ("width_bounds", ["--scaling=mine"], "--scaling: 'mine' is not one of unit, lecun"),
+        ("width_bounds", ["--lanes=2"], "--lanes: has no effect"),
+        ("width_bounds", ["--map=nowhere"], "there are no results"),
+        ("width_bounds", ["--d0=3"], "Unknown command line flag 'd0'"),
     ],
 )
 def test_bad_flags(name, words, message, tmp_path):
@@ -102,6 +135,88 @@ def test_figure_1(tmp_path):
     assert "holds other things" in command("comparison_ode", f"--out={tmp_path / 'mine'}").stderr
 
 
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    out = tmp_path_factory.mktemp("widths") / "out"
+    done = command("width_bounds", f"--out={out}", *NARROW)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_what_the_widths_leave(narrow):
+    out, printed = narrow
+    found = xr.open_zarr(out / "results.zarr", group="widths", consolidated=False)
+    assert dict(found.sizes) == {"num_samples": 2, "delta": 2, "seed": 3}
+    assert found["delta"].values.tolist() == [0.5, 0.8]
+    assert found["d0"].values[..., 0].tolist() == [[3, 5], [4, 9]]
+    assert (found["status"] == 1).all()
+    for scaling in ("unit", "lecun"):
+        expected, measured = found[f"{scaling}_expected_10"], found[f"{scaling}_measured_10"]
+        wide = expected.values <= 1e9 / found["num_samples"].values[:, None, None] ** 2
+        assert np.isfinite(measured.values[wide]).all()
+        ratio = (measured / expected).values[np.isfinite(measured.values)]
+        assert ((ratio > 0.4) & (ratio < 2.1)).all()
+        assert (found[f"{scaling}_expected_sharp"] < expected).all()
+        assert (expected <= found[f"{scaling}_expected_11"] * (1 + 1e-9)).all()
+    assert (found["lemma_c1_printed"] < found["lemma_c1_repaired"]).all()
+    for less, more in ((1, 2), (2, 4)):  # alpha_0 grows with the width.
+        smaller, larger = found[f"alpha_ratio_{less}N"], found[f"alpha_ratio_{more}N"]
+        assert (smaller < larger * np.sqrt(more / less) * (1 + 1e-9)).all()
+    assert found["alpha_ratio_1N"].median() < 0.5 < found["alpha_ratio_4N"].median()
+    table = pandas.read_csv(out / "summary.csv")
+    assert len(table) == 2 * 2 * 2 * 3
+    assert (table["width_low"] <= table["width"]).all()
+    assert (table["width"] <= table["width_at_confidence"]).all()
+    assert (table["coverage"] == 0.75).all()  # Of three values, from the least to the largest.
+    assert len(pandas.read_csv(out / "exponents.csv")) == 2 * 2 * 3
+    bounds = pandas.read_csv(out / "table_1.csv").query("num_samples == 16 and delta == 0.5")
+    assert bounds.set_index("result")["width_with_unit_constant"]["Nguyen 2021, shallow"] == 256
+    assert (out / "figures" / "width_bounds.png").exists()
+    assert "at d1 = 1 N" in printed
+
+
+def test_the_widths_are_resumed(narrow, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(narrow[0], out)
+    (out / "results.zarr" / "widths" / "status" / "c" / "1" / "0" / "0").unlink()
+    assert command("width_bounds", f"--out={out}", f"--flagfile={out / 'run.flagfile'}").returncode == 0
+    assert json.loads((out / "sessions.jsonl").read_text().splitlines()[-1])["tiles"] == 1
+    first, second = (
+        xr.open_zarr(path / "results.zarr", group="widths", consolidated=False) for path in (out, narrow[0])
+    )
+    xr.testing.assert_allclose(first, second, rtol=1e-9)
+    refused = command("width_bounds", f"--out={out}", *NARROW, "--rho=2")
+    assert refused.returncode == 2
+    assert "--rho is 1.0 there and 2.0 here" in refused.stderr
+
+
+def test_widths_beside_a_map(narrow, tmp_path):
+    folder = tmp_path / "map"
+    done = command("convergence_map", f"--out={folder}", *GRID, "--d1=4,8", "--num_steps=100")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    shutil.copytree(narrow[0], out)
+    done = command("width_bounds", f"--out={out}", "--figures_only", f"--map={folder}")
+    assert done.returncode == 0, done.stderr
+    table = pandas.read_csv(out / "map.csv")
+    summary = pandas.read_csv(folder / "summary.csv")
+    for row in table.itertuples():
+        cell = summary[(summary["d0"] == row.d0) & (summary["probability"] >= 0.5)]
+        assert row.half_converge_at == (cell["d1"].min() if len(cell) else np.inf)
+        assert row.certified_10_unit_rows > 1000
+    assert "half of a map's networks" in done.stdout
+    wrong = command("width_bounds", f"--out={out}", "--figures_only", f"--map={out}")
+    assert wrong.returncode == 2
+    assert "holds no convergence map" in wrong.stderr
+
+
+def test_half_convergence():
+    d1 = np.array([2, 4, 6, 8])
+    low, high = np.array([0, 0.2, 0.4, 0.6]), np.array([0.3, 0.7, 1, 1])
+    assert width_bounds.half_convergence(d1, np.array([0, 0.4, 0.9, 0.3]), low, high) == (6, 4, 8)
+    assert width_bounds.half_convergence(d1, np.full(4, np.nan), low, high)[0] == np.inf
+
+
 def a_limit(**changes):
     values = dict(trained_layers=("hidden",), num_samples=(40,), d0=(5,), d1=(6,), num_seeds=1, base_seed=0, batch_size=0,
                   horizon=2.0, num_records=40, step_sizes=(0.05,), energy_tolerance=1e-4, long_steps=1)  # fmt: skip
@@ -121,19 +236,13 @@ def test_fitted_rate():
     assert np.isnan(fitted_rate(steps, np.array([np.inf, 1, 1])))
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    monkeypatch.setattr(figures, "FORMATS", ("png",))
-    with flagsaver.flagsaver():
-        yield lambda *words: launch.execute(convergence_map.LAUNCHER, ["convergence_map", *words])
-
-
 GRID = ["--d0=2,3", "--d1=4", "--num_seeds=2", "--num_samples=10", "--num_processes=1", "--trained_layers=hidden"]
 
 
-def test_map_of_the_inclusion(in_process, tmp_path, capsys):
+def test_map_of_the_inclusion(tmp_path):
     out = tmp_path / "out"
-    in_process(f"--out={out}", *GRID, "--dynamics=inclusion", "--flow_time=3", "--tolerance=0.9")
+    done = command("convergence_map", f"--out={out}", *GRID, "--dynamics=inclusion", "--flow_time=3", "--tolerance=0.9")
+    assert done.returncode == 0, done.stderr
     found = xr.open_zarr(out / "results.zarr", group="hidden", consolidated=False)
     assert found["relative_error"].dtype == np.float64
     assert set(np.unique(found["status"])) <= {1, 2}
@@ -141,16 +250,22 @@ def test_map_of_the_inclusion(in_process, tmp_path, capsys):
     assert (found["relative_error"].where(reached, 0) < 0.9).all()
     assert (found["flow_time"].where(~reached, 3) == 3).all()
     assert (found["energy_residual"] < 0.05).all()
-    assert "the differential inclusion itself" in capsys.readouterr().out
+    assert "the differential inclusion itself" in done.stdout
     assert "--dynamics=inclusion" in (out / "run.flagfile").read_text()
     assert "learning_rate" not in (out / "run.flagfile").read_text()
 
 
-def test_map_over_the_slope_at_zero(in_process, tmp_path):
+def test_map_over_the_slope_at_zero(tmp_path):
     out = tmp_path / "out"
-    in_process(
-        f"--out={out}", *GRID, "--relu_at_zero=0,0.5,random,minimum_norm", "--num_steps=20", "--precision=float64"
+    done = command(
+        "convergence_map",
+        f"--out={out}",
+        *GRID,
+        "--relu_at_zero=0,0.5,random,minimum_norm",
+        "--num_steps=20",
+        "--precision=float64",
     )
+    assert done.returncode == 0, done.stderr
     names = [f"hidden_relu_at_zero_{slope}" for slope in ("0.0", "0.5", "random", "minimum_norm")]
     found = [xr.open_zarr(out / "results.zarr", group=name, consolidated=False) for name in names]
     for other in found[1:]:  # Generic data meet no exact zero in so few steps.

@@ -111,3 +111,27 @@ def test_interval_of_a_mean():
     assert mean == 1
     assert np.isnan(low)
     assert np.isnan(high)
+
+
+def test_median_interval_covers():
+    """The interval's stated coverage is exact for continuous laws: here by drawing."""
+    generator = np.random.default_rng(0)
+    for count in (1, 5, 10, 25):
+        drawn = [statistics.median_interval(generator.exponential(size=count)) for _ in range(2000)]
+        share = np.mean([low <= np.log(2) <= high for _, low, high, _ in drawn])
+        assert share == pytest.approx(drawn[0][3], abs=0.03)
+        assert drawn[0][3] >= 0.95 or count <= 5
+    assert statistics.median_interval(np.array([3.0, 1, np.inf]))[:3] == (3.0, 1.0, np.inf)
+    assert np.isnan(statistics.median_interval(np.array([]))).all()
+
+
+def test_fitted_slope():
+    x = np.array([1.0, 2, 3, 5])
+    slope, low, high = statistics.fitted_slope(x, np.array([1.0, 3.1, 4.9, 9]))
+    fit, covariance = np.polyfit(x, [1.0, 3.1, 4.9, 9], 1, cov="unscaled")
+    residual = np.array([1.0, 3.1, 4.9, 9]) - np.polyval(fit, x)
+    half = 4.302653 * np.sqrt(covariance[0, 0] * residual @ residual / 2)  # Student's 0.975 quantile with 2 degrees.
+    assert (slope, low, high) == pytest.approx((fit[0], fit[0] - half, fit[0] + half), rel=1e-6)
+    assert np.isnan(statistics.fitted_slope(x[:1], x[:1])).all()
+    assert np.isnan(statistics.fitted_slope(x[:2], np.array([1.0, 2.0]))[1:]).all()
+    assert statistics.fitted_slope(x, np.array([1, 2, 3, np.inf]))[0] == pytest.approx(1)
