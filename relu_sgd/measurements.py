@@ -4,17 +4,20 @@ Where a network is padded with neurons that do not exist, `neurons` marks the tr
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, ScalarLike, UInt32
 
 from relu_sgd.network import Params, preactivations, predict
 from relu_sgd.problem import Problem
 
 __all__ = [
     "activation_pattern",
+    "dead_neurons",
     "dead_samples",
+    "neuron_balance",
     "numerical_zeros",
     "numerical_zeros_at_rounding",
     "pattern_changes",
+    "pattern_fingerprint",
     "relative_error",
 ]
 
@@ -72,3 +75,36 @@ def dead_samples(params: Params, problem: Problem, *, neurons: Neurons = None) -
     """
     active = activation_pattern(params, problem)
     return jnp.sum(~jnp.any(active if neurons is None else active & neurons, axis=1), dtype=jnp.int32)
+
+
+def dead_neurons(params: Params, problem: Problem, *, neurons: Neurons = None) -> Int[Array, ""]:
+    """The number of neurons that are active on no sample: they have no gradient, and stay as they are."""
+    dead = ~jnp.any(activation_pattern(params, problem), axis=0)
+    return jnp.sum(dead if neurons is None else dead & neurons, dtype=jnp.int32)
+
+
+def neuron_balance(params: Params) -> Float[Array, " d1"]:
+    """||W_j||^2 - ||V_j||^2 of every neuron, which no solution of the inclusion changes when both layers move."""
+    return jnp.sum(params.W**2, axis=0) - jnp.sum(params.V**2, axis=1)
+
+
+def _mixed(values: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    """A bijection of 32 bits that scatters neighbours (multiply and shift)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        values = (values ^ (values >> shift)) * jnp.uint32(factor)
+    return values ^ (values >> 16)
+
+
+def pattern_fingerprint(params: Params, problem: Problem, *, neurons: Neurons = None) -> UInt32[Array, "2"]:
+    """64 bits that stand for the activation pattern: equal patterns have equal ones, and different ones differ but for chance.
+
+    Each entry has two fixed pseudo-random words, and those of the active entries are added up; two of n different patterns agree with probability
+    about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without keeping their patterns.
+    """
+    active = activation_pattern(params, problem)
+    active = active if neurons is None else active & neurons
+    num_samples, d1 = active.shape
+    # The place of an entry does not depend on padding.
+    row, column = jnp.arange(num_samples, dtype=jnp.uint32)[:, None], jnp.arange(d1, dtype=jnp.uint32)
+    words = [_mixed(_mixed(column + jnp.uint32(salt)) ^ _mixed(row)) for salt in (0x9E3779B9, 0x85EBCA6B)]
+    return jnp.stack([jnp.sum(jnp.where(active, word, jnp.uint32(0)), dtype=jnp.uint32) for word in words])

@@ -19,6 +19,7 @@ __all__ = [
     "Params",
     "SampleLosses",
     "TrainedLayers",
+    "gram_of_factor",
     "hidden_jacobian_gram",
     "hidden_layer",
     "jacobian_gram",
@@ -172,10 +173,15 @@ def hidden_jacobian_gram(
     slopes: Float[Array, "N d1"], V: Float[Array, "d1 d2"], X: Float[Array, "N d0"]
 ) -> Float[Array, "rows rows"]:
     """J J^T for the Jacobian J of Yhat with respect to W, from the slopes of relu; rows as for `jacobian_gram`."""
-    num_samples, d2 = slopes.shape[0], V.shape[1]
     # Row (i, a) of the factor is M_i: times V_:a, so that its Gram matrix is the sum over neurons.
-    factor = (slopes[:, None, :] * V.T).reshape(num_samples * d2, -1)
-    return matmul(factor, factor.T) * jnp.kron(matmul(X, X.T), jnp.ones((d2, d2), slopes.dtype))
+    return gram_of_factor(slopes[:, None, :] * V.T, X)
+
+
+def gram_of_factor(factor: Float[Array, "N d2 d1"], X: Float[Array, "N d0"]) -> Float[Array, "rows rows"]:
+    """J J^T for J with rows kron(X_i, factor_ia): the Gram matrix of the factor times that of X, entry by entry."""
+    num_samples, d2, _ = factor.shape
+    rows = factor.reshape(num_samples * d2, -1)
+    return matmul(rows, rows.T) * jnp.kron(matmul(X, X.T), jnp.ones((d2, d2), factor.dtype))
 
 
 def jacobian_gram(

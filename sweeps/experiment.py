@@ -337,9 +337,13 @@ def _compiled_measurements(protocol: Protocol, shapes: Any, precision: bool) -> 
     return measure_all.lower(*jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])).compile()
 
 
-def draw_tile(protocol: Protocol, tile: Tile) -> Run:
-    """The runs of a tile before their first steps, stacked along a leading axis, on the host."""
-    draw_all = _compiled_draws(protocol, tile.num_runs, _roomy(tile.padded), _x64())
+def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:
+    """The runs of a tile before their first steps, stacked along a leading axis, on the host.
+
+    Tiles with one `widest` share the program that draws them, whatever their widths.
+    """
+    d0, d1 = tile.padded
+    draw_all = _compiled_draws(protocol, tile.num_runs, _roomy((d0, max(d1, widest))), _x64())
     drawn = jax.device_get(draw_all(tile.runs()))
     return _resize(drawn, drawn.params, *tile.padded)
 

@@ -53,6 +53,7 @@ class Sweep:
       run_tile: trains a tile.
       axes: what d0 and d1 are called in the store.
       cost: of a tile, roughly; the longest go first.
+      records: what all metrics but the status are recorded along, and the values there.
     """
 
     protocol_name: str
@@ -67,6 +68,7 @@ class Sweep:
     run_tile: RunTile
     axes: tuple[str, str] = ("d0", "d1")
     cost: Callable[[Tile], float] = plan.cost
+    records: tuple[str, tuple[int, ...]] | None = None
 
 
 def configure_jax(precision: str, compilation_cache: str) -> None:
@@ -202,7 +204,7 @@ def _open_store(sweep: Sweep, execution: Execution) -> Store:
             sizes = {rows: sweep.d0, columns: sweep.d1, "seed": range(sweep.num_seeds)}
             chunk = {rows: block[0], columns: block[1], "seed": sweep.num_seeds}
             with suppress(FileExistsError):  # Another shard was quicker.
-                Store.create(path, sweep.setups, sizes, chunk, sweep.metrics, attributes)
+                Store.create(path, sweep.setups, sizes, chunk, sweep.metrics, attributes, sweep.records)
         store = Store.open(path)
         _check_same(store, sweep.science, execution.block, out)
         store.verify()
@@ -341,8 +343,7 @@ class Launcher:
       read: from the parsed flags to settings; raises UsageError.
       run: from the settings to results; raises UsageError.
       flag_modules: the modules whose flags are its own, for --help.
-      own_flags: flags that exist for this launcher alone, beside those of execution; None for one whose flags are defined
-        globally.
+      own_flags: flags that exist for this launcher alone, besides those of execution and of `flag_modules`.
     """
 
     name: str
@@ -350,16 +351,14 @@ class Launcher:
     read: Callable[[flags.FlagValues], Any]
     run: Callable[[Any], None]
     flag_modules: tuple[str, ...]
-    own_flags: FlagTable | None = None
+    own_flags: FlagTable = dataclasses.field(default_factory=dict)
 
     def flag_values(self) -> flags.FlagValues:
         """The flags that this launcher knows."""
-        if self.own_flags is None:
-            return flags.FLAGS
         # Another launcher in the same process may have flags of the same names, so these get a place of their own.
         values = flags.FlagValues()
         for module, known in flags.FLAGS.flags_by_module_dict().items():
-            if module == settings.__name__ or not module.startswith("sweeps."):
+            if module in (settings.__name__, *self.flag_modules) or not module.startswith("sweeps."):
                 for flag in known:
                     values[flag.name] = flag
                     values.register_flag_by_module(module, flag)

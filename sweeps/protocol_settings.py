@@ -138,8 +138,12 @@ def _check_protocol(protocol: Protocol, layers: tuple[str, ...], given: set[str]
         )
 
 
-def read(values: flags.FlagValues) -> Settings:
+def read(values: flags.FlagValues, adapt: Callable[[Protocol], Protocol] = lambda preset: preset) -> Settings:
     """The settings that the flags describe.
+
+    Args:
+      values: the parsed flags.
+      adapt: what becomes of a preset before flags override it.
 
     Raises:
       UsageError: a value is not allowed, or flags contradict each other.
@@ -154,7 +158,7 @@ def read(values: flags.FlagValues) -> Settings:
                 f"--{extra[0]}: contradicts --figures_only, which takes everything from the results in --out"
             )
     layers = parse("trained_layers", several(choice("trained_layers")), values.trained_layers)
-    preset = PRESETS[values.protocol]
+    preset = adapt(PRESETS[values.protocol])
     overrides: dict[str, Any] = {}
     for name in given:
         parser = _PROTOCOL_FLAGS[name][0]

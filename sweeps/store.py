@@ -60,6 +60,7 @@ class Store:
         chunk: Mapping[str, int],
         metrics: Metrics,
         attributes: Mapping[str, Any],
+        records: tuple[str, Sequence[int]] | None = None,
     ) -> "Store":
         """A new store in which everything is pending. It appears at `path` whole or not at all.
 
@@ -69,6 +70,7 @@ class Store:
           coordinates: the dimensions, in order, with the values along them.
           chunk: the number of values of every dimension in a chunk.
           metrics: what is kept of a run.
+          records: a further, last dimension and the values along it, which all metrics but the status have.
           attributes: of the store, repeated on every group; whatever JSON can hold.
 
         Raises:
@@ -78,21 +80,24 @@ class Store:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         shape = tuple(len(values) for values in coordinates.values())
         chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
+        further = {} if records is None else {records[0]: records[1]}
+        along = tuple(len(values) for values in further.values())
         try:
             root = zarr.create_group(partial, attributes={**attributes, "metrics": list(metrics)}, overwrite=True)
             for name in groups:
                 group = root.create_group(name, attributes=dict(attributes))
-                for dimension, values in coordinates.items():
+                for dimension, values in {**coordinates, **further}.items():
                     array = np.asarray(values)
                     _create_array(group, dimension, [dimension], data=array)
                 for metric, (kind, description) in metrics.items():
                     dtype = np.dtype(kind)
+                    is_status = metric == "status"
                     _create_array(
                         group,
                         metric,
-                        list(coordinates),
-                        shape=shape,
-                        chunks=chunks,
+                        list(coordinates) if is_status else [*coordinates, *further],
+                        shape=shape if is_status else shape + along,
+                        chunks=chunks if is_status else chunks + along,
                         dtype=dtype,
                         fill_value=_fill(dtype),
                         attributes={"description": description},
@@ -143,7 +148,7 @@ class Store:
         Args:
           group: the set-up.
           where: the chunk's slice of every dimension.
-          records: every metric; reshaped to the chunk.
+          records: every metric; reshaped to the chunk, with what is recorded along a run last.
 
         Raises:
           StoreError: the disk refuses.
@@ -155,7 +160,9 @@ class Store:
         shape = tuple(part.stop - part.start for part in where)
         try:
             for name in [*metrics, "status"]:
-                self._array(group, name)[where] = np.asarray(records[name]).reshape(shape)
+                array = self._array(group, name)
+                along = array.shape[len(where) :]
+                array[where + (slice(None),) * len(along)] = np.asarray(records[name]).reshape(shape + along)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 

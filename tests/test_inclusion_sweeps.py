@@ -1,52 +1,21 @@
 """Launchers around the inclusion, the comparison problem and the widths: what they leave, that they resume, and what they refuse."""
 
-import contextlib
-import io
 import json
 import shutil
-from typing import NamedTuple
 
-import jax
 import numpy as np
 import pandas
 import pytest
 import xarray as xr
-from absl.testing import flagsaver
+from launchers import command
 
-from sweeps import comparison_ode, convergence_map, figures, inclusion_limit, launch, width_bounds
+from sweeps import width_bounds
 from sweeps.inclusion_limit import Limit, fitted_rate, steps_per_record
 from sweeps.settings import UsageError
 
-LAUNCHERS = {
-    module.LAUNCHER.name: module.LAUNCHER for module in (comparison_ode, convergence_map, inclusion_limit, width_bounds)
-}
 TINY = ["--num_samples=10", "--d0=3", "--d1=4,6", "--num_seeds=2", "--long_steps=300", "--horizon=1", "--num_records=5",
         "--step_sizes=0.1,0.05,0.025", "--num_processes=1"]  # fmt: skip
 NARROW = ["--num_samples=8,16", "--delta=0.5,0.8", "--num_seeds=3", "--num_processes=1", "--max_operations=1e9"]
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def command(name, *words):
-    """The launcher in this process, with its figures in one format."""
-    out, error, status = io.StringIO(), io.StringIO(), 0
-    with (
-        flagsaver.flagsaver(),
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(error),
-    ):
-        patch.setattr(figures, "FORMATS", ("png",))
-        try:
-            launch.execute(LAUNCHERS[name], [name, *words])
-        except SystemExit as left:
-            status = left.code
-    jax.config.update("jax_enable_x64", True)
-    return Done(status, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")

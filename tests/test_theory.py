@@ -97,6 +97,10 @@ def test_lemma_c3_is_sharp_for_orthogonal_rows():
     assert 0.97 * smallest < sum(bounds) <= smallest
     # Twice the largest coefficient would break the lemma here.
     assert 2 * bounds[0] > smallest
+    # (39) is an equality for orthogonal rows of one length.
+    assert gram.gershgorin_bound(3 * np.eye(6), 2) == pytest.approx(
+        gram.least_eigenvalue(gram.khatri_rao_gram(3 * np.eye(6), 2))
+    )
 
 
 def test_truncation_as_printed_fails_and_as_repaired_holds():
