@@ -10,6 +10,7 @@ from relu_sgd.descent import (
     DescentResult,
     Status,
     descend,
+    mean_loss_below,
     mean_squared_error_below,
     relative_error_below,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "hidden_layer",
     "jacobian_gram",
     "loss",
+    "mean_loss_below",
     "mean_squared_error_below",
     "preactivations",
     "predict",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real
 
-from relu_sgd.network import Normalization, Params, TrainedLayers, normalize, sample_losses
+from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, normalize, sample_losses
 from relu_sgd.problem import Problem
 from relu_sgd.selections import Selection
 
@@ -22,6 +22,7 @@ __all__ = [
     "Status",
     "Stop",
     "descend",
+    "mean_loss_below",
     "mean_squared_error_below",
     "paper_optimizer",
     "relative_error_below",
@@ -57,6 +58,11 @@ def mean_squared_error_below(tolerance: float) -> Criterion:
     )
 
 
+def mean_loss_below(tolerance: float) -> Criterion:
+    """The mean of the sample losses below a tolerance, for losses other than the squared one."""
+    return lambda losses, problem: jnp.mean(losses) < tolerance
+
+
 def paper_optimizer(trained_layers: TrainedLayers) -> optax.GradientTransformation:
     """SGD with momentum 0.9 (v <- 0.9 v + g, theta <- theta - lr v) at Section 6's rate: 0.15 hidden, 0.002 both."""
     return optax.sgd(0.15 if trained_layers == "hidden" else 0.002, momentum=0.9)
@@ -66,17 +72,18 @@ class DescentState(NamedTuple):
     """A run between two steps; what is needed to go on is all in it.
 
     Attributes:
-      params: theta_k.
+      params: theta_k, `Params` or the pytree of another approximator.
       optimizer_state: of the trained weights.
       gradient: that the next step takes, of the trained weights at theta_k.
       steps: k, the number of updates made; -1 before theta_0 has been looked at.
-      loss: L(theta_k) = 1/2 ||Y - Yhat||_F^2 over all samples, whatever the objective and the batch.
+      loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the objective and
+        the batch.
       best_loss: the least of L(theta_0), ..., L(theta_k).
       converged_at: the first k at which the criterion held, -1 so far.
       meets: whether the criterion holds at theta_k.
     """
 
-    params: Params
+    params: Any
     optimizer_state: PyTree
     gradient: PyTree
     steps: Int[Array, ""]
@@ -97,7 +104,7 @@ class DescentResult(NamedTuple):
       measurements: the records, stacked along a leading axis, or None.
     """
 
-    params: Params
+    params: Any
     status: Int[Array, ""]
     steps: Int[Array, ""]
     loss: Float[Array, ""]
@@ -125,6 +132,7 @@ class Descent:
     at_zero: Any = 0.0
     criterion: Criterion | None = None
     stop: Stop = "first_passage"
+    losses: Callable[..., SampleLosses] = sample_losses
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -136,11 +144,15 @@ class Descent:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if callable(self.at_zero) and self.losses is not sample_losses:
+            raise ValueError("a selection of slopes is for the shallow network with the squared loss")
 
-    def _trained(self, params: Params) -> PyTree:
+    def _trained(self, params: Any) -> PyTree:
+        if self.trained_layers == "hidden" and not isinstance(params, Params):
+            raise ValueError(f"trained_layers='hidden' needs Params, got {type(params).__name__}")
         return params.W if self.trained_layers == "hidden" else params
 
-    def _with_trained(self, params: Params, trained: PyTree) -> Params:
+    def _with_trained(self, params: Any, trained: PyTree) -> Any:
         return params._replace(W=trained) if self.trained_layers == "hidden" else trained
 
     def _evaluator(self, problem: Problem, key: Key[Array, ""] | None) -> Callable:
@@ -148,7 +160,7 @@ class Descent:
         num_samples, d2 = problem.Y.shape
         if callable(self.at_zero):
             return self._selecting_evaluator(problem, key, self.at_zero)
-        losses_of = sample_losses(problem, at_zero=self.at_zero)
+        losses_of = self.losses(problem, at_zero=self.at_zero)
 
         def objective(trained: PyTree, params: Params, samples: Int[Array, " batch"] | None) -> tuple[Array, Array]:
             losses = losses_of(self._with_trained(params, trained), samples)
@@ -203,13 +215,13 @@ class Descent:
             meets=meets,
         )
 
-    def start(self, params: Params, problem: Problem) -> DescentState:
+    def start(self, params: Any, problem: Problem) -> DescentState:
         """The state before theta_0 has been looked at: its first step, number 0, evaluates theta_0 and moves nothing.
 
         Raises:
           ValueError: shapes do not fit.
         """
-        losses = jax.eval_shape(sample_losses(problem), params)
+        losses = jax.eval_shape(self.losses(problem), params)
         trained = self._trained(params)
         return DescentState(
             params=params,
@@ -288,7 +300,7 @@ class Descent:
 
 
 def descend(
-    params: Params,
+    params: Any,
     problem: Problem,
     *,
     num_steps: int,
@@ -300,7 +312,8 @@ def descend(
     at_zero: Real[ArrayLike, "*#shape"] | Selection = 0.0,
     criterion: Criterion | None = None,
     stop: Stop = "first_passage",
-    measure: Callable[[Params], PyTree] | None = None,
+    losses: Callable[..., SampleLosses] = sample_losses,
+    measure: Callable[[Any], PyTree] | None = None,
     measure_every: int = 1,
     differentiable: bool = False,
 ) -> DescentResult:
@@ -311,11 +324,12 @@ def descend(
     reverse mode with `differentiable`.
 
     Args:
-      params: theta_0. Its dtype is the precision of everything that follows.
+      params: theta_0, `Params` or the pytree that `losses` is for. Its dtype is the precision of everything that follows.
       problem: the training set; every sample is one of the N.
       num_steps: the largest number of updates.
       optimizer: any optax optimizer; None for the paper's (`paper_optimizer`).
-      normalization: the objective, "half_sum" (the paper's L) or "mean" (mean squared error).
+      normalization: the objective, "half_sum" (the paper's L, the sum of the sample losses), "mean" (mean squared error) or
+        "sample_mean" (the mean of the sample losses).
       trained_layers: "both", or "hidden" to keep V fixed.
       batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
         None for all N. The loss over all samples is evaluated at every step all the same.
@@ -324,6 +338,8 @@ def descend(
       criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
+      losses: from (problem, at_zero=...) to the map from theta to the losses of the samples: `Approximator.sample_losses` for other
+        networks and losses than the paper's.
       measure: a function of theta whose results are recorded, at theta_0 and after every `measure_every` steps.
       measure_every: number of steps between two records; the last record is at `num_steps` rounded down to a multiple.
       differentiable: see `Descent.advance`.
@@ -348,6 +364,7 @@ def descend(
         at_zero=at_zero,
         criterion=criterion,
         stop=stop,
+        losses=losses,
     )
 
     def advance(state: DescentState, steps: int) -> DescentState:

@@ -1,7 +1,12 @@
 """What is read off a network, or off two consecutive ones (Section 6).
 
-Where a network is padded with neurons that do not exist, `neurons` marks the true ones and the others never count.
+Where a network is padded with neurons that do not exist, `neurons` marks the true ones and the others never count. For networks other than
+the paper's, `preactivations_of` and `predict_of` say how they are evaluated: `Approximator.preactivations` and `.predict`; the neurons
+are then all units of all layers.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike, UInt32
@@ -22,26 +27,34 @@ __all__ = [
 ]
 
 Neurons = Bool[Array, " d1"] | None
+Preactivations = Callable[[Any, Problem], Float[Array, "N d1"]]
 
 
 def _count(matrix: Bool[Array, "N d1"], neurons: Neurons) -> Int[Array, ""]:
     return jnp.sum(matrix if neurons is None else matrix & neurons, dtype=jnp.int32)
 
 
-def relative_error(params: Params, problem: Problem) -> Float[Array, ""]:
+def relative_error(
+    params: Any, problem: Problem, *, predict_of: Callable[[Any, Problem], Float[Array, "N d2"]] = predict
+) -> Float[Array, ""]:
     """||Y - Yhat||_F / ||Y||_F, the quantity of the paper's convergence criterion (Section 6.2)."""
-    return jnp.linalg.norm(problem.Y - predict(params, problem)) / jnp.linalg.norm(problem.Y)
+    return jnp.linalg.norm(problem.Y - predict_of(params, problem)) / jnp.linalg.norm(problem.Y)
 
 
 def numerical_zeros(
-    params: Params, problem: Problem, threshold: ScalarLike = 1e-8, *, neurons: Neurons = None
+    params: Any,
+    problem: Problem,
+    threshold: ScalarLike = 1e-8,
+    *,
+    neurons: Neurons = None,
+    preactivations_of: Preactivations = preactivations,
 ) -> Int[Array, ""]:
     """The number of preactivations below `threshold` in absolute value (Figures 2b, 2c, with 1e-8).
 
     In float32 the rounding of Z, about 1e-7 for unit rows, hides most of the zeros that float64 shows: see
     `numerical_zeros_at_rounding`.
     """
-    return _count(jnp.abs(preactivations(params, problem)) < threshold, neurons)
+    return _count(jnp.abs(preactivations_of(params, problem)) < threshold, neurons)
 
 
 def numerical_zeros_at_rounding(
@@ -57,29 +70,43 @@ def numerical_zeros_at_rounding(
     return _count(jnp.abs(Z) <= multiple * jnp.finfo(Z.dtype).eps * scale, neurons)
 
 
-def activation_pattern(params: Params, problem: Problem) -> Bool[Array, "N d1"]:
+def activation_pattern(
+    params: Any, problem: Problem, *, preactivations_of: Preactivations = preactivations
+) -> Bool[Array, "N d1"]:
     """Which neurons are active on which samples: Z_ij > 0."""
-    return preactivations(params, problem) > 0
+    return preactivations_of(params, problem) > 0
 
 
-def pattern_changes(before: Params, after: Params, problem: Problem, *, neurons: Neurons = None) -> Int[Array, ""]:
+def pattern_changes(
+    before: Any,
+    after: Any,
+    problem: Problem,
+    *,
+    neurons: Neurons = None,
+    preactivations_of: Preactivations = preactivations,
+) -> Int[Array, ""]:
     """The Hamming distance between the activation patterns of two networks (Figures 3c, 3h)."""
-    return _count(activation_pattern(before, problem) != activation_pattern(after, problem), neurons)
+    pattern = lambda params: activation_pattern(params, problem, preactivations_of=preactivations_of)
+    return _count(pattern(before) != pattern(after), neurons)
 
 
-def dead_samples(params: Params, problem: Problem, *, neurons: Neurons = None) -> Int[Array, ""]:
+def dead_samples(
+    params: Any, problem: Problem, *, neurons: Neurons = None, preactivations_of: Preactivations = preactivations
+) -> Int[Array, ""]:
     """The number of samples on which no neuron is active.
 
     Such a sample is predicted as 0 and contributes nothing to the gradient of W; k of them, with labels +-1, hold the
     relative error at sqrt(k / N) or more.
     """
-    active = activation_pattern(params, problem)
+    active = activation_pattern(params, problem, preactivations_of=preactivations_of)
     return jnp.sum(~jnp.any(active if neurons is None else active & neurons, axis=1), dtype=jnp.int32)
 
 
-def dead_neurons(params: Params, problem: Problem, *, neurons: Neurons = None) -> Int[Array, ""]:
+def dead_neurons(
+    params: Any, problem: Problem, *, neurons: Neurons = None, preactivations_of: Preactivations = preactivations
+) -> Int[Array, ""]:
     """The number of neurons that are active on no sample: they have no gradient, and stay as they are."""
-    dead = ~jnp.any(activation_pattern(params, problem), axis=0)
+    dead = ~jnp.any(activation_pattern(params, problem, preactivations_of=preactivations_of), axis=0)
     return jnp.sum(dead if neurons is None else dead & neurons, dtype=jnp.int32)
 
 
@@ -95,13 +122,15 @@ def _mixed(values: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     return values ^ (values >> 16)
 
 
-def pattern_fingerprint(params: Params, problem: Problem, *, neurons: Neurons = None) -> UInt32[Array, "2"]:
+def pattern_fingerprint(
+    params: Any, problem: Problem, *, neurons: Neurons = None, preactivations_of: Preactivations = preactivations
+) -> UInt32[Array, "2"]:
     """64 bits that stand for the activation pattern: equal patterns have equal ones, and different ones differ but for chance.
 
     Each entry has two fixed pseudo-random words, and those of the active entries are added up; two of n different patterns agree with probability
     about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without keeping their patterns.
     """
-    active = activation_pattern(params, problem)
+    active = activation_pattern(params, problem, preactivations_of=preactivations_of)
     active = active if neurons is None else active & neurons
     num_samples, d1 = active.shape
     # The place of an entry does not depend on padding.

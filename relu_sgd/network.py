@@ -32,7 +32,7 @@ __all__ = [
     "sample_losses",
 ]
 
-Normalization: TypeAlias = Literal["half_sum", "mean"]
+Normalization: TypeAlias = Literal["half_sum", "mean", "sample_mean"]
 TrainedLayers: TypeAlias = Literal["hidden", "both"]
 
 
@@ -95,15 +95,17 @@ def predict(params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#sha
 
 
 def loss_scale(num_samples: int, d2: int, normalization: Normalization) -> float:
-    """The objective divided by the half sum: 1 for "half_sum", 2 / (samples d2) for "mean".
+    """The objective divided by the half sum: 1 for "half_sum", 2 / (samples d2) for "mean", 1 / samples for "sample_mean".
 
     Raises:
-      ValueError: `normalization` is neither.
+      ValueError: `normalization` is none of them.
     """
     if normalization == "half_sum":
         return 1.0
     if normalization == "mean":
         return 2 / (num_samples * d2)
+    if normalization == "sample_mean":
+        return 1 / num_samples
     raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
 
 
@@ -111,10 +113,11 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
     """The objective that a step descends on, from the sample losses 1/2 ||Y_i - Yhat_i||^2.
 
     "half_sum" is their sum, the paper's L (and L^b on a mini-batch, Section 5). "mean" is the mean squared error over
-    all entries, (2 / (samples d2)) times the sum, which the authors' released code descends on.
+    all entries, (2 / (samples d2)) times the sum, which the authors' released code descends on. "sample_mean" is the mean of the
+    sample losses, whatever they are.
 
     Raises:
-      ValueError: `normalization` is neither.
+      ValueError: `normalization` is none of them.
     """
     return jnp.sum(losses) * loss_scale(losses.shape[0], d2, normalization)
 

@@ -1,0 +1,188 @@
+"""Deep networks and other losses: formulas, finite differences, and that the paper's network is the first instance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from relu_sgd import Params, Problem, approximators, descend, mean_loss_below, measurements
+
+ONE_HOT = np.eye(3)[[0, 2, 1, 1, 0, 2]]
+
+
+def draw(seed=0, N=6, d0=4, d1=8, d2=1):
+    rng = np.random.default_rng(seed)
+    signs = np.where(rng.uniform(size=(N, d2)) < 0.5, -1.0, 1.0)
+    return Params(rng.normal(size=(d0, d1)), rng.normal(size=(d1, d2)) / d1**0.5), Problem(
+        rng.normal(size=(N, d0)), signs
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"trained_layers": "hidden"}])
+def test_the_shallow_network_is_the_first_instance(options):
+    params, problem = jax.tree.map(jnp.asarray, draw())
+    run = lambda **more: descend(
+        params, problem, num_steps=40, optimizer=optax.sgd(0.02, momentum=0.5), key=jax.random.key(1), **options, **more
+    )
+    default, general = run(), run(losses=approximators.shallow().sample_losses)
+    for one, other in zip(jax.tree.leaves(default), jax.tree.leaves(general), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+def test_one_hidden_layer_in_flax_is_the_shallow_network():
+    params, problem = draw(d2=2)
+    approximator, _ = approximators.deep([8], 2)
+    tree = {"params": {"Dense_0": {"kernel": params.W}, "Dense_1": {"kernel": params.V}}}
+    first = approximators.shallow()
+    np.testing.assert_allclose(approximator.predict(tree, problem), first.predict(params, problem), rtol=1e-12)
+    np.testing.assert_allclose(approximator.preactivations(tree, problem), problem.X @ params.W, rtol=1e-12)
+    losses = approximator.sample_losses(problem)(tree)
+    np.testing.assert_allclose(losses, first.sample_losses(problem)(params), rtol=1e-12)
+    np.testing.assert_allclose(
+        losses, 0.5 * np.sum((problem.Y - np.maximum(problem.X @ params.W, 0) @ params.V) ** 2, 1)
+    )
+
+
+def test_losses_by_their_formulas():
+    rng = np.random.default_rng(0)
+    outputs, signs = 2 * rng.normal(size=(6, 3)), np.where(rng.uniform(size=(6, 3)) < 0.5, -1.0, 1.0)
+    expected = {
+        "squared": 0.5 * np.sum((signs - outputs) ** 2, axis=1),
+        "hinge": np.sum(np.maximum(0, 1 - signs * outputs), axis=1),
+        "logistic": np.sum(np.log1p(np.exp(-signs * outputs)), axis=1),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(approximators.LOSSES[name](outputs, signs), values, rtol=1e-10)
+    softmax = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    found = approximators.LOSSES["cross_entropy"](outputs, ONE_HOT)
+    np.testing.assert_allclose(found, -np.log((softmax * ONE_HOT).sum(axis=1)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("loss", list(approximators.LOSSES))
+def test_gradients_of_a_deep_network_by_finite_differences(loss):
+    problem = Problem(draw()[1].X, ONE_HOT if loss == "cross_entropy" else draw(d2=3)[1].Y)
+    approximator, start = approximators.deep([5, 4, 6], 3, loss=loss, use_bias=True)
+    params = start(jax.random.key(0), problem)
+    assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat = flat + 0.1 * jax.random.normal(jax.random.key(1), flat.shape)  # Biases of 0 put dead samples on the kinks.
+    total = jax.jit(lambda theta: jnp.sum(approximator.sample_losses(problem)(unravel(theta))))
+    gradient = jax.grad(total)(flat)
+    for index in range(0, len(flat), 7):
+        step = jnp.zeros_like(flat).at[index].set(1e-6)
+        assert gradient[index] == pytest.approx(float(total(flat + step) - total(flat - step)) / 2e-6, abs=1e-6)
+
+
+def test_the_slope_at_zero_is_that_of_every_layer():
+    """With zero inputs and no biases every preactivation is exactly 0: the Jacobian in the input is at_zero^depth times a product."""
+    problem = Problem(jnp.zeros((1, 3)), jnp.ones((1, 1)))
+    approximator, start = approximators.deep([4, 5, 6])
+    params = start(jax.random.key(0), problem)
+    kernels = [params["params"][f"Dense_{i}"]["kernel"] for i in range(4)]
+    for slope in (0.0, 0.5, 1.0):
+        by_input = jax.jacobian(lambda X, s=slope: approximator.predict_inputs(params, X, s))(problem.X)
+        product = np.linalg.multi_dot(kernels) * slope**3
+        np.testing.assert_allclose(by_input[0, :, 0, :].T, product, atol=1e-14)
+
+
+def test_measurements_of_a_deep_network():
+    problem = draw(N=20)[1]
+    approximator, start = approximators.deep([5, 7])
+    before, after = (start(jax.random.key(seed), problem) for seed in (0, 1))
+    old, new = (np.asarray(approximator.preactivations(params, problem)) for params in (before, after))
+    assert old.shape == (20, 12)
+    of = dict(preactivations_of=approximator.preactivations)
+    assert measurements.pattern_changes(before, after, problem, **of) == np.sum((old > 0) != (new > 0))
+    assert measurements.numerical_zeros(before, problem, 0.3, **of) == np.sum(np.abs(old) < 0.3)
+    assert measurements.dead_samples(before, problem, **of) == np.sum(~(old > 0).any(axis=1))
+    assert measurements.dead_neurons(before, problem, **of) == np.sum(~(old > 0).any(axis=0))
+    error = measurements.relative_error(before, problem, predict_of=approximator.predict)
+    outputs = np.asarray(approximator.predict(before, problem))
+    assert error == pytest.approx(np.linalg.norm(problem.Y - outputs) / np.linalg.norm(problem.Y))
+    prints = [measurements.pattern_fingerprint(params, problem, **of) for params in (before, after)]
+    assert (prints[0] != prints[1]).any()
+
+
+def test_depth_3_hinge_loss_mini_batches_32_seeds():
+    """Nearly every seed separates few samples with margin 1."""
+    approximator, start = approximators.deep([16, 16, 16], loss="hinge")
+
+    def run(seed):
+        data, labels, weights, batches = jax.random.split(jax.random.key(seed), 4)
+        X = jax.random.normal(data, (12, 8))
+        problem = Problem(X, jnp.where(jax.random.bernoulli(labels, shape=(12, 1)), 1.0, -1.0))
+        end = descend(
+            start(weights, problem),
+            problem,
+            num_steps=1000,
+            optimizer=optax.sgd(0.02),
+            batch_size=4,
+            key=batches,
+            normalization="sample_mean",
+            criterion=mean_loss_below(1e-3),
+            losses=approximator.sample_losses,
+        )
+        return end.status, end.steps, end.loss, approximator.predict(end.params, problem) * problem.Y
+
+    status, steps, loss, margins = jax.jit(jax.vmap(run))(jnp.arange(32))
+    done = status == 1
+    assert done.sum() >= 29  # A network may die or be slow.
+    assert (loss[done] < 12e-3).all()
+    assert (margins[done] > 0.9).all()
+    assert len(np.unique(steps)) > 10
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_descent_tends_to_the_flow_as_the_step_shrinks(batch_size):
+    """Theorem 5.6 for a deep network and the logistic loss: the sup-distance to a reference with a far smaller step, on the time scale N / b."""
+    problem = jax.tree.map(jnp.asarray, draw(N=8)[1])
+    approximator, start = approximators.deep([6, 6, 6], loss="logistic")
+    params = start(jax.random.key(3), problem)
+    scale = 1 if batch_size is None else 8 / batch_size
+
+    def path(step_size, batch_size, key):
+        every = round(0.1 * (1 if batch_size is None else scale) / step_size)
+        return descend(
+            params, problem, num_steps=10 * every, optimizer=optax.sgd(step_size), batch_size=batch_size, key=key,
+            losses=approximator.sample_losses, measure=lambda p: p, measure_every=every,
+        ).measurements  # fmt: skip
+
+    reference = jax.jit(lambda: path(0.0005, None, None))()
+    sizes = (0.1, 0.05, 0.025) if batch_size is None else (0.1, 0.0125)
+    distances = []
+    for size in sizes:
+        keys = jax.random.split(jax.random.key(0), 1 if batch_size is None else 8)
+        paths = jax.jit(jax.vmap(lambda key, s=size: path(s, batch_size, key)))(keys)
+        moved = [
+            jnp.sum((a - b) ** 2, axis=tuple(range(2, a.ndim)))
+            for a, b in zip(jax.tree.leaves(paths), jax.tree.leaves(reference), strict=True)
+        ]
+        distances.append(float(jnp.sqrt(sum(moved)).max(axis=1).mean()))
+    rate = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
+    # First order for the full batch; the noise of mini-batches is of the order of the root of the step.
+    assert (rate > 0.8) if batch_size is None else (0.3 < rate < 0.8), (rate, distances)
+
+
+def test_bad_input():
+    for call, words in [
+        (lambda: approximators.deep([]), "widths"),
+        (lambda: approximators.deep([4, 0]), "widths"),
+        (lambda: approximators.deep([4], 0), "widths"),
+        (lambda: approximators.deep([4], loss="mine"), "loss must be one of"),
+        (lambda: approximators.shallow("mine"), "loss must be one of"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            call()
+    params, problem = draw()
+    approximator, start = approximators.deep([4])
+    with pytest.raises(ValueError, match="needs Params"):
+        descend(
+            start(jax.random.key(0), problem),
+            problem,
+            num_steps=1,
+            trained_layers="hidden",
+            losses=approximator.sample_losses,
+        )
+    with pytest.raises(ValueError, match="selection of slopes"):
+        descend(params, problem, num_steps=1, at_zero=lambda *_: 0, losses=approximators.shallow().sample_losses)
