@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["Timings", "Work", "default_lanes", "map_runs", "run_on_devices"]
+__all__ = ["Timings", "Work", "default_lanes", "in_one_go", "map_runs", "run_on_devices"]
 
 State: TypeAlias = PyTree
 Record: TypeAlias = PyTree
@@ -40,6 +40,17 @@ class Work(NamedTuple):
     is_done: Callable[[State], Bool[Array, ""]]
     finish: Callable[[State], Record]
     num_steps: int
+
+
+def in_one_go(follow: Callable[[PyTree], Record]) -> Work:
+    """A run that is not interrupted: `follow` goes from what describes it to what is kept of it."""
+    return Work(
+        start=follow,
+        advance=lambda record, _: record,
+        is_done=lambda _: jnp.bool_(True),
+        finish=lambda record: record,
+        num_steps=1,
+    )
 
 
 def default_lanes(backend: str, num_weights: int) -> int:

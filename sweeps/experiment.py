@@ -7,6 +7,7 @@ a cell share), then with the number of the stream below.
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from relu_sgd import Descent, Params, Problem, inclusion, initialization, measur
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
-from sweeps.engine import Timings, Work, run_on_devices
+from sweeps.engine import Timings, Work, in_one_go, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, relative_tolerance
 
@@ -31,6 +32,7 @@ __all__ = [
     "draw_run",
     "draw_tile",
     "inclusion_of",
+    "map_cells",
     "measure_run",
     "measure_tile",
     "metrics",
@@ -268,13 +270,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
             },
         )
 
-    return Work(
-        start=follow,
-        advance=lambda end, _: end,
-        is_done=lambda end: jnp.bool_(True),
-        finish=lambda end: end,
-        num_steps=1,
-    )
+    return in_one_go(follow)
 
 
 def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
@@ -355,6 +351,37 @@ def measure_tile(protocol: Protocol, tile: Tile, runs: Run, ends: End) -> dict[s
     leaves, structure = jax.tree.flatten((runs, ends))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure
     return jax.device_get(_compiled_measurements(protocol, shapes, _x64())(runs, ends))
+
+
+def map_cells(
+    protocol: Protocol,
+    networks: Tile,
+    cells: Tile,
+    follow: Callable[[float, float], Callable[[Run], dict[str, Array]]],
+) -> tuple[dict[str, np.ndarray], Timings]:
+    """The same starts through every cell of a tile whose axes are not (d0, d1).
+
+    Args:
+      protocol: of one set-up; the starts are drawn from it.
+      networks: a tile of one (d0, d1) and all seeds.
+      cells: the tile.
+      follow: from the values of a cell to what is done to a run.
+
+    Returns:
+      The records of all cells in the tile's order, and the seconds that went into each part of the work.
+    """
+    begun = time.perf_counter()
+    runs = draw_tile(protocol, networks)
+    timings = {"drawing": time.perf_counter() - begun, "compilation": 0.0, "running": 0.0}
+    lanes = 1 if jax.default_backend() == "cpu" else networks.num_seeds
+    parts = []
+    for row in cells.d0:
+        for column in cells.d1:
+            records, spent = run_on_devices(in_one_go(follow(row, column)), runs, lanes=lanes)
+            parts.append(records)
+            timings |= {name: timings[name] + seconds for name, seconds in spent.items()}
+    jax.clear_caches()
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
 
 
 def train_tile(

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps import experiment, figures, launch
-from sweeps.engine import Timings, Work, run_on_devices
+from sweeps.engine import Timings, in_one_go, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
@@ -225,13 +225,7 @@ def run_tile(limit: Limit, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
     begun = time.perf_counter()
     runs = experiment.draw_tile(for_layers(_protocol(limit, int(size)), trained_layers), tile)
     drawing = time.perf_counter() - begun
-    work = Work(
-        start=functools.partial(compare, limit, trained_layers),
-        advance=lambda record, _: record,
-        is_done=lambda _: jnp.bool_(True),
-        finish=lambda record: record,
-        num_steps=1,
-    )
+    work = in_one_go(functools.partial(compare, limit, trained_layers))
     records, timings = run_on_devices(work, runs, lanes=1, devices=jax.local_devices())
     jax.clear_caches()
     return records, {"drawing": drawing, **timings}
@@ -361,19 +355,10 @@ def report(store: Store, out: Any) -> None:
 def run(chosen: tuple[Limit, Execution]) -> None:
     """The whole comparison: what is pending is computed, then the figure is drawn."""
     limit, execution = chosen
-    if execution.figures_only:
-        report(launch.open_results(execution.out), execution.out)
-        return
-    science = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(limit).items()
-    }
-    text = lambda value: ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if execution.block is None and not (execution.out / "results.zarr").exists():
-        # One compiled program a set-up; the cells differ little.
-        execution = dataclasses.replace(execution, block=(len(limit.d0), len(limit.d1)))
+    science, lines = launch.science_of(limit)
     sweep = Sweep(
         protocol_name="",
-        flags="".join(f"--{name}={text(value)}\n" for name, value in science.items()),
+        flags=lines,
         science=science,
         setups=tuple(_setup(layers, size) for layers in limit.trained_layers for size in limit.num_samples),
         d0=limit.d0,
@@ -383,11 +368,9 @@ def run(chosen: tuple[Limit, Execution]) -> None:
         metrics=_metrics(limit),
         run_tile=functools.partial(run_tile, limit),
     )
-    store = launch.train(sweep, execution)
-    if any(store.pending(setup).any() for setup in sweep.setups):
-        print("this shard is done; others are not, so no figure yet (--figures_only draws it at any time)")
-        return
-    report(store, execution.out)
+    # One compiled program a set-up; the cells differ little.
+    whole_grid = (len(limit.d0), len(limit.d1))
+    launch.complete(sweep, execution, lambda store: report(store, execution.out), block=whole_grid)
 
 
 LAUNCHER = Launcher("inclusion_limit", __doc__, read, run, ("sweeps.inclusion_limit", "sweeps.settings"), _FLAGS)

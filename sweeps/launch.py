@@ -29,7 +29,17 @@ from sweeps.protocol import fingerprint
 from sweeps.settings import Execution, FlagTable, UsageError
 from sweeps.store import Metrics, Store, StoreError
 
-__all__ = ["Launcher", "Sweep", "configure_jax", "execute", "main", "open_results", "train"]
+__all__ = [
+    "Launcher",
+    "Sweep",
+    "complete",
+    "configure_jax",
+    "execute",
+    "main",
+    "open_results",
+    "science_of",
+    "train",
+]
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
 
@@ -278,6 +288,41 @@ def train(sweep: Sweep, execution: Execution) -> Store:
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         _run_tiles(sweep, execution, store, mine, todo, num_processes, session)
     return store
+
+
+def science_of(chosen: Any) -> tuple[dict[str, Any], str]:
+    """What a dataclass whose fields are flags says, as JSON holds it, and as the flag file that repeats it."""
+    science = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(chosen).items()
+    }
+    text = lambda value: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return science, "".join(f"--{name}={text(value)}\n" for name, value in science.items())
+
+
+def complete(
+    sweep: Sweep, execution: Execution, report: Callable[[Store], None], *, block: tuple[int, int] = (1, 1)
+) -> None:
+    """Does what is pending and reports; with --figures_only, reports on what there is.
+
+    Args:
+      sweep: what is to be done.
+      execution: where and how.
+      report: writes figures and tables from the store, and prints.
+      block: cells of a tile in a new store, unless a flag says otherwise.
+
+    Raises:
+      UsageError: see `train`, or from the report.
+    """
+    if execution.figures_only:
+        report(open_results(execution.out))
+        return
+    if execution.block is None and not (execution.out / "results.zarr").exists():
+        execution = dataclasses.replace(execution, block=block)
+    store = train(sweep, execution)
+    if any(store.pending(setup).any() for setup in sweep.setups):
+        print("this shard is done; others are not, so no figure yet (--figures_only draws it at any time)")
+        return
+    report(store)
 
 
 def _run_tiles(

@@ -9,7 +9,6 @@ log(1 / epsilon). float64. DIR gets results.zarr, summary.csv and the figure; th
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from relu_sgd import Descent
 from relu_sgd.descent import DescentState
 from relu_sgd.network import TrainedLayers
 from sweeps import experiment, figures, launch
-from sweeps.engine import Timings, Work, run_on_devices
+from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers, parts_of
@@ -133,34 +132,17 @@ def _metrics(chosen: StepCounts) -> dict[str, tuple[Any, str]]:
 
 
 def run_tile(chosen: StepCounts, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
-    """All seeds of one learning rate and batch size."""
+    """All seeds of a learning rate and batch size, from the same starts."""
     layers, _ = parts_of(tile.setup)
-    begun = time.perf_counter()
     protocol = dataclasses.replace(
         for_layers(PRESETS["as_written"], layers),
         num_samples=chosen.num_samples,
         base_seed=chosen.base_seed,
         precision="float64",
     )
-    # The starts are those of every other tile.
-    runs = experiment.draw_tile(protocol, Tile(tile.setup, (chosen.d0,), (chosen.d1,), 0, 0, chosen.num_seeds))
-    drawing = time.perf_counter() - begun
-    parts, timings = [], {"drawing": drawing, "compilation": 0.0, "running": 0.0}
-    for learning_rate in tile.d0:
-        for batch_size in tile.d1:
-            work = Work(
-                start=functools.partial(count_steps, chosen, layers, learning_rate, int(batch_size)),
-                advance=lambda record, _: record,
-                is_done=lambda _: jnp.bool_(True),
-                finish=lambda record: record,
-                num_steps=1,
-            )
-            cpu = jax.default_backend() == "cpu"
-            records, spent = run_on_devices(work, runs, lanes=1 if cpu else chosen.num_seeds)
-            parts.append(records)
-            timings |= {name: timings[name] + seconds for name, seconds in spent.items()}
-    jax.clear_caches()
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
+    networks = Tile(layers, (chosen.d0,), (chosen.d1,), 0, 0, chosen.num_seeds)
+    follow = lambda rate, size: functools.partial(count_steps, chosen, layers, rate, int(size))
+    return experiment.map_cells(protocol, networks, tile, follow)
 
 
 def summarize(results: dict[str, xr.Dataset], chosen: dict[str, Any]) -> pandas.DataFrame:
@@ -247,8 +229,9 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
         right.set_xlabel(r"$1 / \epsilon$")
         right.set_ylabel(r"flow time $k \eta b / N$ (median)")
         left.set_title(figures.setup_title(setup), fontsize="medium")
-        left.legend(fontsize="x-small")
-        right.legend(fontsize="xx-small", ncols=2)
+        if len(part):
+            left.legend(fontsize="x-small")
+            right.legend(fontsize="xx-small", ncols=2)
     return figure  # fmt: skip
 
 
@@ -292,18 +275,10 @@ def report(store: Store, execution: Execution) -> None:
 def run(chosen: tuple[StepCounts, Execution]) -> None:
     """The whole sweep: what is pending is computed, then the figure is drawn."""
     asked, execution = chosen
-    if execution.figures_only:
-        report(launch.open_results(execution.out), execution)
-        return
-    science = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(asked).items()
-    }
-    text = lambda value: ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if execution.block is None and not (execution.out / "results.zarr").exists():
-        execution = dataclasses.replace(execution, block=(1, 1))
+    science, lines = launch.science_of(asked)
     sweep = Sweep(
         protocol_name="",
-        flags="".join(f"--{name}={text(value)}\n" for name, value in science.items()),
+        flags=lines,
         science=science,
         setups=asked.trained_layers,
         d0=asked.learning_rate,
@@ -315,11 +290,7 @@ def run(chosen: tuple[StepCounts, Execution]) -> None:
         axes=("learning_rate", "batch_size"),
         cost=lambda tile: sum(1 / rate for rate in tile.d0) * sum(1 / size for size in tile.d1),
     )
-    store = launch.train(sweep, execution)
-    if any(store.pending(setup).any() for setup in sweep.setups):
-        print("this shard is done; others are not, so no figure yet (--figures_only draws it at any time)")
-        return
-    report(store, execution)
+    launch.complete(sweep, execution, lambda store: report(store, execution))
 
 
 LAUNCHER = Launcher("step_counts", __doc__, read, run, ("sweeps.step_counts", "sweeps.settings"), _FLAGS)

@@ -20,7 +20,7 @@ import matplotlib
 import numpy as np
 import pandas
 import xarray as xr
-from absl import flags, logging
+from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -387,13 +387,8 @@ def run(chosen: Trajectories) -> None:
         chosen.settings.trained_layers,
         chosen.settings.execution,
     )
-    if execution.figures_only:
-        report(launch.open_results(execution.out), execution.out)
-        return
     if execution.block not in (None, (1, 1)):
         raise UsageError("--block: a tile of trajectories has one width: 1x1")
-    if not (execution.out / "results.zarr").exists():
-        execution = dataclasses.replace(execution, block=(1, 1))
     names = setups(protocol, layers)
     sweep = Sweep(
         protocol_name=protocol.name,
@@ -408,12 +403,13 @@ def run(chosen: Trajectories) -> None:
         run_tile=functools.partial(run_tile, chosen),
         records=("step", recording.steps_to_record(protocol.num_steps, chosen.measure_every)),
     )
-    store = launch.train(sweep, execution)
-    if any(store.pending(setup).any() for setup in names):
-        logging.info("this shard is done; others are not, so no figures yet (--figures_only draws them at any time)")
-        return
-    shutil.rmtree(execution.out / "checkpoints", ignore_errors=True)
-    report(store, execution.out)
+
+    def finish(store: Store) -> None:
+        if not any(store.pending(setup).any() for setup in names):
+            shutil.rmtree(execution.out / "checkpoints", ignore_errors=True)
+        report(store, execution.out)
+
+    launch.complete(sweep, execution, finish)
 
 
 LAUNCHER = Launcher(

@@ -521,18 +521,10 @@ def run(chosen: tuple[Widths, Execution, Path | None]) -> None:
     asked, execution, map_folder = chosen
     if map_folder is not None:
         launch.open_results(map_folder)  # Refused before hours are spent.
-    if execution.figures_only:
-        report(launch.open_results(execution.out), execution.out, map_folder)
-        return
-    science = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(asked).items()
-    }
-    text = lambda value: ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if execution.block is None and not (execution.out / "results.zarr").exists():
-        execution = dataclasses.replace(execution, block=(1, 1))
+    science, lines = launch.science_of(asked)
     sweep = Sweep(
         protocol_name="",
-        flags="".join(f"--{name}={text(value)}\n" for name, value in science.items()),
+        flags=lines,
         science=science,
         setups=("widths",),
         d0=asked.num_samples,
@@ -544,11 +536,7 @@ def run(chosen: tuple[Widths, Execution, Path | None]) -> None:
         axes=("num_samples", "delta"),
         cost=_cost,
     )
-    store = launch.train(sweep, execution)
-    if store.pending("widths").any():
-        print("this shard is done; others are not, so no figure yet (--figures_only draws it at any time)")
-        return
-    report(store, execution.out, map_folder)
+    launch.complete(sweep, execution, lambda store: report(store, execution.out, map_folder))
 
 
 LAUNCHER = Launcher("width_bounds", __doc__, read, run, ("sweeps.width_bounds", "sweeps.settings"), _FLAGS)

@@ -8,11 +8,21 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
-from sweeps import comparison_ode, convergence_map, figures, inclusion_limit, launch, trajectories, width_bounds
+from sweeps import (
+    comparison_ode,
+    convergence_map,
+    figures,
+    inclusion_limit,
+    launch,
+    step_counts,
+    trajectories,
+    width_bounds,
+    zeros,
+)
 
 LAUNCHERS = {
     module.LAUNCHER.name: module.LAUNCHER
-    for module in (comparison_ode, convergence_map, inclusion_limit, trajectories, width_bounds)
+    for module in (comparison_ode, convergence_map, inclusion_limit, step_counts, trajectories, width_bounds, zeros)
 }
 
 
