@@ -29,7 +29,8 @@ __all__ = [
 
 def operator_norm(gram: Float[Array, "rows rows"]) -> Float[Array, ""]:
     """||J|| from J J^T."""
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[-1], 0))
+    # The singular values of a symmetric matrix are the absolute values of its eigenvalues, and JAX finds them without the vectors.
+    return jnp.sqrt(jnp.linalg.svdvals(gram)[0])
 
 
 def least_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
@@ -41,7 +42,7 @@ def least_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
     H = hidden_layer(params, problem)
     if H.shape[1] < H.shape[0]:
         return jnp.zeros((), H.dtype)
-    return jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(matmul(H, H.T))[0], 0))
+    return jnp.sqrt(jnp.linalg.svdvals(matmul(H, H.T))[-1])
 
 
 def jacobian_difference_gram(

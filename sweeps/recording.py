@@ -24,7 +24,7 @@ from relu_sgd.problem import Problem
 from sweeps.experiment import Run
 from sweeps.protocol import Protocol
 
-__all__ = ["RECORDS", "follow", "steps_to_record"]
+__all__ = ["RECORDS", "Recorded", "advance_and_measure", "follow", "steps_to_record"]
 
 # What is recorded: name, type (None for the precision of the run), whether it compares with the iterate before, and description.
 RECORDS: dict[str, tuple[type | None, str]] = {
@@ -58,7 +58,16 @@ def steps_to_record(num_steps: int, measure_every: int) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-class _Recorded(NamedTuple):
+class Recorded(NamedTuple):
+    """A run between two records.
+
+    Attributes:
+      start: theta_0.
+      problem: the training set.
+      batches: the key of the mini-batches, as raw data.
+      state: of the descent.
+    """
+
     start: Params
     problem: Problem
     batches: Array
@@ -66,7 +75,7 @@ class _Recorded(NamedTuple):
 
 
 def _measure(
-    protocol: Protocol, descent: Descent, run: _Recorded, before: DescentState, after: DescentState
+    protocol: Protocol, descent: Descent, run: Recorded, before: DescentState, after: DescentState
 ) -> dict[str, Array]:
     start, problem = run.start, run.problem
     old, new = before.params, after.params
@@ -94,9 +103,9 @@ def _measure(
     }
 
 
-def _advance_and_measure(
-    protocol: Protocol, descent: Descent, run: _Recorded, step: Int[Array, ""]
-) -> tuple[_Recorded, dict[str, Array]]:
+def advance_and_measure(
+    protocol: Protocol, descent: Descent, run: Recorded, step: Int[Array, ""]
+) -> tuple[Recorded, dict[str, Array]]:
     """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and counts of -1."""
     key = jax.random.wrap_key_data(run.batches)
 
@@ -122,11 +131,11 @@ def _advance_and_measure(
 @functools.lru_cache(maxsize=8)
 def _compiled(protocol: Protocol, descent: Descent, lanes: int, precision: bool) -> Any:
     del precision  # JAX's, part of what is compiled.
-    one = functools.partial(_advance_and_measure, protocol, descent)
+    one = functools.partial(advance_and_measure, protocol, descent)
     if lanes > 1:
         return jax.jit(jax.vmap(one, in_axes=(0, None)))
 
-    def alone(run: _Recorded, step: Int[Array, ""]) -> tuple[_Recorded, dict[str, Array]]:
+    def alone(run: Recorded, step: Int[Array, ""]) -> tuple[Recorded, dict[str, Array]]:
         # vmap over a single run would cost a CPU its fast products.
         done = one(jax.tree.map(lambda leaf: leaf[0], run), step)
         return jax.tree.map(lambda leaf: leaf[None], done)
@@ -195,7 +204,7 @@ def follow(
         part = jax.tree.map(lambda leaf, at=first: jnp.asarray(leaf[at : at + lanes]), runs)
         size = part.neurons.shape[0]
         begin = jax.vmap(descent.start) if size > 1 else _alone(descent.start)
-        run = _Recorded(part.params, part.problem, part.batches, begin(part.params, part.problem))
+        run = Recorded(part.params, part.problem, part.batches, begin(part.params, part.problem))
         path = None if checkpoints is None else checkpoints.with_name(f"{checkpoints.name}_{first}.npz")
         records: list[dict[str, np.ndarray]] = []
         if path is not None and (saved := _load(path, run, configuration)) is not None:

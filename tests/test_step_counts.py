@@ -74,9 +74,10 @@ def test_runs_that_do_not_get_there(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     table = pandas.read_csv(out / "summary.csv")
-    assert (table.query("epsilon == 0.01")["reached"] == 0).all()
-    assert np.isinf(table.query("epsilon == 0.01")["steps"]).all()
-    assert (table.query("trained_layers == 'both' and learning_rate == 1")["diverged"] == 3).all()
+    slow = table.query("epsilon == 0.01 and learning_rate == 0.001")
+    assert (slow["reached"] == 0).all()
+    assert np.isinf(slow["steps"]).all()
+    assert (table.query("trained_layers == 'both' and learning_rate == 1")["reached"] == 0).all()
 
 
 @pytest.fixture(scope="module")
