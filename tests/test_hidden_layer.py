@@ -204,6 +204,12 @@ def test_population_width_of_appendix_g_is_where_54_turns():
     assert np.mean(losses) == pytest.approx(loss, abs=4 * np.std(losses) / math.sqrt(40))
 
 
+@pytest.mark.parametrize(("d0", "width"), [(20, 6.2e18), (200, 8.0e13)])
+def test_what_54_asks_for(d0, width):
+    X, y = unit_rows(200, d0), np.where(np.arange(200) % 2, -1.0, 1.0)
+    assert hidden_layer.population_width(X, y) == pytest.approx(width, rel=0.02)
+
+
 def test_theorem_g2_width():
     assert hidden_layer.theorem_g2_width(10_000, 1000, constant=2) == pytest.approx(2 * 1e20 / 1e12)
     assert hidden_layer.theorem_g2_width(100, 100) == 100

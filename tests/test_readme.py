@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from sweeps import protocol_settings, settings
+from launchers import LAUNCHERS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_example(capsys, float32):
@@ -21,16 +22,11 @@ def test_example(capsys, float32):
     assert abs(found[-1] / numbers[-1] - 1) < 0.2
 
 
-def test_flags_exist():
-    known = {
-        *protocol_settings._PROTOCOL_FLAGS,
-        *settings.EXECUTION_FLAGS,
-        "protocol",
-        "trained_layers",
-        "out",
-        "block",
-    }
-    known |= {"interval", "figures_only", "compilation_cache", "flagfile", "help"}
-    known |= {"seconds", "rounds", "inclusion", "sizes", "tolerances"}  # Of scripts/benchmark.
-    known |= {"num_seeds", "step_sizes", "long_steps"}  # Of sweeps.inclusion_limit.
-    assert set(re.findall(r"--(\w+)", README)) <= known
+def test_commands_name_flags_that_exist():
+    """A command's flags are those of its launcher or script; flags named in the text exist somewhere."""
+    known = {name: set(launcher.flag_values()) | {"help", "flagfile"} for name, launcher in LAUNCHERS.items()}
+    known["benchmark"] = set(re.findall(r'"--(\w+)"', (ROOT / "scripts" / "benchmark").read_text()))
+    for name, words in re.findall(r"(?:sweeps\.|scripts/)(\w+)((?:\s+--\w+(?:=[^\s`]+)?)+)", README):
+        if name in known:
+            assert set(re.findall(r"--(\w+)", words)) <= known[name], name
+    assert set(re.findall(r"--(\w+)", README)) <= set().union(*known.values())
