@@ -388,7 +388,10 @@ def _draw(
     caption: str,
 ) -> Figure:
     figure = Figure(figsize=(5.2 * (len(scalings) + 1), 6), layout="constrained")
-    panels = figure.subplots(1, len(scalings) + 1)
+    rows = figure.add_gridspec(2, len(scalings) + 1, height_ratios=(6, 1))
+    panels = [figure.add_subplot(rows[0, column]) for column in range(len(scalings) + 1)]
+    below = figure.add_subplot(rows[1, :])
+    below.axis("off")
     figure.suptitle("Certified widths, and what else is asked of the width")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
     palette = matplotlib.colormaps["viridis"]
@@ -427,7 +430,7 @@ def _draw(
             if result.relu and result.sample_power <= 2 and not result.dimension_power and not result.logarithm_power:
                 axes.plot(N, [result.width(n) for n in N], "--", color="0.55", linewidth=1)
                 label = f"${result.scaling.replace('^', '^{')}}}$"
-                axes.annotate(label, (N[0], result.width(N[0])), fontsize="x-small", color="0.35")
+                axes.annotate(label, (N[0], 1.2 * result.width(N[0])), fontsize="x-small", color="0.35")
         axes.plot([], [], "--", color="0.55", label="Table 1's orders with unit constants")
         axes.plot(N, N, "-", color="tab:red", linewidth=1, label="$d_1 = N$: below it $\\alpha_0 = 0$")
         if found is not None:
@@ -445,7 +448,7 @@ def _draw(
         axes.set_xlabel("samples $N$")
         axes.set_ylabel("width $d_1$")
         axes.set_title(SCALINGS[scaling], fontsize="medium")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="x-small")
+    below.legend(*panels[0].get_legend_handles_labels(), loc="center", ncols=4, fontsize="x-small")
     last = panels[-1]
     for multiple, style in zip(MULTIPLES, ("o-", "s-", "^-", "d-"), strict=True):
         ratio = results[f"alpha_ratio_{multiple:g}N"].where(results["status"] != 0)
