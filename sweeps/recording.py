@@ -53,9 +53,7 @@ RECORDS: dict[str, tuple[type | None, str]] = {
 
 def steps_to_record(num_steps: int, measure_every: int) -> tuple[int, ...]:
     """The first step, and every multiple of `measure_every`."""
-    return (1, *range(max(measure_every, 2), num_steps + 1, measure_every)) if measure_every > 1 else tuple(
-        range(1, num_steps + 1)
-    )  # fmt: skip
+    return tuple(sorted({1, *range(measure_every, num_steps + 1, measure_every)}))
 
 
 class Recorded(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ __all__ = [
     "choice",
     "define",
     "number",
+    "one_of",
     "parse",
     "parse_all",
     "parse_sizes",
@@ -128,15 +129,20 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     return parse_whole
 
 
-def choice(field: str) -> Callable[[str], str]:
-    """A parser of the allowed values of a protocol's field, see `protocol.CHOICES`."""
+def one_of(options: Collection[str]) -> Callable[[str], str]:
+    """A parser of names."""
 
-    def parse_choice(text: str) -> str:
-        if text not in CHOICES[field]:
-            raise ValueError(f"{text!r} is not one of {', '.join(CHOICES[field])}")
+    def parse_name(text: str) -> str:
+        if text not in options:
+            raise ValueError(f"{text!r} is not one of {', '.join(options)}")
         return text
 
-    return parse_choice
+    return parse_name
+
+
+def choice(field: str) -> Callable[[str], str]:
+    """A parser of the allowed values of a protocol's field, see `protocol.CHOICES`."""
+    return one_of(CHOICES[field])
 
 
 _DEFAULT_CACHE = "~/.cache/relu_sgd/compiled"

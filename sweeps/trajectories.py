@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, fingerprint, for_setup, parts_of, science, setups
 from sweeps.protocol_settings import Settings, flagfile
-from sweeps.settings import FlagTable, UsageError, number, parse_all, whole
+from sweeps.settings import FlagTable, UsageError, number, one_of, parse_all, whole
 from sweeps.store import Store, StoreError
 
 __all__ = ["LAUNCHER", "distinct_regions", "pattern_freezes", "read", "report", "run", "run_tile", "tables"]
@@ -38,15 +39,9 @@ __all__ = ["LAUNCHER", "distinct_regions", "pattern_freezes", "read", "report", 
 PRESETS = ("full", "quick")
 
 
-def _preset(text: str) -> str:
-    if text not in PRESETS:
-        raise ValueError(f"{text!r} is not one of {', '.join(PRESETS)}")
-    return text
-
-
 _FLAGS: FlagTable = {
     "preset": (
-        _preset,
+        one_of(PRESETS),
         "full",
         "full: Figure 3's sizes; quick: d1 = 50, 100, 200, 2 seeds, 1500 steps, a record every 25; any flag overrides it",
     ),
@@ -82,7 +77,7 @@ class Trajectories:
         }
 
 
-def figure_3(preset: str) -> Any:
+def figure_3(preset: str) -> Callable[[Protocol], Protocol]:
     """From a protocol of Figure 2 to that of Figure 3."""
 
     def adapted(protocol: Protocol) -> Protocol:

@@ -38,6 +38,7 @@ from sweeps.settings import (
     UsageError,
     choice,
     number,
+    one_of,
     parse_all,
     parse_sizes,
     read_execution,
@@ -57,12 +58,6 @@ CONDITIONS = {"11": "(11)", "10": "(10)", "sharp": "sharp"}
 MULTIPLES = (1.0, 1.25, 2.0, 4.0)
 
 
-def _scaling(text: str) -> str:
-    if text not in SCALINGS:
-        raise ValueError(f"{text!r} is not one of {', '.join(SCALINGS)}")
-    return text
-
-
 # Flag to parser, default and help.
 _FLAGS: FlagTable = {
     "num_samples": (
@@ -79,7 +74,7 @@ _FLAGS: FlagTable = {
     "base_seed": (whole(0, 2**32 - 1), "0", "random seed of the whole sweep"),
     "data_law": (choice("data_law"), "sphere", "law of the rows of X: sphere, or cube (normalized rows of a cube)"),
     "scaling": (
-        several(_scaling),
+        several(one_of(SCALINGS)),
         "unit,lecun",
         f"a comma list of {', '.join(f'{name} ({text})' for name, text in SCALINGS.items())}",
     ),

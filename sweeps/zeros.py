@@ -34,6 +34,7 @@ from sweeps.settings import (
     UsageError,
     choice,
     number,
+    one_of,
     parse_all,
     read_execution,
     several,
@@ -46,7 +47,7 @@ __all__ = ["LAUNCHER", "Zeros", "count_zeros", "read", "run", "sentence", "summa
 _FLAGS: FlagTable = {
     "trained_layers": (several(choice("trained_layers")), "hidden,both", "set-ups, a comma list of hidden and both"),
     "precision": (several(choice("precision")), "float32,float64", "a comma list"),
-    "protocol": (lambda text: _protocol(text), "as_released", f"one of {', '.join(PRESETS)}: laws, objective and momentum"),
+    "protocol": (one_of(PRESETS), "as_released", f"one of {', '.join(PRESETS)}: laws, objective and momentum"),
     "num_samples": (whole(2), "200", "N, even"),
     "d0": (whole(1), "20", "input dimension"),
     "d1": (whole(2), "50", "width of the hidden layer, even"),
@@ -61,12 +62,6 @@ _FLAGS: FlagTable = {
         "preactivations below it in absolute value are counted; decreasing",
     ),
 }  # fmt: skip
-
-
-def _protocol(text: str) -> str:
-    if text not in PRESETS:
-        raise ValueError(f"{text!r} is not one of {', '.join(PRESETS)}")
-    return text
 
 
 @dataclasses.dataclass(frozen=True)
