@@ -155,8 +155,8 @@ def certified_widths(
 
     The width doubles from N on until all conditions hold; then each is bisected inside the octave where it first held. Neurons are
     prefixes of one sequence, so alpha_0 grows with the width and is accumulated: the neurons beyond the last width that was not certified
-    are all that a step adds. In all that is at most 3 accumulations of H H^T over the final width for each condition, and
-    log2(final / N) + log2(1 / tolerance) eigenvalue problems. Below N neurons alpha_0 = 0.
+    are all that a step adds. Doubling draws fewer than twice the final number of neurons and each bisection fewer than half of it;
+    log2(final / N) and, for each condition, log2(1 / tolerance) eigenvalue problems. Below N neurons alpha_0 = 0.
 
     Args:
       X, Y: the training set.
