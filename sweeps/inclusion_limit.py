@@ -76,7 +76,8 @@ _FLAGS: FlagTable = {
     "step_sizes": (
         several(number(0, low_in=False)),
         "0.05,0.025,0.0125,0.00625,0.003125",
-        "eta, decreasing; T / num_records must be a whole number of steps (of eta b / N each, with mini-batches)",
+        "eta, decreasing; T / num_records must be a whole number of steps (of eta b / N each, with mini-batches); "
+        "both layers need shorter ones, below 2 / ||DY||^2",
     ),
     "energy_tolerance": (number(1e-12, 1), "1e-4", "of the inclusion on [0, T], see relu_sgd.inclusion.solve"),
     "long_steps": (whole(1), "20000", "steps of the long descent: mean loss, rate 0.15, momentum 0.9, all samples"),
