@@ -14,6 +14,7 @@ from relu_sgd.network import (
     hidden_layer,
     jacobian_gram,
     matmul,
+    outer_gram,
     preactivations,
 )
 from relu_sgd.problem import Problem
@@ -42,7 +43,7 @@ def least_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
     H = hidden_layer(params, problem)
     if H.shape[1] < H.shape[0]:
         return jnp.zeros((), H.dtype)
-    return jnp.sqrt(jnp.linalg.svdvals(matmul(H, H.T))[-1])
+    return jnp.sqrt(jnp.linalg.svdvals(outer_gram(H))[-1])
 
 
 def jacobian_difference_gram(
@@ -66,7 +67,7 @@ def jacobian_difference_gram(
     gram = gram_of_factor(factor, problem.X)
     if trained_layers == "both":
         moved = jnp.maximum(Z1, 0) - jnp.maximum(Z0, 0)
-        gram = gram + jnp.kron(matmul(moved, moved.T), jnp.eye(V0.shape[1], dtype=moved.dtype))
+        gram = gram + jnp.kron(outer_gram(moved), jnp.eye(V0.shape[1], dtype=moved.dtype))
     return gram
 
 

@@ -127,13 +127,17 @@ def pattern_fingerprint(
 ) -> UInt32[Array, "2"]:
     """64 bits that stand for the activation pattern: equal patterns have equal ones, and different ones differ but for chance.
 
-    Each entry has two fixed pseudo-random words, and those of the active entries are added up; two of n different patterns agree with probability
-    about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without keeping their patterns.
+    Twice, with different fixed pseudo-random words for the neurons: the words of a sample's active neurons are added up, and the sums of all samples are scattered
+    and added up. Two of n different patterns agree with probability about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without
+    keeping their patterns.
     """
     active = activation_pattern(params, problem, preactivations_of=preactivations_of)
     active = active if neurons is None else active & neurons
     num_samples, d1 = active.shape
-    # The place of an entry does not depend on padding.
-    row, column = jnp.arange(num_samples, dtype=jnp.uint32)[:, None], jnp.arange(d1, dtype=jnp.uint32)
-    words = [_mixed(_mixed(column + jnp.uint32(salt)) ^ _mixed(row)) for salt in (0x9E3779B9, 0x85EBCA6B)]
-    return jnp.stack([jnp.sum(jnp.where(active, word, jnp.uint32(0)), dtype=jnp.uint32) for word in words])
+    # A neuron's word and a sample's place do not depend on padding.
+    column, row = jnp.arange(d1, dtype=jnp.uint32), _mixed(jnp.arange(num_samples, dtype=jnp.uint32))
+    halves = []
+    for salt in (0x9E3779B9, 0x85EBCA6B):
+        words = jnp.where(active, _mixed(column + jnp.uint32(salt)), jnp.uint32(0))
+        halves.append(jnp.sum(_mixed(jnp.sum(words, axis=1, dtype=jnp.uint32) ^ row), dtype=jnp.uint32))
+    return jnp.stack(halves)
