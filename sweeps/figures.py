@@ -16,11 +16,16 @@ from matplotlib.patheffects import Normal, Stroke
 
 from sweeps.protocol import parts_of
 
-__all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save"]
+__all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save", "shades"]
 
 FORMATS = ("png", "pdf", "svg")
 SETUP_TITLES = {"hidden": "hidden layer trained", "both": "both layers trained"}
 CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
+
+
+def shades(count: int) -> list[Any]:
+    """Colours for `count` ordered values, readable to the colour-blind, from dark to light."""
+    return [matplotlib.colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]
 
 
 def setup_title(setup: str) -> str:

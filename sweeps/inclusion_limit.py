@@ -29,6 +29,7 @@ from sweeps.engine import Timings, in_one_go, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
+from sweeps.report import reporting
 from sweeps.settings import (
     Execution,
     FlagTable,
@@ -42,7 +43,7 @@ from sweeps.settings import (
     whole,
 )
 from sweeps.statistics import mean_interval
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
 
 __all__ = ["LAUNCHER", "Limit", "fitted_rate", "read", "run", "summarize"]
 
@@ -317,7 +318,7 @@ def report(store: Store, out: Any) -> None:
     Raises:
       UsageError: the store is damaged or of another launcher, or the folder cannot be written.
     """
-    try:
+    with reporting(out):
         store.verify()
         science = store.attributes["science"]
         step_sizes = tuple(science["step_sizes"])
@@ -332,10 +333,6 @@ def report(store: Store, out: Any) -> None:
             _draw(results, step_sizes, caption), out / "figures", "inclusion_limit", store.attributes["configuration"]
         )
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-    except (StoreError, KeyError, TypeError) as error:
-        raise UsageError(f"--out: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     print(
         table.drop(columns=["long_relative_error", "median_smallest_distance"]).to_string(
             index=False, float_format="%.3g"

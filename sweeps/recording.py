@@ -126,6 +126,13 @@ def advance_and_measure(
     return run._replace(state=after), record
 
 
+def _alone(function: Any) -> Any:
+    """A function of one run as one of runs stacked along a leading axis of length 1."""
+    return lambda *trees: jax.tree.map(
+        lambda leaf: leaf[None], function(*(jax.tree.map(lambda leaf: leaf[0], tree) for tree in trees))
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def _compiled(protocol: Protocol, descent: Descent, lanes: int, precision: bool) -> Any:
     del precision  # JAX's, part of what is compiled.
@@ -133,12 +140,8 @@ def _compiled(protocol: Protocol, descent: Descent, lanes: int, precision: bool)
     if lanes > 1:
         return jax.jit(jax.vmap(one, in_axes=(0, None)))
 
-    def alone(run: Recorded, step: Int[Array, ""]) -> tuple[Recorded, dict[str, Array]]:
-        # vmap over a single run would cost a CPU its fast products.
-        done = one(jax.tree.map(lambda leaf: leaf[0], run), step)
-        return jax.tree.map(lambda leaf: leaf[None], done)
-
-    return jax.jit(alone)
+    # vmap over a single run would cost a CPU its fast products.
+    return jax.jit(lambda run, step: _alone(lambda only: one(only, step))(run))
 
 
 def _save(path: Path, state: Any, records: list[dict[str, np.ndarray]], configuration: str) -> None:
@@ -220,9 +223,3 @@ def follow(
                 last = time.monotonic()
         whole.append({name: np.stack([record[name] for record in records], axis=1) for name in records[0]})
     return {name: np.concatenate([part[name] for part in whole]) for name in whole[0]}
-
-
-def _alone(function: Any) -> Any:
-    return lambda *trees: jax.tree.map(
-        lambda leaf: leaf[None], function(*(jax.tree.map(lambda leaf: leaf[0], tree) for tree in trees))
-    )

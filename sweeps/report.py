@@ -1,6 +1,7 @@
 """What a finished sweep leaves beside its store: figures, summary.csv and a few lines of text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sweeps.protocol import CHOICES, PRESETS, PerLayers, parts_of
 from sweeps.settings import UsageError
 from sweeps.store import Store, StoreError
 
-__all__ = ["caption", "report", "text_map"]
+__all__ = ["caption", "report", "reporting", "setups_of", "text_map"]
 
 SCALE = ".123456789#"
 
@@ -98,15 +99,35 @@ def _comparison(summaries: Mapping[str, xr.Dataset]) -> list[str]:
     ]
 
 
+@contextmanager
+def reporting(out: Path) -> Iterator[None]:
+    """What can go wrong while a report is written, as one line.
+
+    Raises:
+      UsageError: the store is damaged or of another launcher, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--out: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
+
+
+def setups_of(store: Store) -> list[str]:
+    """The set-ups of a store; earlier ones named the trained layers alone."""
+    return list(store.attributes.get("setups", store.attributes["science"]["trained_layers"]))
+
+
 def report(store: Store, out: Path, interval: str) -> None:
     """Writes summary.csv and the figures from the store, and prints the maps as text.
 
     Raises:
       UsageError: the store is damaged or the folder cannot be written.
     """
-    try:
+    with reporting(out):
         store.verify()
-        names = store.attributes.get("setups", store.attributes["science"]["trained_layers"])
+        names = setups_of(store)
         summaries = {setup: statistics.summarize(store.read(setup), interval) for setup in names}
         text = caption(store.attributes)
         drawn = {
@@ -128,10 +149,6 @@ def report(store: Store, out: Path, interval: str) -> None:
             frames.append(frame)
         table = pandas.concat(frames, ignore_index=True)
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-    except (StoreError, KeyError, TypeError) as error:
-        raise UsageError(f"--out: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     for setup, summary in summaries.items():
         print(f"\n{_counts(setup, summary)}\n{text_map(summary)}")
     print(f"\n(. is probability 0, # is 1, digits are tenths)\n{text}")

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import pandas
@@ -29,6 +28,7 @@ from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers, parts_of
+from sweeps.report import reporting
 from sweeps.settings import (
     Execution,
     FlagTable,
@@ -42,7 +42,7 @@ from sweeps.settings import (
     whole,
 )
 from sweeps.statistics import fitted_slope, median_interval
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
 
 __all__ = ["LAUNCHER", "StepCounts", "count_steps", "fits", "read", "run", "summarize"]
 
@@ -196,13 +196,14 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
     grid = np.atleast_2d(figure.subplots(len(setups), 2))
     figure.suptitle("Steps of mini-batch SGD to a loss below epsilon")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
-    palette = matplotlib.colormaps["viridis"]
     for (left, right), setup in zip(grid, setups, strict=True):
         part = table[(table["trained_layers"] == setup) & np.isfinite(table["steps"])]
         epsilons = sorted(set(part["epsilon"]), reverse=True)
+        colours = figures.shades(len(epsilons))
+        cells = part.groupby(["learning_rate", "batch_size"])
         for index, epsilon in enumerate(epsilons):
             rows = part[part["epsilon"] == epsilon]
-            x, colour = rows["learning_rate"] * rows["batch_size"], palette(0.85 * index / max(len(epsilons) - 1, 1))
+            x, colour = rows["learning_rate"] * rows["batch_size"], colours[index]
             high = np.where(np.isfinite(rows["steps_high"]), rows["steps_high"], rows["steps"])
             spread = np.stack([rows["steps"] - rows["steps_low"], high - rows["steps"]])
             left.errorbar(
@@ -211,14 +212,14 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
             if len(rows):
                 ends = np.array([x.min(), x.max()])
                 left.plot(ends, np.exp(np.mean(np.log(rows["steps"] * x))) / ends, "-", color=colour, linewidth=0.8)
-        for index, ((rate, size), rows) in enumerate(part.groupby(["learning_rate", "batch_size"])):
+        for index, ((rate, size), rows) in enumerate(cells):
             right.plot(
                 1 / rows["epsilon"],
                 rows["flow_time"],
                 "o-",
                 markersize=3,
                 linewidth=0.8,
-                color=palette(0.95 * index / 16),
+                color=figures.shades(len(cells))[index],
                 label=rf"$\eta = {rate:g}, b = {size}$",
             )
         left.set_xscale("log")
@@ -242,7 +243,7 @@ def report(store: Store, execution: Execution) -> None:
       UsageError: the store is damaged or of another launcher, or the folder cannot be written.
     """
     out = execution.out
-    try:
+    with reporting(out):
         store.verify()
         science, configuration = store.attributes["science"], store.attributes["configuration"]
         results = {setup: store.read(setup) for setup in store.attributes["setups"]}
@@ -255,10 +256,6 @@ def report(store: Store, execution: Execution) -> None:
         figures.save(_draw(table, caption), out / "figures", "step_counts", configuration)
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
         shapes.to_csv(out / "fits.csv", index=False, float_format="%.4g")
-    except (StoreError, KeyError, TypeError) as error:
-        raise UsageError(f"--out: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     print(shapes.to_string(index=False, float_format="%.3g"))
     exponents = shapes[shapes["shape"].str.startswith("steps")]
     times = shapes[shapes["shape"].str.startswith("flow")]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 import pandas
 import xarray as xr
@@ -31,8 +30,9 @@ from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, fingerprint, for_setup, parts_of, science, setups
 from sweeps.protocol_settings import Settings, flagfile
+from sweeps.report import reporting
 from sweeps.settings import FlagTable, UsageError, number, one_of, parse_all, whole
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
 
 __all__ = ["LAUNCHER", "distinct_regions", "pattern_freezes", "read", "report", "run", "run_tile", "tables"]
 
@@ -276,7 +276,6 @@ def draw(results: dict[str, xr.Dataset], caption: str) -> Figure:
     grid = np.atleast_2d(figure.subplots(len(results), len(_PANELS), sharex=True))
     figure.suptitle("Training trajectories")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
-    palette = matplotlib.colormaps["viridis"]
     for row, (setup, data) in zip(grid, results.items(), strict=True):
         widths, steps = data["d1"].values, data["step"].values
         for axes, (name, label) in zip(row, _PANELS.items(), strict=True):
@@ -286,7 +285,7 @@ def draw(results: dict[str, xr.Dataset], caption: str) -> Figure:
                 cell = cell.isel(seed=np.flatnonzero(cell["status"].values != 0))
                 if not cell.sizes["seed"]:
                     continue
-                colour = palette(0.85 * j / max(len(widths) - 1, 1))
+                colour = figures.shades(len(widths))[j]
                 high, low = (cell[f"pattern_fingerprint_{half}"].values for half in ("high", "low"))
                 values = distinct_regions(high, low) if name == "regions" else cell[name].values
                 alive = np.isfinite(cell["loss"].values)
@@ -321,7 +320,6 @@ def draw_lazy(results: dict[str, xr.Dataset], caption: str) -> Figure:
     grid = np.atleast_2d(figure.subplots(len(results), 2))
     figure.suptitle("Is training lazy? (below the line the loss changes more than the differential)")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
-    palette = matplotlib.colormaps["viridis"]
     for row, (setup, data) in zip(grid, results.items(), strict=True):
         for axes, (name, label) in zip(row, names.items(), strict=True):
             shown = []
@@ -329,7 +327,7 @@ def draw_lazy(results: dict[str, xr.Dataset], caption: str) -> Figure:
                 cell = data.isel(d0=0, d1=j)
                 x, y = _comparable(cell, name)
                 kept = y > 0
-                colour = palette(0.85 * j / max(data.sizes["d1"] - 1, 1))
+                colour = figures.shades(data.sizes["d1"])[j]
                 label_of = f"$d_1 = {d1}$" if kept.all() else f"$d_1 = {d1}$ ({(~kept).sum()} of {len(y)} at 0)"
                 axes.plot(x[kept], y[kept], ".", color=colour, markersize=3, alpha=0.5, label=label_of)
                 shown.append(np.concatenate([x[kept], y[kept]]))
@@ -352,7 +350,7 @@ def report(store: Store, out: Path) -> None:
     Raises:
       UsageError: the store is damaged or of another launcher, or the folder cannot be written.
     """
-    try:
+    with reporting(out):
         store.verify()
         attributes = store.attributes
         values, configuration = attributes["science"], attributes["configuration"]
@@ -366,10 +364,6 @@ def report(store: Store, out: Path) -> None:
         figures.save(draw(results, caption), out / "figures", "trajectories", configuration)
         figures.save(draw_lazy(results, caption), out / "figures", "lazy", configuration)
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-    except (StoreError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--out: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     print(table.to_string(index=False, float_format="%.3g"))
     print("\n".join(["", *sentences(table)]))
     print(f"{caption}\nfigures: {out / 'figures'}\nsummary: {out / 'summary.csv'} ({len(table)} rows)")

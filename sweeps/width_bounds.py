@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 import pandas
 import xarray as xr
@@ -32,6 +31,7 @@ from sweeps import figures, launch
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
+from sweeps.report import reporting, setups_of
 from sweeps.settings import (
     Execution,
     FlagTable,
@@ -338,7 +338,7 @@ def map_widths(folder: Path) -> pandas.DataFrame:
     try:
         science = store.attributes["science"]
         num_samples, base_seed = int(science["num_samples"]), int(science["base_seed"])
-        groups = {setup: summarize(store.read(setup)) for setup in store.attributes["setups"]}
+        groups = {setup: summarize(store.read(setup)) for setup in setups_of(store)}
         sizes = {setup: (group["d0"].values, group["d1"].values) for setup, group in groups.items()}
     except (StoreError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--map: {folder} holds no convergence map ({error})") from error
@@ -389,9 +389,8 @@ def _draw(
     below.axis("off")
     figure.suptitle("Certified widths, and what else is asked of the width")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
-    palette = matplotlib.colormaps["viridis"]
     deltas = results["delta"].values
-    colours = dict(zip(deltas, palette(np.linspace(0, 0.85, len(deltas))), strict=True))
+    colours = dict(zip(deltas, figures.shades(len(deltas)), strict=True))
     N = results["num_samples"].values.astype(float)
     for axes, scaling in zip(panels[:-1], scalings, strict=True):
         for delta in deltas:
@@ -452,7 +451,7 @@ def _draw(
             N,
             middle.values,
             style,
-            color=palette(0.85 * MULTIPLES.index(multiple) / 3),
+            color=figures.shades(len(MULTIPLES))[MULTIPLES.index(multiple)],
             label=f"$d_1 = {multiple:g} N$",
         )
     last.axhline(0.5, color="tab:red", linewidth=1, label="Lemma C.1's bound")
@@ -471,7 +470,7 @@ def report(store: Store, out: Path, map_folder: Path | None) -> None:
     Raises:
       UsageError: the store is damaged or of another launcher, the map is none, or the folder cannot be written.
     """
-    try:
+    with reporting(out):
         store.verify()
         science, configuration = store.attributes["science"], store.attributes["configuration"]
         results = store.read("widths")
@@ -489,10 +488,6 @@ def report(store: Store, out: Path, map_folder: Path | None) -> None:
         exponents.to_csv(out / "exponents.csv", index=False, float_format="%.4g")
         if found is not None:
             found.to_csv(out / "map.csv", index=False, float_format="%.6g")
-    except (StoreError, KeyError, TypeError) as error:
-        raise UsageError(f"--out: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     shown = summary[summary["condition"] != "(11)"].drop(columns=["measured_runs", "coverage"])
     print(shown.to_string(index=False, float_format="%.4g"))
     print("\nfitted exponents of N, 95 percent intervals:")

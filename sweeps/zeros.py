@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 import pandas
@@ -28,6 +27,7 @@ from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers
+from sweeps.report import reporting
 from sweeps.settings import (
     Execution,
     FlagTable,
@@ -40,7 +40,7 @@ from sweeps.settings import (
     several,
     whole,
 )
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
 
 __all__ = ["LAUNCHER", "Zeros", "count_zeros", "read", "run", "sentence", "summarize"]
 
@@ -224,8 +224,8 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
     panels = np.atleast_1d(figure.subplots(1, len(layers), sharey=False))
     figure.suptitle("Numerical zeros at the end of training")
     figure.supxlabel(caption, fontsize="x-small", wrap=True)
-    palette = matplotlib.colormaps["viridis"]
     rates, slopes = sorted(set(table["learning_rate"])), sorted(set(table["relu_at_zero"]))
+    colours = figures.shades(len(rates))
     for axes, name in zip(panels, layers, strict=True):
         for (precision, rate, slope), part in table[table["trained_layers"] == name].groupby(
             ["precision", "learning_rate", "relu_at_zero"]
@@ -239,12 +239,10 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
                     marker="osd^v"[slopes.index(slope) % 5],
                     markersize=4,
                     markerfacecolor="none",
-                    color=palette(0.85 * rates.index(rate) / max(len(rates) - 1, 1)),
+                    color=colours[rates.index(rate)],
                 )
         for index, rate in enumerate(rates):
-            axes.plot(
-                [], [], "-", color=palette(0.85 * index / max(len(rates) - 1, 1)), label=f"learning rate {rate:g}"
-            )
+            axes.plot([], [], "-", color=colours[index], label=f"learning rate {rate:g}")
         for index, slope in enumerate(slopes):
             axes.plot(
                 [],
@@ -274,7 +272,7 @@ def report(store: Store, execution: Execution) -> None:
       UsageError: the store is damaged or of another launcher, or the folder cannot be written.
     """
     out = execution.out
-    try:
+    with reporting(out):
         store.verify()
         science, configuration = store.attributes["science"], store.attributes["configuration"]
         table = summarize({setup: store.read(setup) for setup in store.attributes["setups"]}, science)
@@ -284,10 +282,6 @@ def report(store: Store, execution: Execution) -> None:
         )
         figures.save(_draw(table, caption), out / "figures", "zeros", configuration)
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-    except (StoreError, KeyError, TypeError) as error:
-        raise UsageError(f"--out: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     print(sentence(table))
     print(f"{caption}\nfigure: {out / 'figures' / 'zeros.png'}\nsummary: {out / 'summary.csv'} ({len(table)} rows)")
 

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import brentq
 
 from relu_sgd.theory.certificate import neuron_chunks
 from relu_sgd.theory.gram import angles, least_eigenvalue, operator_norm
+from relu_sgd.theory.width_search import smallest_width
 
 __all__ = [
     "HiddenCertificate",
@@ -326,18 +326,13 @@ def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -
     loss = 0.5 * label_norm**2 * (1 + 0.5 - 1 / (2 * math.pi))
     norm = operator_norm(X)
 
-    def excess(log_width: float) -> float:
-        d1 = math.exp(log_width)
-        at = HiddenCertificate(
+    def left_side(d1: float) -> float:
+        return HiddenCertificate(
             N, X.shape[1], d1, math.sqrt(loss), label_norm * math.sqrt(smallest / N), norm,
             label_norm / math.sqrt(N * d1),
-        )  # fmt: skip
-        return math.log(at.left_side_54)
+        ).left_side_54  # fmt: skip
 
-    low, high = math.log(N), math.log(1e60)
-    if excess(low) < 0:
-        return float(N)
-    return math.inf if excess(high) >= 0 else math.exp(brentq(excess, low, high, xtol=1e-9))
+    return smallest_width(left_side, N, 1e60)
 
 
 def theorem_g2_width(num_samples: float, d0: float, *, constant: float = 1.0) -> float:

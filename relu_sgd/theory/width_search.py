@@ -1,6 +1,7 @@
 """The smallest width that is certified: alpha_0 measured on random neurons, or its population value, against (10), (11) and the sharp condition."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -18,6 +19,7 @@ __all__ = [
     "certified_widths",
     "population_certificate",
     "population_widths",
+    "smallest_width",
 ]
 
 # Each is at most 1 where it certifies, so that they can be compared.
@@ -234,6 +236,16 @@ def _population(
     return at
 
 
+def smallest_width(left_side: Callable[[float], float], low: float, high: float) -> float:
+    """The width from which on a left side that falls with the width is below 1: at least `low`, and inf where it is not below 1 at `high`."""
+    excess = lambda log_width: math.log(max(min(left_side(math.exp(log_width)), 1e300), 1e-300))
+    if excess(math.log(low)) < 0:
+        return float(low)
+    if excess(math.log(high)) >= 0:
+        return math.inf
+    return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-9))
+
+
 def population_widths(
     X: Float[np.ndarray, "N d0"],
     Y: Float[np.ndarray, "N d2"],
@@ -257,12 +269,6 @@ def population_widths(
     at = _population(X, Y, scaling or Scaling(), gram_matrix)
     found = {}
     for name, condition in CONDITIONS.items():
-        excess = lambda log_width, c=condition: math.log(max(min(c(at(math.exp(log_width))), 1e300), 1e-300))
-        low, high = math.log(len(X)), math.log(1e30)
-        if excess(low) < 0:
-            found[name] = float(len(X))
-        elif excess(high) >= 0:
-            found[name] = math.inf
-        else:
-            found[name] = math.exp(brentq(excess, low, high, xtol=1e-9))
+        left_side = functools.partial(lambda condition, d1: condition(at(d1)), condition)
+        found[name] = smallest_width(left_side, len(X), 1e30)
     return found

@@ -324,8 +324,6 @@ def theorem_5_1_num_steps(
             loss_constant=loss_constant, rate_constant=rate_constant, d1=d1,
         )
     )  # fmt: skip
-    if not 1 <= batch_size <= num_samples:
-        raise ValueError(f"batch_size must be from 1 to N = {num_samples}, got {batch_size}")
     size = loss_constant * num_samples * math.log(num_samples) * d0 * d1 * beta_w**2 * beta_v**2 / target
     time = max(0.0, math.log(size) / (rate_constant * d0 * d1 * beta_w**2)) if size > 0 else 0.0
-    return math.ceil(1 + num_samples / (learning_rate * batch_size) * time)
+    return 1 + num_steps_bound(time, num_samples, batch_size, learning_rate)
