@@ -18,7 +18,8 @@ from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, for_setup, parts_of, science, setups
 from sweeps.protocol_settings import Settings, flagfile
-from sweeps.report import report
+from sweeps.settings import Execution
+from sweeps.store import Store
 
 
 def run_tile(
@@ -46,11 +47,18 @@ def run_tile(
     return result
 
 
+def _report(store: Store, execution: Execution) -> None:
+    # Imported here, because worker processes import this module, and plots and tables would keep them seconds.
+    from sweeps.report import report
+
+    report(store, execution.out, execution.interval)
+
+
 def run(chosen: Settings) -> None:
     """The whole sweep: train what is pending, then draw what there is."""
     protocol, layers, execution = chosen.protocol, chosen.trained_layers, chosen.execution
     if execution.figures_only:
-        report(launch.open_results(execution.out), execution.out, execution.interval)
+        _report(launch.open_results(execution.out), execution)
         return
     precision = np.dtype(protocol.precision)
     sweep = Sweep(
@@ -71,7 +79,7 @@ def run(chosen: Settings) -> None:
     if any(store.pending(setup).any() for setup in setups(protocol, layers)):
         logging.info("this shard is done; others are not, so no figures yet (--figures_only draws them at any time)")
         return
-    report(store, execution.out, execution.interval)
+    _report(store, execution)
 
 
 LAUNCHER = Launcher(

@@ -1,9 +1,10 @@
 """Many runs on the devices of one process: a mesh, shard_map over it, and lanes inside every device.
 
 A device trains its networks side by side in lanes, in chunks of steps; between two chunks the lanes that are done are read
-off and given the next runs. A CPU wants a handful, to spread the cost of starting an operation over several small networks
-while they stay inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another
-and each leaves its loop when it is done. No collective runs inside the compiled program.
+off and given the next runs, by the host: what is compiled is a chunk and nothing else, and a sweep compiles one for every
+tile. A CPU wants a handful of lanes, to spread the cost of starting an operation over several small networks while they stay
+inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another and each leaves
+its loop when it is done. No collective runs inside a compiled chunk.
 """
 
 import time
@@ -16,7 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["Timings", "Work", "default_lanes", "in_one_go", "map_runs", "run_on_devices"]
+__all__ = ["Timings", "Work", "default_lanes", "in_one_go", "run_on_devices"]
+
+LANES = PartitionSpec("lanes")
 
 State: TypeAlias = PyTree
 Record: TypeAlias = PyTree
@@ -56,12 +59,12 @@ def in_one_go(follow: Callable[[PyTree], Record]) -> Work:
 def default_lanes(backend: str, num_weights: int) -> int:
     """How many runs a device trains side by side unless told otherwise.
 
-    512 on an accelerator. On a CPU 8 for networks of up to 1,000 weights in the hidden layer, and 1 for larger ones, which
-    are faster alone (`scripts/benchmark` times both).
+    512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for larger ones:
+    the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's end.
     """
     if backend != "cpu":
         return 512
-    return 8 if num_weights <= 1000 else 1
+    return 8 if num_weights <= 200 else 4 if num_weights <= 500 else 1
 
 
 def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:
@@ -72,59 +75,92 @@ def _count(runs: PyTree) -> int:
     return jax.tree.leaves(runs)[0].shape[0]
 
 
-def _in_lanes(work: Work, runs: PyTree, lanes: int, steps_per_chunk: int) -> Record:
-    """All runs through `lanes` lanes; a lane that is done is read off and takes the next run."""
-    num_runs = _count(runs)
-    start, finish = jax.vmap(work.start), jax.vmap(work.finish)
-    states_like = jax.eval_shape(start, _take(runs, jnp.zeros(lanes, jnp.int32)))
-    records_like = jax.eval_shape(finish, states_like)
-    # Every lane begins empty: it is done, and its owner is no run.
-    states = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), states_like)
-    records = jax.tree.map(lambda leaf: jnp.zeros((num_runs, *leaf.shape[1:]), leaf.dtype), records_like)
-    empty = jnp.full(lanes, num_runs)
-
-    def select(mask: Bool[Array, " rows"], new: State, old: State) -> State:
-        return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
-
-    def refill(carry):
-        states, owner, done, following, records = carry
-        # Which lane has just finished a run, if any has. Comparing all runs with all lanes compiles in a fraction of the time
-        # that scattering and accumulating take.
-        from_lane = (jnp.arange(num_runs)[:, None] == owner) & done
-        lane, finished = jnp.argmax(from_lane, axis=1), jnp.any(from_lane, axis=1)
-        records = select(finished, _take(finish(states), lane), records)
-        earlier = jnp.tril(jnp.ones((lanes, lanes), bool), -1) & done
-        owner = jnp.where(done, jnp.minimum(following + jnp.sum(earlier, axis=1), num_runs), owner)
-        fresh = start(_take(runs, jnp.minimum(owner, num_runs - 1)))
-        return select(done, fresh, states), owner, jnp.zeros_like(done), following + jnp.sum(done), records
-
-    def visit(carry):
-        states, owner, _, following, records = jax.lax.cond(jnp.any(carry[2]), refill, lambda carry: carry, carry)
-        busy = owner < num_runs
-        states = jax.vmap(work.advance)(states, jnp.where(busy, steps_per_chunk, 0))
-        return states, owner, jax.vmap(work.is_done)(states) & busy, following, records
-
-    carry = (states, empty, jnp.ones(lanes, bool), jnp.asarray(0), records)
-    unfinished = lambda carry: jnp.any(carry[1] < num_runs) | (carry[3] < num_runs)
-    return jax.lax.while_loop(unfinished, visit, carry)[4]
+def _one_after_another(work: Work, runs: PyTree, mesh: Mesh) -> tuple[Record, Timings]:
+    """All runs in one compiled program, dealt out over the devices."""
+    # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats fill the last
+    # round.
+    num_runs, num_devices = _count(runs), mesh.size
+    per_device = -(-num_runs // num_devices)
+    dealt = np.arange(per_device * num_devices).reshape(per_device, num_devices).T.ravel()
+    follow = lambda run: work.finish(work.advance(work.start(run), work.num_steps))
+    mapped = jax.shard_map(
+        lambda rows: jax.lax.map(follow, rows),
+        mesh=mesh,
+        in_specs=LANES,
+        out_specs=LANES,
+        check_vma=False,  # Loops that nothing crosses: every value may differ between devices.
+    )
+    begun = time.perf_counter()
+    dealt_runs = jax.device_put(_take(runs, np.minimum(dealt, num_runs - 1)), NamedSharding(mesh, LANES))
+    compiled = jax.jit(mapped).lower(dealt_runs).compile()
+    compilation = time.perf_counter() - begun
+    records = jax.device_get(compiled(dealt_runs))
+    place = np.empty(len(dealt), dtype=np.intp)
+    place[dealt] = np.arange(len(dealt))
+    timings = {"compilation": compilation, "running": time.perf_counter() - begun - compilation}
+    return _take(records, place[:num_runs]), timings
 
 
-def map_runs(work: Work, runs: PyTree, lanes: int, steps_per_chunk: int) -> Record:
-    """`work` from start to finish on every row of `runs`, on one device.
+def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State, State]:
+    """Puts other runs into some lanes; what was there, on the host, and the new states.
 
-    Args:
-      work: the run.
-      runs: what describes them, stacked along a leading axis.
-      lanes: runs side by side; 1 for one after another.
-      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1.
-
-    Returns:
-      The records, stacked in the order of `runs`. A record depends on its own run and on `lanes`, not on the others.
+    Where lanes are few, the host does it: two programs for the exchange take as long to compile as the chunk itself.
     """
-    lanes = min(lanes, _count(runs))
-    if lanes == 1:
-        return jax.lax.map(lambda run: work.finish(work.advance(work.start(run), work.num_steps)), runs)
-    return _in_lanes(work, runs, lanes, steps_per_chunk)
+    if all(device.platform == "cpu" for device in jax.tree.leaves(states)[0].devices()):
+        sharding = jax.tree.map(lambda leaf: leaf.sharding, states)
+        states = jax.tree.map(np.array, states)  # Copies that can be written to.
+        left = _take(states, lanes)
+        for leaf, new in zip(jax.tree.leaves(states), jax.tree.leaves(entering), strict=True):
+            leaf[lanes] = new
+        return left, jax.device_put(states, sharding)
+    return jax.device_get(_take(states, lanes)), jax.tree.map(
+        lambda leaf, new: leaf.at[lanes].set(new), states, entering
+    )
+
+
+def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk: int) -> tuple[Record, Timings]:
+    """All runs through `lanes` lanes of every device; a lane that is done is read off and takes the next run."""
+    num_runs, num_lanes = _count(runs), lanes * mesh.size
+    begun = time.perf_counter()
+    start, finish = (jax.jit(jax.vmap(part)) for part in (work.start, work.finish))
+    starts = jax.device_get(start.lower(runs).compile()(runs))
+
+    def chunk(states: State) -> tuple[State, Bool[Array, " lanes"]]:
+        states = jax.vmap(lambda state: work.advance(state, steps_per_chunk))(states)
+        return states, jax.vmap(work.is_done)(states)
+
+    # More lanes than runs: the last run is done more than once.
+    owners = np.minimum(np.arange(num_lanes), num_runs - 1)
+    states = jax.device_put(_take(starts, owners), NamedSharding(mesh, LANES))
+    mapped = jax.shard_map(chunk, mesh=mesh, in_specs=LANES, out_specs=LANES, check_vma=False)
+    advance = jax.jit(mapped, donate_argnums=0).lower(states).compile()
+    compilation = time.perf_counter() - begun
+
+    ends = jax.tree.map(np.zeros_like, starts)
+
+    def keep(left: State, whose: np.ndarray) -> None:
+        for leaf, end in zip(jax.tree.leaves(left), jax.tree.leaves(ends), strict=True):
+            end[whose] = leaf
+
+    following = num_lanes
+    while True:
+        states, done = advance(states)
+        free = np.flatnonzero(done)
+        if following >= num_runs:
+            if len(free) == num_lanes:
+                break
+        elif len(free):
+            entering = np.arange(following, min(following + len(free), num_runs))
+            free, following = free[: len(entering)], following + len(entering)
+            left, states = _exchange(states, free, _take(starts, entering))
+            keep(left, owners[free])
+            owners[free] = entering
+    keep(jax.device_get(states), owners)
+    running = time.perf_counter()
+    finished = finish.lower(ends).compile()
+    compilation += time.perf_counter() - running
+    records = jax.device_get(finished(ends))
+    return records, {"compilation": compilation, "running": time.perf_counter() - begun - compilation}
 
 
 def run_on_devices(
@@ -132,44 +168,28 @@ def run_on_devices(
     runs: PyTree,
     *,
     lanes: int,
-    steps_per_chunk: int = 100,
+    steps_per_chunk: int = 200,
     devices: list[jax.Device] | None = None,
 ) -> tuple[Record, Timings]:
-    """`map_runs` with the runs dealt out over devices, in one compiled program.
+    """`work` from start to finish on every run.
 
     Args:
       work: the run.
       runs: what describes them, stacked along a leading axis.
-      lanes, steps_per_chunk: as for `map_runs`, on every device.
+      lanes: runs side by side on every device; 1 for one after another.
+      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1.
       devices: all local ones when None.
 
     Returns:
       The records in the order of `runs`, on the host, and the seconds that went into compilation (tracing, lowering, and
-      compiling or reading the compiled program from the disk) and into running (training and measuring).
+      compiling or reading the compiled program from the disk) and into running. A record depends on its own run and on
+      `lanes`, not on the other runs.
     """
     devices = jax.local_devices() if devices is None else devices
-    # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats fill the last
-    # round.
-    num_runs = _count(runs)
-    per_device = -(-num_runs // len(devices))
-    dealt = np.arange(per_device * len(devices)).reshape(per_device, len(devices)).T.ravel()
-    order = np.minimum(dealt, num_runs - 1)
-    mesh = Mesh(np.asarray(devices), ("runs",))
-    spec = PartitionSpec("runs")
-    mapped = jax.shard_map(
-        lambda rows: map_runs(work, rows, lanes, steps_per_chunk),
-        mesh=mesh,
-        in_specs=spec,
-        out_specs=spec,
-        check_vma=False,  # Loops that nothing crosses: every value may differ between devices.
-    )
-    started = time.perf_counter()
-    # Rows are picked with NumPy: JAX would compile a program for every shape.
-    dealt_runs = jax.device_put(_take(jax.device_get(runs), order), NamedSharding(mesh, spec))
-    compiled = jax.jit(mapped).lower(dealt_runs).compile()
-    compilation = time.perf_counter() - started
-    records = jax.device_get(compiled(dealt_runs))
-    place = np.empty(len(order), dtype=np.intp)
-    place[dealt] = np.arange(len(order))
-    timings = {"compilation": compilation, "running": time.perf_counter() - started - compilation}
-    return _take(records, place[:num_runs]), timings
+    mesh = Mesh(np.asarray(devices), ("lanes",))
+    # On the host, where rows are picked with NumPy: JAX would compile a program for every shape.
+    runs = jax.device_get(runs)
+    lanes = min(lanes, -(-_count(runs) // len(devices)))
+    if lanes == 1:
+        return _one_after_another(work, runs, mesh)
+    return _in_lanes(work, runs, mesh, lanes, steps_per_chunk)

@@ -1,5 +1,6 @@
 """Every plot, from stored results alone. Axes show d1 across and d0 up; colours are readable to the colour-blind."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sweeps.protocol import parts_of
 __all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save", "shades"]
 
 FORMATS = ("png", "pdf", "svg")
+LETTERS_PER_INCH = 19  # Of captions, on average.
 SETUP_TITLES = {"hidden": "hidden layer trained", "both": "both layers trained"}
 CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
 
@@ -79,7 +81,9 @@ def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tu
     figure = Figure(figsize=(4.6 * columns + 0.8, 4.1 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title)
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    # Wrapped here: Matplotlib would measure the text word by word at every draw.
+    width = int(LETTERS_PER_INCH * figure.get_figwidth())
+    figure.supxlabel("\n".join(textwrap.fill(line, width) for line in caption.splitlines()), fontsize="x-small")
     return figure, axes
 
 

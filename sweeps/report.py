@@ -11,7 +11,7 @@ import xarray as xr
 
 from sweeps import figures, statistics
 from sweeps.protocol import CHOICES, PRESETS, PerLayers, parts_of
-from sweeps.settings import UsageError
+from sweeps.settings import INTERVALS, UsageError
 from sweeps.store import Store, StoreError
 
 __all__ = ["caption", "report", "reporting", "setups_of", "text_map"]
@@ -132,7 +132,7 @@ def report(store: Store, out: Path, interval: str) -> None:
         text = caption(store.attributes)
         drawn = {
             "probability": figures.probability(summaries, text),
-            "interval_width": figures.intervals(summaries, text, statistics.INTERVALS[interval]),
+            "interval_width": figures.intervals(summaries, text, INTERVALS[interval]),
             "numerical_zeros": figures.numerical_zeros(summaries, text),
             "steps": figures.convergence_steps(summaries, text),
             "causes": figures.causes(summaries, text),

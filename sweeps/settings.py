@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from absl import flags
 
 from sweeps.protocol import CHOICES
-from sweeps.statistics import INTERVALS
 
 __all__ = [
     "EXECUTION_FLAGS",
+    "INTERVALS",
     "Execution",
     "FlagTable",
     "UsageError",
@@ -43,7 +43,7 @@ class Execution:
       block: (d0, d1) cells of a tile; None for the store's own, or `plan.default_block` in a new one.
       num_processes: worker processes on a CPU, each pinned to a core; 0 for one per core; 1 works in this process.
       num_devices: devices that a process uses; 0 for all.
-      lanes: runs that a device trains side by side; 0 for 8 or, if large, 1 on a CPU and 512 elsewhere.
+      lanes: runs that a device trains side by side; 0 for 8, 4 or 1 by size on a CPU, and 512 elsewhere.
       steps_per_chunk: steps between two looks at which lanes are done.
       compilation_cache: folder of compiled programs, "" for none.
       shard_index, shard_count: this run does every shard_count-th tile.
@@ -145,6 +145,8 @@ def choice(field: str) -> Callable[[str], str]:
     return one_of(CHOICES[field])
 
 
+INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
+
 _DEFAULT_CACHE = "~/.cache/relu_sgd/compiled"
 
 # Flag to parser, default and help.
@@ -164,9 +166,9 @@ EXECUTION_FLAGS: FlagTable = {
     "lanes": (
         whole(0),
         "0",
-        "networks that a device trains side by side; 0 for 8 or, if large, 1 on a CPU and 512 elsewhere",
+        "networks that a device trains side by side; 0 for 8, 4 or 1 by size on a CPU, and 512 elsewhere",
     ),
-    "steps_per_chunk": (whole(1), "100", "steps between two looks at which lanes are done, with more than one lane"),
+    "steps_per_chunk": (whole(1), "200", "steps between two looks at which lanes are done, with more than one lane"),
     "shard_index": (whole(0), "0", "which shard of the tiles this run does, from 0 (job arrays)"),
     "shard_count": (whole(1), "1", "number of shards that the tiles are dealt out to"),
 }

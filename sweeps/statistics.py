@@ -9,9 +9,7 @@ from scipy import stats
 from relu_sgd.descent import Status
 from sweeps.protocol import relative_tolerances
 
-__all__ = ["INTERVALS", "fitted_slope", "interval", "mean_interval", "median_interval", "summarize"]
-
-INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
+__all__ = ["fitted_slope", "interval", "mean_interval", "median_interval", "summarize"]
 
 
 @functools.cache
@@ -21,7 +19,7 @@ def interval(successes: int, runs: int, method: str = "wilson", level: float = 0
     Args:
       successes: 0 to `runs`.
       runs: at least 1.
-      method: "wilson" or "exact", see `INTERVALS`.
+      method: "wilson" or "exact", see `settings.INTERVALS`.
       level: its coverage, exact methods cover at least this much.
 
     Returns:

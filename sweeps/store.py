@@ -11,12 +11,14 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 import zarr
 from zarr.codecs import ZstdCodec
+
+if TYPE_CHECKING:  # Loaded by who reads, not by every worker process.
+    import xarray as xr
 
 __all__ = ["Metrics", "Store", "StoreError"]
 
@@ -166,12 +168,14 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    def read(self, group: str) -> xr.Dataset:
+    def read(self, group: str) -> "xr.Dataset":
         """All results of a set-up, in memory; runs without one have status 0.
 
         Raises:
           StoreError: the group is missing or damaged.
         """
+        import xarray as xr
+
         try:
             return xr.open_zarr(self.path, group=group, consolidated=False, chunks=None).load()
         except Exception as error:

@@ -13,7 +13,7 @@ import pytest
 
 from relu_sgd.descent import Status
 from sweeps import engine, experiment
-from sweeps.engine import Work, map_runs
+from sweeps.engine import Work, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers
 
@@ -33,7 +33,7 @@ def countdown():
 @pytest.mark.parametrize("steps_per_chunk", [1, 4, 1000])
 def test_every_run_is_done_once_and_kept_in_its_place(lanes, steps_per_chunk):
     rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(11, 2)), jnp.int32)
-    found = jax.jit(lambda rows: map_runs(countdown(), rows, lanes, steps_per_chunk))(rows)
+    found, _ = run_on_devices(countdown(), rows, lanes=lanes, steps_per_chunk=steps_per_chunk)
     np.testing.assert_array_equal(found["steps"], rows[:, 0])
     np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 
@@ -173,6 +173,5 @@ def test_output_laws(law):
 
 
 def test_default_lanes():
-    assert engine.default_lanes("cpu", 400) == 8
-    assert engine.default_lanes("cpu", 2500) == 1
+    assert [engine.default_lanes("cpu", weights) for weights in (100, 400, 501)] == [8, 4, 1]
     assert engine.default_lanes("gpu", 2500) > 8
