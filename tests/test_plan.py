@@ -29,8 +29,8 @@ def test_every_run_is_in_one_tile_of_one_shard(d0, d1, num_seeds, block, shard_c
 
 
 def test_padding_fills_vector_registers():
-    padded = [plan.Tile("both", (d0,), (3,), 0, 0, 1).padded for d0 in (1, 4, 5, 8, 9, 50)]
-    assert padded == [(1, 3), (4, 3), (8, 3), (8, 3), (16, 3), (56, 3)]
+    padded = [plan.Tile("both", (d0,), (3,), 0, 0, 1).padded for d0 in (1, 4, 5, 8, 9, 20, 21, 50, 60)]
+    assert padded == [(d0, 3) for d0 in (1, 4, 8, 8, 16, 20, 24, 50, 64)]
 
 
 def test_longest_tiles_go_first():
