@@ -256,7 +256,7 @@ def test_killed_at_random_moments_it_ends_like_an_uninterrupted_run(finished, tm
     assert whole.returncode == 0, log
     while kills < wanted:
         process = start(out, cache)
-        time.sleep(generator.uniform(0.0, 8.0))
+        time.sleep(generator.uniform(0.0, 6.0))
         workers = children(process)
         if process.poll() is not None:
             assert process.returncode == 0

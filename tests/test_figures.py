@@ -100,7 +100,8 @@ def test_missing_cells_are_hatched_and_not_interpolated():
 
 
 @pytest.mark.parametrize("case", ["nothing finished", "one cell", "one row", "no convergence"])
-def test_degenerate_maps_are_drawn_without_warnings(case, tmp_path):
+def test_degenerate_maps_are_drawn_without_warnings(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "FORMATS", ("png",))
     found = summary()
     if case == "nothing finished":
         found = found.where(False).assign(runs=0 * found["runs"])

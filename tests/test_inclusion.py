@@ -17,14 +17,6 @@ from relu_sgd.initialization import balanced_sign_output, lecun_output, normal_h
 from relu_sgd.problem import balanced_labels, sphere_rows
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """These tests compile far more than they run, so XLA may leave its costly passes out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 solve = jax.jit(inclusion.solve, static_argnames=("trained_layers", "max_steps", "max_kinks", "stop_at_branching"))
 
 
