@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["Timings", "Work", "default_lanes", "in_one_go", "run_on_devices"]
+__all__ = ["Timings", "Work", "chunk", "default_lanes", "in_one_go", "run_on_devices"]
 
 LANES = PartitionSpec("lanes")
 
@@ -118,6 +118,16 @@ def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State,
     )
 
 
+def chunk(work: Work, num_steps: int) -> Callable[[State], tuple[State, Bool[Array, " lanes"]]]:
+    """So many steps of the runs that stand side by side in the states, and which of them are done; this is what is compiled."""
+
+    def advance(states: State) -> tuple[State, Bool[Array, " lanes"]]:
+        states = jax.vmap(lambda state: work.advance(state, num_steps))(states)
+        return states, jax.vmap(work.is_done)(states)
+
+    return advance
+
+
 def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk: int) -> tuple[Record, Timings]:
     """All runs through `lanes` lanes of every device; a lane that is done is read off and takes the next run."""
     num_runs, num_lanes = _count(runs), lanes * mesh.size
@@ -125,14 +135,10 @@ def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk:
     start, finish = (jax.jit(jax.vmap(part)) for part in (work.start, work.finish))
     starts = jax.device_get(start.lower(runs).compile()(runs))
 
-    def chunk(states: State) -> tuple[State, Bool[Array, " lanes"]]:
-        states = jax.vmap(lambda state: work.advance(state, steps_per_chunk))(states)
-        return states, jax.vmap(work.is_done)(states)
-
     # More lanes than runs: the last run is done more than once.
     owners = np.minimum(np.arange(num_lanes), num_runs - 1)
     states = jax.device_put(_take(starts, owners), NamedSharding(mesh, LANES))
-    mapped = jax.shard_map(chunk, mesh=mesh, in_specs=LANES, out_specs=LANES, check_vma=False)
+    mapped = jax.shard_map(chunk(work, steps_per_chunk), mesh=mesh, in_specs=LANES, out_specs=LANES, check_vma=False)
     advance = jax.jit(mapped, donate_argnums=0).lower(states).compile()
     compilation = time.perf_counter() - begun
 
