@@ -41,8 +41,9 @@ from relu_sgd.sliding import SlidingStep, State, Velocity
 
 __all__ = ["Solution", "Status", "solve"]
 
-# A step may change by these factors from one to the next.
-_SHRINK, _GROW = 0.3, 1.5
+# A step may change by these factors from one to the next, and aims at what leaves some room: a rejected step costs as much as
+# one that counts.
+_SHRINK, _GROW, _AIM = 0.3, 1.25, 0.7
 
 
 class Status(enum.IntEnum):
@@ -222,7 +223,7 @@ def solve(
             return jax.tree.map(lambda a, b: jnp.where(strays, a, b), retry, new)
         budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
         ratio = budget / jnp.maximum(missed, jnp.finfo(dtype).tiny)
-        factor = jnp.where(jnp.isfinite(missed), jnp.clip(0.9 * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
+        factor = jnp.where(jnp.isfinite(missed), jnp.clip(_AIM * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
         factor = jnp.where(strays, jnp.minimum(factor, 0.5), factor)
         # What rounding alone leaves of the energy cannot be mended by a smaller step.
         loss = state.velocity.loss
@@ -231,7 +232,7 @@ def solve(
         longest = jnp.where(good, jnp.maximum(state.step_size, h * factor), h * factor)
         new = new._replace(step_size=jnp.where(missed <= noise, h * _GROW, jnp.where(count == 1, longest, h * factor)))
         retry = state._replace(
-            step_size=h * jnp.minimum(factor, 0.9), rejected=state.rejected + 1, velocity=give_up(state, strays, h)
+            step_size=h * jnp.minimum(factor, _AIM), rejected=state.rejected + 1, velocity=give_up(state, strays, h)
         )
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, retry)
 
