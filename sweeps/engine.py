@@ -101,21 +101,26 @@ def _one_after_another(work: Work, runs: PyTree, mesh: Mesh) -> tuple[Record, Ti
     return _take(records, place[:num_runs]), timings
 
 
+def _is_on_host(states: State) -> bool:
+    return all(device.platform == "cpu" for device in jax.tree.leaves(states)[0].devices())
+
+
 def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State, State]:
     """Puts other runs into some lanes; what was there, on the host, and the new states.
 
-    Where lanes are few, the host does it: two programs for the exchange take as long to compile as the chunk itself.
+    On a CPU it is done with NumPy: the programs for it would take as long to compile as the chunk itself. Elsewhere only the
+    lanes that change travel.
     """
-    if all(device.platform == "cpu" for device in jax.tree.leaves(states)[0].devices()):
-        sharding = jax.tree.map(lambda leaf: leaf.sharding, states)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, states)
+    if _is_on_host(states):
         states = jax.tree.map(np.array, states)  # Copies that can be written to.
         left = _take(states, lanes)
         for leaf, new in zip(jax.tree.leaves(states), jax.tree.leaves(entering), strict=True):
             leaf[lanes] = new
-        return left, jax.device_put(states, sharding)
-    return jax.device_get(_take(states, lanes)), jax.tree.map(
-        lambda leaf, new: leaf.at[lanes].set(new), states, entering
-    )
+    else:
+        left = jax.device_get(_take(states, lanes))
+        states = jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), states, entering)
+    return left, jax.device_put(states, sharding)
 
 
 def chunk(work: Work, num_steps: int) -> Callable[[State], tuple[State, Bool[Array, " lanes"]]]:

@@ -38,6 +38,13 @@ def test_every_run_is_done_once_and_kept_in_its_place(lanes, steps_per_chunk):
     np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 
 
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_are_refilled_on_the_device_too(lanes, monkeypatch):
+    """The path of an accelerator, here on a CPU; `test_devices_change_nothing` takes it on three devices."""
+    monkeypatch.setattr(engine, "_is_on_host", lambda _: False)
+    test_every_run_is_done_once_and_kept_in_its_place(lanes, 4)
+
+
 TILE = Tile("hidden", (3, 5), (4, 10), 0, 0, 3)
 
 
@@ -97,12 +104,16 @@ jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 from test_engine import countdown, small, TILE
-from sweeps import experiment
+from sweeps import engine, experiment
 from sweeps.engine import run_on_devices
 rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(10, 2)), jnp.int32)
 for lanes in (1, 2):
     found, _ = run_on_devices(countdown(), rows, lanes=lanes, steps_per_chunk=3)
     np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
+on_host, engine._is_on_host = engine._is_on_host, lambda _: False
+found, _ = run_on_devices(countdown(), rows, lanes=2, steps_per_chunk=3)
+np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
+engine._is_on_host = on_host
 protocol = small()
 for count in (1, 3):
     records, _ = experiment.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:count])

@@ -16,7 +16,6 @@ from relu_sgd.inclusion import Status
 from relu_sgd.initialization import balanced_sign_output, lecun_output, normal_hidden
 from relu_sgd.problem import balanced_labels, sphere_rows
 
-
 solve = jax.jit(inclusion.solve, static_argnames=("trained_layers", "max_steps", "max_kinks", "stop_at_branching"))
 
 

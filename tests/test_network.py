@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
+from jax.test_util import check_grads
 from test_descent import draw
 
 from relu_sgd import Params, Problem, hidden_layer, jacobian_gram, loss, preactivations, predict, sample_losses
@@ -107,3 +108,13 @@ def test_bad_options():
         loss(params, problem, normalization="sum")
     with pytest.raises(ValueError, match="trained_layers"):
         jacobian_gram(params, problem, trained_layers="output")
+
+
+@pytest.mark.parametrize("d0", [5, 8, 16])
+def test_derivatives_by_weights_and_data(d0):
+    """Whether the gradient's product reads X in rows depends on d0; derivatives of either order must not."""
+    params, problem = jax_arrays(draw(d0=d0))
+    objective = lambda W, V, X: loss(Params(W, V), Problem(X, problem.Y))
+    check_grads(
+        objective, (*params, problem.X), order=2, modes=("fwd", "rev"), atol=1e-3, rtol=1e-5
+    )  # Entries are of order 100.
