@@ -172,8 +172,8 @@ def sample_losses(
       do not fit.
     """
     inputs, labels = problem.X.T, problem.Y.T
-    # D X is a fifth faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (measured with
-    # 256-bit registers, see `plan.Tile.padded`).
+    # D X is faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (tried with 256-bit
+    # registers in float32).
     whole_registers = problem.X.shape[1] == 8 or problem.X.shape[1] % 16 == 0
 
     def losses(params: Params, samples: Int[Array, " samples"] | None = None) -> Float[Array, " samples"]:

@@ -133,7 +133,7 @@ def draw(chosen: Comparison, tables: Mapping[str, pandas.DataFrame], caption: st
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, len(tables))
     figure.suptitle("Solutions of the comparison problem (9)")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         colour = Normalize(table["left_side_10"].min(), table["left_side_10"].max())
         palette = matplotlib.colormaps["cividis"]

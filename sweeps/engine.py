@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["Timings", "Work", "chunk", "default_lanes", "in_one_go", "run_on_devices"]
+__all__ = ["STEPS_PER_CHUNK", "Timings", "Work", "chunk", "default_lanes", "in_one_go", "run_on_devices"]
 
 LANES = PartitionSpec("lanes")
+STEPS_PER_CHUNK = 200
 
 State: TypeAlias = PyTree
 Record: TypeAlias = PyTree
@@ -71,6 +72,12 @@ def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], runs)
 
 
+def _put(rows: PyTree, into: PyTree, index: np.ndarray) -> None:
+    """Overwrites some rows of NumPy arrays."""
+    for leaf, new in zip(jax.tree.leaves(into), jax.tree.leaves(rows), strict=True):
+        leaf[index] = new
+
+
 def _count(runs: PyTree) -> int:
     return jax.tree.leaves(runs)[0].shape[0]
 
@@ -115,8 +122,7 @@ def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State,
     if _is_on_host(states):
         states = jax.tree.map(np.array, states)  # Copies that can be written to.
         left = _take(states, lanes)
-        for leaf, new in zip(jax.tree.leaves(states), jax.tree.leaves(entering), strict=True):
-            leaf[lanes] = new
+        _put(entering, states, lanes)
     else:
         left = jax.device_get(_take(states, lanes))
         states = jax.tree.map(lambda leaf, new: leaf.at[lanes].set(new), states, entering)
@@ -149,10 +155,6 @@ def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk:
 
     ends = jax.tree.map(np.zeros_like, starts)
 
-    def keep(left: State, whose: np.ndarray) -> None:
-        for leaf, end in zip(jax.tree.leaves(left), jax.tree.leaves(ends), strict=True):
-            end[whose] = leaf
-
     following = num_lanes
     while True:
         states, done = advance(states)
@@ -164,9 +166,9 @@ def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk:
             entering = np.arange(following, min(following + len(free), num_runs))
             free, following = free[: len(entering)], following + len(entering)
             left, states = _exchange(states, free, _take(starts, entering))
-            keep(left, owners[free])
+            _put(left, ends, owners[free])
             owners[free] = entering
-    keep(jax.device_get(states), owners)
+    _put(jax.device_get(states), ends, owners)
     running = time.perf_counter()
     finished = finish.lower(ends).compile()
     compilation += time.perf_counter() - running
@@ -179,7 +181,7 @@ def run_on_devices(
     runs: PyTree,
     *,
     lanes: int,
-    steps_per_chunk: int = 200,
+    steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
 ) -> tuple[Record, Timings]:
     """`work` from start to finish on every run.

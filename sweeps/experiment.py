@@ -20,7 +20,7 @@ from relu_sgd import Descent, Params, Problem, inclusion, initialization, measur
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
-from sweeps.engine import Timings, Work, in_one_go, run_on_devices
+from sweeps.engine import STEPS_PER_CHUNK, Timings, Work, in_one_go, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, relative_tolerance
 
@@ -390,7 +390,7 @@ def train_tile(
     tile: Tile,
     *,
     lanes: int,
-    steps_per_chunk: int = 100,
+    steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
 ) -> tuple[dict[str, np.ndarray], Timings]:
     """A tile from its draws to its records.

@@ -17,7 +17,17 @@ from matplotlib.patheffects import Normal, Stroke
 
 from sweeps.protocol import parts_of
 
-__all__ = ["FORMATS", "causes", "convergence_steps", "intervals", "numerical_zeros", "probability", "save", "shades"]
+__all__ = [
+    "FORMATS",
+    "add_caption",
+    "causes",
+    "convergence_steps",
+    "intervals",
+    "numerical_zeros",
+    "probability",
+    "save",
+    "shades",
+]
 
 FORMATS = ("png", "pdf", "svg")
 LETTERS_PER_INCH = 19  # Of captions, on average.
@@ -28,6 +38,12 @@ CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diver
 def shades(count: int) -> list[Any]:
     """Colours for `count` ordered values, readable to the colour-blind, from dark to light."""
     return [matplotlib.colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]
+
+
+def add_caption(figure: Figure, caption: str) -> None:
+    """The small print below a figure, wrapped here: Matplotlib would measure it word by word at every draw."""
+    width = int(LETTERS_PER_INCH * figure.get_figwidth())
+    figure.supxlabel("\n".join(textwrap.fill(line, width) for line in caption.splitlines()), fontsize="x-small")
 
 
 def setup_title(setup: str) -> str:
@@ -81,9 +97,7 @@ def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tu
     figure = Figure(figsize=(4.6 * columns + 0.8, 4.1 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title)
-    # Wrapped here: Matplotlib would measure the text word by word at every draw.
-    width = int(LETTERS_PER_INCH * figure.get_figwidth())
-    figure.supxlabel("\n".join(textwrap.fill(line, width) for line in caption.splitlines()), fontsize="x-small")
+    add_caption(figure, caption)
     return figure, axes
 
 

@@ -279,7 +279,7 @@ def _draw(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...], caption
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle("Gradient descent and the differential inclusion")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     largest = 1.0
     for index, (setup, data) in enumerate(results.items()):
         layers, _, size = setup.partition("_N")

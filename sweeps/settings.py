@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from absl import flags
 
+from sweeps.engine import STEPS_PER_CHUNK
 from sweeps.protocol import CHOICES
 
 __all__ = [
@@ -168,7 +169,11 @@ EXECUTION_FLAGS: FlagTable = {
         "0",
         "networks that a device trains side by side; 0 for 8, 4 or 1 by size on a CPU, and 512 elsewhere",
     ),
-    "steps_per_chunk": (whole(1), "200", "steps between two looks at which lanes are done, with more than one lane"),
+    "steps_per_chunk": (
+        whole(1),
+        str(STEPS_PER_CHUNK),
+        "steps between two looks at which lanes are done, with more than one lane",
+    ),
     "shard_index": (whole(0), "0", "which shard of the tiles this run does, from 0 (job arrays)"),
     "shard_count": (whole(1), "1", "number of shards that the tiles are dealt out to"),
 }

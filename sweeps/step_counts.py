@@ -195,7 +195,7 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
     figure = Figure(figsize=(10, 4.6 * len(setups)), layout="constrained")
     grid = np.atleast_2d(figure.subplots(len(setups), 2))
     figure.suptitle("Steps of mini-batch SGD to a loss below epsilon")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     for (left, right), setup in zip(grid, setups, strict=True):
         part = table[(table["trained_layers"] == setup) & np.isfinite(table["steps"])]
         epsilons = sorted(set(part["epsilon"]), reverse=True)

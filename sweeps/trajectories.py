@@ -275,7 +275,7 @@ def draw(results: dict[str, xr.Dataset], caption: str) -> Figure:
     figure = Figure(figsize=(3.1 * len(_PANELS), 3.3 * len(results) + 0.6), layout="constrained")
     grid = np.atleast_2d(figure.subplots(len(results), len(_PANELS), sharex=True))
     figure.suptitle("Training trajectories")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     for row, (setup, data) in zip(grid, results.items(), strict=True):
         widths, steps = data["d1"].values, data["step"].values
         for axes, (name, label) in zip(row, _PANELS.items(), strict=True):
@@ -319,7 +319,7 @@ def draw_lazy(results: dict[str, xr.Dataset], caption: str) -> Figure:
     figure = Figure(figsize=(9, 4.2 * len(results)), layout="constrained")
     grid = np.atleast_2d(figure.subplots(len(results), 2))
     figure.suptitle("Is training lazy? (below the line the loss changes more than the differential)")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     for row, (setup, data) in zip(grid, results.items(), strict=True):
         for axes, (name, label) in zip(row, names.items(), strict=True):
             shown = []

@@ -388,7 +388,7 @@ def _draw(
     below = figure.add_subplot(rows[1, :])
     below.axis("off")
     figure.suptitle("Certified widths, and what else is asked of the width")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     deltas = results["delta"].values
     colours = dict(zip(deltas, figures.shades(len(deltas)), strict=True))
     N = results["num_samples"].values.astype(float)

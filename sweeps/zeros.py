@@ -223,7 +223,7 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
     figure = Figure(figsize=(5.4 * len(layers), 4.8), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(layers), sharey=False))
     figure.suptitle("Numerical zeros at the end of training")
-    figure.supxlabel(caption, fontsize="x-small", wrap=True)
+    figures.add_caption(figure, caption)
     rates, slopes = sorted(set(table["learning_rate"])), sorted(set(table["relu_at_zero"]))
     colours = figures.shades(len(rates))
     for axes, name in zip(panels, layers, strict=True):
