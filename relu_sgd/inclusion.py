@@ -171,28 +171,12 @@ def solve(
     smallest_neuron = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.max(jnp.linalg.norm(params.W, axis=0))
     integrator = SlidingStep(problem, trained_layers, room, smallest_neuron)
     sides = kink_sides(params, problem, kink_tolerance)
-    Z = preactivations(params, problem)
-    velocity = integrator.velocity(params, Z, sides, jnp.zeros(sides.shape, dtype))
     final = times[-1]
     label_norm = jnp.linalg.norm(problem.Y)
-    initial_loss = velocity.loss
-    # At first an explicit step that changes the loss by a tenth.
-    rate = jnp.sum(velocity.params.W**2) + jnp.sum(velocity.params.V**2)
-    guess = 0.1 * initial_loss / jnp.where(rate > 0, rate, 1)
-    first = jnp.where(rate > 0, jnp.minimum(guess, final), final) if step_size is None else step_size
     smallest = jnp.finfo(dtype).eps * 16 * jnp.maximum(final, jnp.finfo(dtype).tiny)
-    state = State(
-        time=jnp.zeros((), dtype),
-        step_size=jnp.asarray(first, dtype),
-        params=params,
-        sides=sides,
-        velocity=velocity,
-        dissipated=jnp.zeros((), dtype),
-        counts=jnp.zeros(4, jnp.int32),
-        steps=jnp.int32(0),
-        rejected=jnp.int32(0),
-        branched_at=jnp.where(velocity.branches, 0, jnp.inf).astype(dtype),
-    )
+
+    choose = lambda which, a, b: jax.tree.map(lambda a, b: jnp.where(which, a, b), a, b)
+    squared_norm = lambda params: jnp.sum(params.W**2) + jnp.sum(params.V**2)
 
     def stopped(state: State) -> Array:
         now = state.velocity
@@ -204,6 +188,13 @@ def solve(
         """Errors are so small that rounding has taken half of their digits: to go on would let noise decide what slides."""
         return jnp.sqrt(2 * state.velocity.loss) <= 0.1 * jnp.sqrt(jnp.finfo(dtype).eps) * label_norm
 
+    def first_step_size(velocity: Velocity) -> Array:
+        """Of an explicit step that changes the loss by a tenth."""
+        if step_size is not None:
+            return jnp.asarray(step_size, dtype)
+        rate = squared_norm(velocity.params)
+        return jnp.where(rate > 0, jnp.minimum(0.1 * velocity.loss / jnp.where(rate > 0, rate, 1), final), final)
+
     def give_up(state: State, strays: Array, h: Array) -> Velocity:
         """Events that find no room in however short a step come at the same time, or nearly so."""
         at_once = strays & (h < 1e-9 * final)
@@ -213,14 +204,15 @@ def solve(
         left = until - state.time
         # The last steps before a record are of equal length, rather than one full and one tiny.
         count = jnp.maximum(jnp.ceil(left / state.step_size * (1 - 1e-6)), 1)
-        h = left / count
+        h = jnp.where(state.started, left / count, 1)
         new, missed, strays = integrator.step(state, h)
         new = new._replace(time=jnp.where(count == 1, until, new.time))
+        begun = new._replace(step_size=first_step_size(new.velocity))
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, strays, h))
             new = new._replace(step_size=jnp.asarray(step_size, dtype))
-            return jax.tree.map(lambda a, b: jnp.where(strays, a, b), retry, new)
+            return choose(state.started, choose(strays, retry, new), begun)
         budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
         ratio = budget / jnp.maximum(missed, jnp.finfo(dtype).tiny)
         factor = jnp.where(jnp.isfinite(missed), jnp.clip(_AIM * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
@@ -234,10 +226,10 @@ def solve(
         retry = state._replace(
             step_size=h * jnp.minimum(factor, _AIM), rejected=state.rejected + 1, velocity=give_up(state, strays, h)
         )
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, retry)
+        return choose(state.started, choose(good, new, retry), begun)
 
     def record(state: State, until: Array) -> tuple[State, dict]:
-        unfinished = lambda state: (state.time < until) & ~stopped(state) & ~solved(state)
+        unfinished = lambda state: ~state.started | ((state.time < until) & ~stopped(state) & ~solved(state))
         state = jax.lax.while_loop(unfinished, lambda state: advance(state, until), state)
         state = state._replace(time=jnp.where(solved(state) & ~stopped(state), until, state.time))
         now = state.velocity
@@ -248,20 +240,24 @@ def solve(
             "sliding": now.held,
             "slopes": now.slopes,
             "resting": now.resting,
-            "velocity_norm": jnp.sqrt(jnp.sum(now.params.W**2) + jnp.sum(now.params.V**2)),
+            "velocity_norm": jnp.sqrt(squared_norm(now.params)),
             "crossings": state.counts[0],
             "entries": state.counts[1],
             "exits": state.counts[2],
             "pattern_changes": state.counts[3],
-            "energy_residual": initial_loss - now.loss - state.dissipated,
+            "energy_residual": -now.loss - state.dissipated,
             "rate": _least_rate(now, state.params, problem, trained_layers),
         }
 
-    initial_rate = _least_rate(velocity, params, problem, trained_layers)
-    state, records = jax.lax.scan(record, state, times)
-    rates = jnp.concatenate([initial_rate[None], records.pop("rate")])
-    widths = jnp.diff(jnp.concatenate([jnp.zeros(1, dtype), records["times"]]))
-    exponent = jnp.cumsum(widths * (rates[1:] + rates[:-1]) / 2)
+    # The first record is theta(0).
+    state, records = jax.lax.scan(
+        record, integrator.start(params, sides), jnp.concatenate([jnp.zeros(1, dtype), times])
+    )
+    initial_loss = records["loss"][0]
+    rates = records.pop("rate")
+    exponent = jnp.cumsum(jnp.diff(records["times"]) * (rates[1:] + rates[:-1]) / 2)
+    records = jax.tree.map(lambda record: record[1:], records)
+    records["energy_residual"] += initial_loss
     balance = lambda p: jnp.sum(p.W**2, axis=-2) - jnp.sum(p.V**2, axis=-1)
     drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
     now = state.velocity
