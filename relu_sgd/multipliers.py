@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["Kinks", "compact", "solve_slopes"]
 
-# So many Newton steps before the first Gauss-Seidel sweep, and so many sweeps from one Newton step to the next from then on.
-_FIRST_NEWTON_STEPS, _SWEEPS_BETWEEN, _MAX_ITERATIONS = 6, 6, 60
+# So many Newton steps before the first Gauss-Seidel sweep.
+_FIRST_NEWTON_STEPS, _MAX_ITERATIONS = 6, 60
 # Kinks that need no more room than this are solved for in it: most are, and a quarter of the room takes a tenth of the time.
 _SMALL_ROOM = 16
 
@@ -64,7 +64,8 @@ def solve_slopes(
 
     The speed of kink k of neuron j is base_jk + sum_l c_jl r_jl <x_k, x_l>. Newton's method from the slopes of the step before: the
     relation is piecewise smooth, and a neuron's equations come down to a positive definite system. Where that has not
-    converged after a few steps, Gauss-Seidel sweeps take turns with it, which cannot cycle.
+    converged after a few steps, which happens where many rows depend on each other, Gauss-Seidel sweeps take turns with
+    Newton steps that end at the first bound.
 
     Args:
       gram: X X^T.
@@ -92,22 +93,27 @@ def solve_slopes(
         attracts = present & (jump_rate < 0)
 
         def evaluate(slopes: Array) -> tuple[Array, Array]:
-            """What the slopes miss of the relation, and the root of its derivative times -c."""
+            """What the slopes miss of the relation, and its derivative times -jump: 1 where a kink sticks to 0."""
             now = speed + _per_neuron(others, jump_rate * slopes)
             asked, derivative = jax.jvp(lambda now: relation(now, jump, *rest), (now,), (jnp.ones_like(now),))
-            share = jnp.clip(-derivative * jump, 0, 1)  # 1 where it sticks to 0.
-            root = jnp.sqrt(jnp.where(attracts, share / jnp.where(attracts, size, 1), 0))
-            return jnp.where(present, asked - slopes, 0), root
+            return jnp.where(present, asked - slopes, 0), jnp.clip(jnp.where(attracts, -derivative * jump, 0), 0, 1)
 
-        def newton(slopes: Array, missed: Array, root: Array) -> Array:
-            # A ridge for dependent rows.
-            matrix = others * root[:, :, None] * root[:, None, :] + (1 + 16 * eps) * jnp.eye(room, dtype=base.dtype)
+        def newton(slopes: Array, missed: Array, share: Array, late: Array) -> Array:
+            # Later on only what sticks moves, as far as the first bound: like a sweep, that cannot undo what was reached.
+            free = ~late | ((share > 1 - jnp.sqrt(eps)) & (slopes > 0) & (slopes < 1))
+            missed, share = jnp.where(free, missed, 0), jnp.where(free, share, 0)
+            ridge = jnp.where(late, jnp.sqrt(eps), 16 * eps)  # For dependent rows.
+            root = jnp.sqrt(share / jnp.where(attracts, size, 1))
+            matrix = others * root[:, :, None] * root[:, None, :] + (1 + ridge) * jnp.eye(room, dtype=base.dtype)
             right = root * _per_neuron(others, -jump_rate * missed)
             factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
             pull = jax.lax.linalg.triangular_solve(factor, right[:, :, None], left_side=True, lower=True)
             pull = jax.lax.linalg.triangular_solve(factor, pull, left_side=True, lower=True, transpose_a=True)
-            new = slopes + missed + root * pull[:, :, 0] / jnp.where(attracts, jump_rate, 1)
-            return jnp.clip(jnp.where(jnp.isfinite(new), new, slopes + missed), 0, 1)
+            change = missed + root * pull[:, :, 0] / jnp.where(attracts, jump_rate, 1)
+            change = jnp.where(jnp.isfinite(change), change, missed)
+            left = jnp.where(change > 0, 1 - slopes, slopes) / jnp.where(change == 0, 1, jnp.abs(change))
+            reach = jnp.min(jnp.where(change == 0, 1, left), axis=1, keepdims=True)
+            return jnp.clip(slopes + jnp.where(late, jnp.minimum(reach, 1), 1) * change, 0, 1)
 
         def update(k: Array, slopes: Array) -> Array:
             column = lambda array: jax.lax.dynamic_slice_in_dim(array, k, 1, axis=1)
@@ -117,12 +123,12 @@ def solve_slopes(
 
         def iterate(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             slopes, _, iteration = carry
-            missed, root = evaluate(slopes)
+            missed, share = evaluate(slopes)
             solved = jnp.max(jnp.abs(missed)) <= 1e-3 * jnp.sqrt(eps)
-            new = jax.lax.cond(solved, lambda slopes, *_: slopes, newton, slopes, missed, root)
+            after = iteration - _FIRST_NEWTON_STEPS
+            new = jax.lax.cond(solved, lambda slopes, *_: slopes, newton, slopes, missed, share, after >= 0)
             if sweeps:
-                late = iteration - _FIRST_NEWTON_STEPS
-                sweeping = (late >= 0) & (late % (_SWEEPS_BETWEEN + 1) != _SWEEPS_BETWEEN)
+                sweeping = (after >= 0) & (after % 2 == 0)
                 count = jnp.where(sweeping & ~solved, jnp.minimum(kinks.number, room), 0)
                 new = jax.lax.fori_loop(0, count, update, jnp.where(sweeping, slopes, new))
             return new, solved, iteration + 1
