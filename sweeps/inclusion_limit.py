@@ -5,7 +5,7 @@ python -m sweeps.inclusion_limit --out=DIR
 From the same start, descent without momentum with every step size, its interpolated process (17) compared with the inclusion on
 [0, T] (at times where both are iterates; mini-batches of b samples run on the time scale N / b); and a long descent with momentum
 on the mean loss, as the released code runs it, whose numerical zeros are compared with the set of preactivations that slide at the
-same flow time. float64. DIR gets results.zarr, summary.csv and figures; the same command goes on after an interruption.
+same flow time, at the released rate and at smaller ones. float64. DIR gets results.zarr, summary.csv and figures; the same command goes on after an interruption.
 """
 
 import dataclasses
@@ -17,19 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas
-import xarray as xr
 from absl import flags
-from matplotlib.figure import Figure
 
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
-from sweeps import experiment, figures, launch
+from sweeps import experiment, launch, limit_report
 from sweeps.engine import Timings, in_one_go, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
-from sweeps.report import reporting
 from sweeps.settings import (
     Execution,
     FlagTable,
@@ -42,17 +38,19 @@ from sweeps.settings import (
     several,
     whole,
 )
-from sweeps.statistics import mean_interval
-from sweeps.store import Store
 
-__all__ = ["LAUNCHER", "Limit", "fitted_rate", "read", "run", "summarize"]
+__all__ = ["LAUNCHER", "Limit", "compare", "read", "run", "run_tile", "steps_per_record"]
+
+# For every rate of the long descent.
+_LONG_METRICS: dict[str, tuple[Any, str]] = {
+    "zeros": (np.int32, "preactivations of the long descent below 1e-8; -1 when it diverged"),
+    "zeros_that_slide": (np.int32, "preactivations that are below 1e-8 there and held at 0 by the inclusion"),
+    "long_relative_error": (np.float64, "||Y - Yhat|| / ||Y|| of the long descent at its end"),
+}
 
 _METRICS: dict[str, tuple[Any, str]] = {
-    "zeros": (np.int32, "preactivations of the long descent below 1e-8; -1 when it diverged"),
     "sliding": (np.int32, "preactivations that the inclusion holds at 0 at the same flow time"),
-    "zeros_that_slide": (np.int32, "preactivations that are both"),
     "resting": (np.int32, "neurons of the inclusion that rest at W_j = 0"),
-    "long_relative_error": (np.float64, "||Y - Yhat|| / ||Y|| of the long descent at its end"),
     "inclusion_relative_error": (np.float64, "||Y - Yhat|| / ||Y|| of the inclusion at the same flow time"),
     "energy_residual": (np.float64, "|L(0) - L(T) - integral of ||theta'||^2| / L(0) of the inclusion on [0, T]"),
     "branched_at": (np.float64, "first flow time at which solutions branch; infinite for never"),
@@ -81,7 +79,13 @@ _FLAGS: FlagTable = {
         "both layers need shorter ones, below 2 / ||DY||^2",
     ),
     "energy_tolerance": (number(1e-12, 1), "1e-4", "of the inclusion on [0, T], see relu_sgd.inclusion.solve"),
-    "long_steps": (whole(1), "20000", "steps of the long descent: mean loss, rate 0.15, momentum 0.9, all samples"),
+    "long_steps": (whole(1), "20000", "steps of the long descent: mean loss, all samples"),
+    "long_rates": (
+        several(number(0, low_in=False)),
+        "0.15,0.03",
+        "its learning rates, decreasing; the smaller ones take more steps, up to the same flow time",
+    ),
+    "long_momentum": (number(0, 1, high_in=False), "0.9", "its momentum"),
 }
 
 
@@ -101,9 +105,8 @@ class Limit:
     step_sizes: tuple[float, ...]
     energy_tolerance: float
     long_steps: int
-
-
-LONG_RATE, LONG_MOMENTUM = 0.15, 0.9
+    long_rates: tuple[float, ...]
+    long_momentum: float
 
 
 def steps_per_record(limit: Limit, num_samples: int, step_size: float) -> int:
@@ -138,6 +141,10 @@ def read(values: flags.FlagValues) -> tuple[Limit, Execution]:
         raise UsageError(f"--batch_size: {limit.batch_size} exceeds N = {min(limit.num_samples)}")
     if list(limit.step_sizes) != sorted(limit.step_sizes, reverse=True) or len(limit.step_sizes) < 2:
         raise UsageError("--step_sizes: give at least two, decreasing")
+    if list(limit.long_rates) != sorted(set(limit.long_rates), reverse=True):
+        raise UsageError("--long_rates: give them decreasing")
+    if (steps := limit.long_steps * limit.long_rates[0] / limit.long_rates[-1]) >= 2**31:
+        raise UsageError(f"--long_rates: {limit.long_rates[-1]:g} would take {steps:.3g} steps, more than 2^31 - 1")
     for num_samples in limit.num_samples:
         for step_size in limit.step_sizes:
             steps_per_record(limit, num_samples, step_size)
@@ -149,7 +156,12 @@ def _metrics(limit: Limit) -> dict[str, tuple[Any, str]]:
         f"distance_{index}": (np.float64, f"sup over the records of ||theta(t) - theta^eta(t)||, eta = {step_size:g}")
         for index, step_size in enumerate(limit.step_sizes)
     }
-    return {**distances, **_METRICS}
+    long = {
+        f"{name}_{index}": (dtype, f"{words}, rate {rate:g}")
+        for index, rate in enumerate(limit.long_rates)
+        for name, (dtype, words) in _LONG_METRICS.items()
+    }
+    return {**distances, **long, **_METRICS}
 
 
 def _protocol(limit: Limit, num_samples: int) -> Protocol:
@@ -188,31 +200,34 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
         records[f"distance_{index}"] = jnp.where(jnp.isfinite(distance), distance, jnp.inf)
         diverged |= ~jnp.isfinite(distance)
 
-    long = descend(
-        params,
-        problem,
-        num_steps=limit.long_steps,
-        optimizer=optax.sgd(LONG_RATE, momentum=LONG_MOMENTUM),
-        normalization="mean",
-        trained_layers=trained_layers,
-        stop="never",
-    )
-    flow_time = limit.long_steps * LONG_RATE / (1 - LONG_MOMENTUM) * 2 / num_samples
-    end = follow(flow_time, tolerance=max(limit.energy_tolerance, 1e-3))
-    is_zero = (jnp.abs(problem.X @ long.params.W) < 1e-8) & run.neurons
-    long_diverged = ~jnp.isfinite(long.loss)
-    stopped = (truth.status != inclusion.Status.REACHED) | (end.status != inclusion.Status.REACHED)
+    flow_time = limit.long_steps * limit.long_rates[0] / (1 - limit.long_momentum) * 2 / num_samples
+    end = follow(flow_time, tolerance=limit.energy_tolerance)
     label_norm = jnp.linalg.norm(problem.Y)
+    for index, rate in enumerate(limit.long_rates):
+        long = descend(
+            params,
+            problem,
+            num_steps=round(limit.long_steps * limit.long_rates[0] / rate),
+            optimizer=optax.sgd(rate, momentum=limit.long_momentum),
+            normalization="mean",
+            trained_layers=trained_layers,
+            stop="never",
+        )
+        is_zero = (jnp.abs(problem.X @ long.params.W) < 1e-8) & run.neurons
+        finite = jnp.isfinite(long.loss)
+        error = measurements.relative_error(long.params, problem)
+        records[f"zeros_{index}"] = jnp.where(finite, jnp.sum(is_zero, dtype=jnp.int32), -1)
+        records[f"zeros_that_slide_{index}"] = jnp.sum(end.sliding[0] & is_zero, dtype=jnp.int32)
+        records[f"long_relative_error_{index}"] = jnp.where(finite, error, jnp.inf)
+        diverged |= ~finite
+    stopped = (truth.status != inclusion.Status.REACHED) | (end.status != inclusion.Status.REACHED)
     return records | {
-        "zeros": jnp.where(long_diverged, -1, jnp.sum(is_zero, dtype=jnp.int32)),
         "sliding": jnp.sum(end.sliding[0] & run.neurons, dtype=jnp.int32),
-        "zeros_that_slide": jnp.sum(end.sliding[0] & is_zero, dtype=jnp.int32),
         "resting": end.resting[0],
-        "long_relative_error": jnp.where(long_diverged, jnp.inf, measurements.relative_error(long.params, problem)),
         "inclusion_relative_error": jnp.sqrt(2 * end.loss[0]) / label_norm,
         "energy_residual": jnp.abs(truth.energy_residual[-1]) / loss(params, problem),
         "branched_at": jnp.minimum(truth.branched_at, end.branched_at),
-        "status": jnp.where(diverged | long_diverged, 3, jnp.where(stopped, 2, 1)).astype(jnp.int8),
+        "status": jnp.where(diverged, 3, jnp.where(stopped, 2, 1)).astype(jnp.int8),
     }
 
 
@@ -233,123 +248,6 @@ def run_tile(limit: Limit, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
     return records, {"drawing": drawing, **timings}
 
 
-def fitted_rate(step_sizes: np.ndarray, distances: np.ndarray) -> float:
-    """The slope of log distance against log step size; NaN when a distance is not finite and positive."""
-    if not (np.isfinite(distances).all() and (distances > 0).all()):
-        return float("nan")
-    return float(np.polyfit(np.log(step_sizes), np.log(distances), 1)[0])
-
-
-def summarize(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...]) -> pandas.DataFrame:
-    """A row per set-up and cell: the fitted rate with its interval over the seeds, and zeros beside sliding."""
-    rows = []
-    for setup, data in results.items():
-        distances = np.stack([data[f"distance_{index}"].values for index in range(len(step_sizes))], axis=-1)
-        layers, _, size = setup.partition("_N")
-        for i, d0 in enumerate(data["d0"].values):
-            for j, d1 in enumerate(data["d1"].values):
-                done = data["status"].values[i, j] != 0
-                rates = np.array([fitted_rate(np.array(step_sizes), row) for row in distances[i, j][done]])
-                cell = {name: data[name].values[i, j][done].astype(float) for name in _METRICS}
-                finite = cell["zeros"] >= 0
-                mean, low, high = mean_interval(rates)
-                rows.append(
-                    {
-                        "trained_layers": layers,
-                        "num_samples": int(size),
-                        "d0": int(d0),
-                        "d1": int(d1),
-                        "runs": int(done.sum()),
-                        "rates": int(np.isfinite(rates).sum()),
-                        "rate": mean,
-                        "rate_low": low,
-                        "rate_high": high,
-                        "median_smallest_distance": float(np.median(distances[i, j][done][:, -1])) if done.any() else np.nan,
-                        **{name: float(cell[name][finite].mean()) if finite.any() else np.nan for name in
-                           ("zeros", "sliding", "zeros_that_slide", "resting", "long_relative_error", "inclusion_relative_error")},
-                        "branched": int(np.isfinite(cell["branched_at"]).sum()),
-                        "stopped_early": int((cell["status"] == 2).sum()),
-                        "diverged": int((cell["status"] == 3).sum()),
-                    }
-                )  # fmt: skip
-    return pandas.DataFrame(rows)
-
-
-def _draw(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...], caption: str) -> Figure:
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    figure.suptitle("Gradient descent and the differential inclusion")
-    figures.add_caption(figure, caption)
-    largest = 1.0
-    for index, (setup, data) in enumerate(results.items()):
-        layers, _, size = setup.partition("_N")
-        label, colour = f"{layers}, N = {size}", f"C{index}"
-        done = data["status"].values != 0
-        distances = np.stack([data[f"distance_{k}"].values[done] for k in range(len(step_sizes))], axis=-1)
-        distances = distances[np.isfinite(distances).all(axis=-1)]
-        if len(distances):
-            low, middle, high = np.percentile(distances, [10, 50, 90], axis=0)
-            left.fill_between(step_sizes, low, high, color=colour, alpha=0.2, linewidth=0)
-            left.plot(step_sizes, middle, "o-", color=colour, label=label)
-        kept = done & (data["zeros"].values >= 0)
-        right.plot(data["sliding"].values[kept], data["zeros"].values[kept], "o", color=colour, alpha=0.7, label=label)
-        largest = max(largest, *data["sliding"].values[kept], *data["zeros"].values[kept]) if kept.any() else largest
-    ends = np.array([min(step_sizes), max(step_sizes)])
-    if left.lines:
-        anchor = np.median([line.get_ydata()[0] for line in left.lines])  # type: ignore[index]
-        left.plot(ends, anchor * ends / ends[1], "k--", linewidth=1, label="slope 1")
-        left.set_xscale("log")
-        left.set_yscale("log")
-        left.set_xticks(step_sizes, [f"{step_size:g}" for step_size in step_sizes], fontsize="small")
-        left.minorticks_off()
-        left.legend(fontsize="small")
-    left.set_xlabel(r"step size $\eta$")
-    left.set_ylabel(r"$\sup_{t \leq T} \|\theta(t) - \bar\theta^\eta(t)\|$ (median, 10 to 90 percent)")
-    right.plot([0, largest], [0, largest], "k--", linewidth=1, label="equal")
-    right.set_xlabel("preactivations that the inclusion holds at 0")
-    right.set_ylabel(r"preactivations of descent with $|Z_{ij}| < 10^{-8}$")
-    right.legend(fontsize="small")
-    return figure
-
-
-def report(store: Store, out: Any) -> None:
-    """Writes summary.csv and the figure from the store, and prints the table.
-
-    Raises:
-      UsageError: the store is damaged or of another launcher, or the folder cannot be written.
-    """
-    with reporting(out):
-        store.verify()
-        science = store.attributes["science"]
-        step_sizes = tuple(science["step_sizes"])
-        results = {setup: store.read(setup) for setup in store.attributes["setups"]}
-        table = summarize(results, step_sizes)
-        caption = (
-            f"T = {science['horizon']:g}, {science['num_seeds']} seeds, batch size {science['batch_size'] or 'N'}, float64; "
-            f"long descent: mean loss, rate {LONG_RATE}, momentum {LONG_MOMENTUM}, {science['long_steps']:,} steps. "
-            f"Configuration {store.attributes['configuration']}."
-        )
-        figures.save(
-            _draw(results, step_sizes, caption), out / "figures", "inclusion_limit", store.attributes["configuration"]
-        )
-        table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-    print(
-        table.drop(columns=["long_relative_error", "median_smallest_distance"]).to_string(
-            index=False, float_format="%.3g"
-        )
-    )
-    zeros, sliding, both = (table[name].sum() for name in ("zeros", "sliding", "zeros_that_slide"))
-    mean, low, high = mean_interval(table["rate"].to_numpy())
-    print(f"\nfitted rate over the cells: {mean:.2f} (95 percent interval {low:.2f} to {high:.2f})")
-    print(
-        f"of the numerical zeros of descent, {both / zeros if zeros else float('nan'):.1%} slide in the inclusion; of what "
-        f"slides there, {both / sliding if sliding else float('nan'):.1%} is a numerical zero of descent"
-    )
-    print(
-        f"{caption}\nfigure: {out / 'figures' / 'inclusion_limit.png'}\nsummary: {out / 'summary.csv'} ({len(table)} rows)"
-    )
-
-
 def run(chosen: tuple[Limit, Execution]) -> None:
     """The whole comparison: what is pending is computed, then the figure is drawn."""
     limit, execution = chosen
@@ -368,7 +266,7 @@ def run(chosen: tuple[Limit, Execution]) -> None:
     )
     # One compiled program a set-up; the cells differ little.
     whole_grid = (len(limit.d0), len(limit.d1))
-    launch.complete(sweep, execution, lambda store: report(store, execution.out), block=whole_grid)
+    launch.complete(sweep, execution, lambda store: limit_report.report(store, execution.out), block=whole_grid)
 
 
 LAUNCHER = Launcher("inclusion_limit", __doc__, read, run, ("sweeps.inclusion_limit", "sweeps.settings"), _FLAGS)

@@ -10,7 +10,8 @@ import xarray as xr
 from launchers import command
 
 from sweeps import width_bounds
-from sweeps.inclusion_limit import Limit, fitted_rate, steps_per_record
+from sweeps.inclusion_limit import Limit, steps_per_record
+from sweeps.limit_report import count_zeros, fitted_rate
 from sweeps.settings import UsageError
 
 TINY = ["--num_samples=10", "--d0=3", "--d1=4,6", "--num_seeds=2", "--long_steps=300", "--horizon=1", "--num_records=5",
@@ -34,12 +35,16 @@ def test_what_the_comparison_leaves(limit):
     distances = np.stack([found[f"distance_{k}"].values for k in range(3)], axis=-1)
     assert (distances > 0).all()
     assert np.median(distances[..., 2] / distances[..., 0]) < 0.5  # A quarter of the step, a fraction of the distance.
-    assert (found["zeros_that_slide"] <= np.minimum(found["zeros"], found["sliding"])).all()
+    for k in range(2):
+        assert (found[f"zeros_that_slide_{k}"] <= np.minimum(found[f"zeros_{k}"], found["sliding"])).all()
     assert (out / "figures" / "inclusion_limit.png").exists()
     table = pandas.read_csv(out / "summary.csv")
     assert len(table) == 2
     assert (table["rate_low"] <= table["rate"]).all()
     assert "fitted rate over the cells" in printed
+    zeros = pandas.read_csv(out / "zeros.csv")
+    assert list(zeros["long_rate"]) == [0.15, 0.03] * 2
+    assert (zeros["runs"] == 2).all()
 
 
 def test_the_same_command_has_nothing_left_to_do(limit):
@@ -62,6 +67,9 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("inclusion_limit", ["--num_samples=11"], "--num_samples: 11 is odd"),
         ("inclusion_limit", ["--step_sizes=0.03,0.01"], "--step_sizes: 0.03 fits"),
         ("inclusion_limit", ["--step_sizes=0.01,0.02"], "decreasing"),
+        ("inclusion_limit", ["--long_rates=0.01,0.02"], "decreasing"),
+        ("inclusion_limit", ["--long_rates=0.1,1e-9"], "more than 2^31 - 1"),
+        ("inclusion_limit", ["--long_momentum=1"], "--long_momentum"),
         ("comparison_ode", ["--alpha_low=3"], "--alpha_low: 3 is not below"),
         ("comparison_ode", ["--num_processes=2"], "--num_processes: has no effect"),
         ("comparison_ode", ["--c=nan"], "--c: nan"),
@@ -188,7 +196,7 @@ def test_half_convergence():
 
 def a_limit(**changes):
     values = dict(trained_layers=("hidden",), num_samples=(40,), d0=(5,), d1=(6,), num_seeds=1, base_seed=0, batch_size=0,
-                  horizon=2.0, num_records=40, step_sizes=(0.05,), energy_tolerance=1e-4, long_steps=1)  # fmt: skip
+                  horizon=2.0, num_records=40, step_sizes=(0.05,), energy_tolerance=1e-4, long_steps=1, long_rates=(0.1,), long_momentum=0.9)  # fmt: skip
     return Limit(**values | changes)
 
 
@@ -203,6 +211,30 @@ def test_fitted_rate():
     steps = np.array([0.1, 0.05, 0.01])
     assert fitted_rate(steps, 3 * steps**0.5) == pytest.approx(0.5)
     assert np.isnan(fitted_rate(steps, np.array([np.inf, 1, 1])))
+
+
+def test_shares_of_zeros_leave_out_what_diverged():
+    """Three seeds, of which the last has diverged at the first rate, and the second has no zero at the other."""
+    seeds = lambda *values: (("d0", "d1", "seed"), np.array(values, float)[None, None])
+    data = {"status": seeds(1, 1, 3), "sliding": seeds(4, 5, 8)}
+    data |= {
+        "zeros_0": seeds(2, 4, -1),
+        "zeros_that_slide_0": seeds(1, 4, 0),
+        "long_relative_error_0": seeds(0.1, 0.2, np.inf),
+    }
+    data |= {
+        "zeros_1": seeds(4, 0, 2),
+        "zeros_that_slide_1": seeds(3, 0, 2),
+        "long_relative_error_1": seeds(0.1, 0.4, 0.3),
+    }
+    table = count_zeros({"hidden_N40": xr.Dataset(data, coords={"d0": [5], "d1": [6]})}, (0.1, 0.01))
+    assert list(table["runs"]) == [2, 3]
+    np.testing.assert_allclose(table["zeros"], [3, 2])
+    np.testing.assert_allclose(table["zeros_that_slide"], [0.75, (0.75 + 1) / 2])
+    np.testing.assert_allclose(table["sliding_that_are_zero"], [(1 / 4 + 4 / 5) / 2, (3 / 4 + 0 + 2 / 8) / 3])
+    np.testing.assert_allclose(table["largest_relative_error"], [0.2, 0.4])
+    assert (table["zeros_that_slide_low"] >= 0).all()
+    assert (table["zeros_that_slide_high"] <= 1).all()
 
 
 GRID = ["--d0=2,3", "--d1=4", "--num_seeds=2", "--num_samples=10", "--num_processes=1", "--trained_layers=hidden"]
