@@ -2,9 +2,10 @@
 
 Between two events the pattern is fixed: which preactivations are active, and which slide. There the flow is smooth: with V fixed
 it is linear in the error and solved by exponentials of a symmetric matrix; with both layers moving it is integrated by
-diffrax (Dormand and Prince's method of order 8, tolerance 1e-12). An event is a preactivation that reaches 0, or a multiplier that
-reaches 0 or 1; its time is found to rounding, and the pattern after it by the least norm (scipy's bounded least squares). The solution
-concept is that of `relu_sgd.inclusion`; it stops where solutions branch. float64, on the host.
+diffrax (Dormand and Prince's method of order 8) to Chebyshev's points of a window as long as its fastest time scale, and
+interpolated there. An event is a preactivation that reaches 0, or a multiplier that reaches 0 or 1; its time is found to
+rounding, and the pattern after it by the least norm (scipy's bounded least squares). The solution concept is that of
+`relu_sgd.inclusion`; it stops where solutions branch. float64, on the host.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, cast
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,9 @@ __all__ = ["Event", "EventDrivenSolution", "solve"]
 
 Kind = Literal["crossing", "entry", "exit"]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+# Chebyshev's points of [0, 1], and their weights in the barycentric formula.
+_POINTS = 0.5 * (1 - np.cos(np.pi * np.arange(25) / 24))
+_BARYCENTRIC = (-1.0) ** np.arange(25) * np.where((_POINTS == 0) | (_POINTS == 1), 0.5, 1)
 # The first event is looked for in windows of this many of the fastest time scale, or more where the flow slows down.
 _WINDOW = 1.0
 
@@ -128,8 +131,8 @@ class _Mode:
 Flow = Callable[[float], tuple[np.ndarray, np.ndarray]]
 
 
-def _linear_flow(mode: _Mode, W: np.ndarray, V: np.ndarray) -> tuple[Flow, Flow, float]:
-    """theta(t) in a mode with V fixed: E' = -K E. Twice, as `_smooth_flow` does, and the time scale of its fastest part."""
+def _linear_flow(mode: _Mode, W: np.ndarray, V: np.ndarray) -> tuple[Flow, float]:
+    """theta(t) in a mode with V fixed: E' = -K E, and the time scale of its fastest part."""
     num_samples, d2 = mode.Y.shape
     K = np.zeros((num_samples * d2, num_samples * d2))
     for j in range(W.shape[1]):
@@ -147,7 +150,7 @@ def _linear_flow(mode: _Mode, W: np.ndarray, V: np.ndarray) -> tuple[Flow, Flow,
         forces = mode.active * (integral @ V.T)
         return W + np.einsum("jab,jb->aj", mode.projections, forces.T @ mode.X), V
 
-    return at, at, 1 / max(rates[-1], 1e-300)
+    return at, 1 / max(rates[-1], 1e-300)
 
 
 def _field(t, theta, mode):
@@ -159,48 +162,43 @@ def _field(t, theta, mode):
     return jnp.einsum("jab,jb->aj", projections, free), hidden.T @ errors
 
 
-@eqx.filter_jit
-def _integrate(theta, mode, duration, saveat: diffrax.SaveAt) -> diffrax.Solution:
-    """Diffrax in a mode; compiled once for all modes of a problem."""
+@jax.jit
+def _integrate(theta, mode, times):
+    """The flow of a mode at increasing times, the first of which is its start; compiled once for all modes of a problem."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(_field),
         diffrax.Dopri8(),
-        t0=0.0,
-        t1=duration,
-        dt0=duration / 8,
+        t0=times[0],
+        t1=times[-1],
+        dt0=None,
         y0=theta,
         args=mode,
-        stepsize_controller=diffrax.PIDController(rtol=1e-12, atol=1e-13),
-        saveat=saveat,
-        max_steps=256,
-    )
+        stepsize_controller=diffrax.StepTo(times),
+        saveat=diffrax.SaveAt(ts=times),
+        max_steps=len(_POINTS),
+    ).ys
 
 
-@eqx.filter_jit
-def _evaluate(solution: diffrax.Solution, t):
-    return solution.evaluate(t)
-
-
-def _smooth_flow(mode: _Mode, W: np.ndarray, V: np.ndarray) -> tuple[Flow, Flow, float]:
-    """theta(t) in a mode with both layers moving, for one window: interpolated, and exact."""
+def _smooth_flow(mode: _Mode, W: np.ndarray, V: np.ndarray) -> tuple[Flow, float]:
+    """theta(t) in a mode with both layers moving, for one window, and the time scale of its fastest part."""
     hidden = mode.active * (mode.X @ W)
     largest = lambda matrix: float(np.linalg.norm(matrix, 2))
     scale = 1 / max(largest(mode.X) ** 2 * largest(V) ** 2 + largest(hidden) ** 2, 1e-300)
-    arguments = (mode.X, mode.Y, mode.active, mode.projections)
-    whole = _integrate((W, V), arguments, jnp.asarray(_WINDOW * scale), diffrax.SaveAt(dense=True))
+    window = _WINDOW * scale
+    flows = _integrate((W, V), (mode.X, mode.Y, mode.active, mode.projections), window * _POINTS)
+    values = np.concatenate([np.reshape(flow, (len(_POINTS), -1)) for flow in flows], axis=1)
 
     def at(t: float) -> tuple[np.ndarray, np.ndarray]:
-        if t <= 0:
-            return W, V
-        there = _evaluate(whole, jnp.asarray(t))
-        return np.array(there[0]), np.array(there[1])
+        distances = t / window - _POINTS
+        nearest = int(np.argmin(np.abs(distances)))
+        if distances[nearest] == 0:
+            there = values[nearest]
+        else:
+            terms = _BARYCENTRIC / distances
+            there = terms @ values / terms.sum()
+        return there[: W.size].reshape(W.shape), there[W.size :].reshape(V.shape)
 
-    def exact(t: float) -> tuple[np.ndarray, np.ndarray]:
-        ends = _integrate((W, V), arguments, jnp.asarray(float(t)), diffrax.SaveAt(t1=True)).ys
-        assert ends is not None
-        return np.array(ends[0][0]), np.array(ends[1][0])
-
-    return at, exact, scale
+    return at, scale
 
 
 def _first_event(mode: _Mode, flow: Flow, window: float) -> float | None:
@@ -243,19 +241,6 @@ def _root(mode: _Mode, flow: Flow, index: tuple[int, ...], left: float, right: f
     if margin(left) <= 0:
         return left
     return float(brentq(margin, left, right, xtol=1e-15, rtol=8.9e-16))
-
-
-def _sharpen(mode: _Mode, exact: Flow, found: float, window: float) -> float:
-    """The time of an event that was found on an interpolated flow, from two of Newton's steps on the exact one."""
-    for _ in range(2):
-        if found <= 0:
-            return 0.0
-        margins, earlier = mode.margins(*exact(found)), found * (1 - 1e-4)
-        first = np.unravel_index(np.argmin(margins), margins.shape)
-        slope = (margins[first] - mode.margins(*exact(earlier))[first]) / (found - earlier)
-        change = -margins[first] / slope if slope < 0 else 0.0
-        found = min(max(found + change, 0.0), window) if abs(change) < 1e-6 * window else found
-    return found
 
 
 def _settle(
@@ -343,7 +328,7 @@ def solve(
     for until in times:
         while now < until and not branches:
             mode = _Mode(X, Y, sides, both)
-            flow, exact, scale = (_smooth_flow if both else _linear_flow)(mode, W, V)
+            flow, scale = (_smooth_flow if both else _linear_flow)(mode, W, V)
             window = min(until - now, _WINDOW * scale)
             found = _first_event(mode, flow, window)
             # Without an event, look further ahead in steps that grow: the flow slows down.
@@ -354,12 +339,12 @@ def solve(
                 found = _first_event(mode, later, ahead)
                 found = None if found is None else offset + found
                 window = min(offset + ahead, until - now) if found is None else window
-            duration = window if found is None else _sharpen(mode, exact, found, window) if both else found
+            duration = window if found is None else found
             for node, weight in zip(_NODES, _WEIGHTS, strict=True):
                 W_dot, V_dot = mode.velocity(*flow(duration * (node + 1) / 2))
                 dissipated += 0.5 * duration * weight * (np.sum(W_dot**2) + np.sum(V_dot**2))
             margins = mode.margins(*flow(duration)) if found is not None else None
-            W, V = map(np.array, exact(duration) if duration > 0 else (W, V))
+            W, V = map(np.array, flow(duration) if duration > 0 else (W, V))
             now = until if duration == until - now else now + duration
             if margins is None:
                 continue

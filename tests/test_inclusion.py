@@ -187,6 +187,7 @@ def test_the_two_integrators_agree(layers, size, times):
     reference = event_driven.solve(params, problem, np.array(times), trained_layers=layers)
     assert reference.status == Status.REACHED
     assert len(reference.events) >= 3
+    np.testing.assert_allclose(reference.energy_residual, 0, atol=1e-11)
     distances = []
     for tolerance in (1e-3, 1e-6):
         solution = solve(params, problem, jnp.array(times), trained_layers=layers, tolerance=tolerance)
