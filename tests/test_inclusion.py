@@ -179,11 +179,15 @@ def test_fixed_pattern_is_a_matrix_exponential():
 
 
 @pytest.mark.parametrize(
-    ("layers", "size", "times"),
-    [("hidden", (20, 5, 10), [1.0, 5.0, 20.0]), ("hidden", (12, 3, 6), [1.0, 5.0]), ("both", (6, 3, 4), [0.5, 3.0])],
+    ("layers", "seed", "size", "times"),
+    [
+        ("hidden", 2, (20, 5, 10), [1.0, 5.0, 20.0]),
+        ("hidden", 0, (12, 3, 6), [1.0, 5.0]),
+        ("both", 2, (12, 4, 6), [0.5, 1.5, 3.0]),
+    ],
 )
-def test_the_two_integrators_agree(layers, size, times):
-    params, problem = drawn(2 if size[0] == 20 else 0, *size, layers)
+def test_the_two_integrators_agree(layers, seed, size, times):
+    params, problem = drawn(seed, *size, layers)
     reference = event_driven.solve(params, problem, np.array(times), trained_layers=layers)
     assert reference.status == Status.REACHED
     assert len(reference.events) >= 3
@@ -202,7 +206,7 @@ def test_the_two_integrators_agree(layers, size, times):
     # Where a multiplier grazes its bound the stepper may leave and come back; what is left in is the same.
     entries, exits = int(solution.entries[-1]), int(solution.exits[-1])
     assert entries - exits == kinds.count("entry") - kinds.count("exit")
-    assert kinds.count("entry") <= entries <= 1.2 * kinds.count("entry")
+    assert kinds.count("entry") <= entries <= 1.2 * kinds.count("entry") + 1
 
 
 def test_two_outputs():
