@@ -18,9 +18,9 @@ solution, and the only one unless some c_ij > 0, when it counts as branching too
 
 The method. A step of length h is implicit in the activation and explicit in the error. With c from a half step, every
 preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from there
-slides, or crosses. All of a neuron's preactivations are coupled through X X^T and solved for together, by Gauss-Seidel sweeps
-with block solves in between; those with c_ij > 0 cannot slide, and are taken from the speed at the step's start. So a sliding
-preactivation is held at 0 and does not chatter. Inside a pattern of activations the step is the explicit midpoint
+slides, or crosses. All of a neuron's preactivations are coupled through X X^T and solved for together (`multipliers`); those
+with c_ij > 0 cannot slide, and are taken from the speed at the step's start. So a sliding preactivation is held at 0 and does
+not chatter. Inside a pattern of activations the step is the explicit midpoint
 rule, of second order; every event is located within its step to first order in h, which costs O(h^2). What is not claimed: the
 order of events of one neuron within one step is not resolved, and errors grow where solutions branch. `event_driven` locates
 every event, for small problems.
