@@ -11,7 +11,7 @@ from launchers import command
 
 from sweeps import width_bounds
 from sweeps.inclusion_limit import Limit, steps_per_record
-from sweeps.limit_report import count_zeros, fitted_rate
+from sweeps.limit_report import count_zeros, fitted_rate, summarize
 from sweeps.settings import UsageError
 
 TINY = ["--num_samples=10", "--d0=3", "--d1=4,6", "--num_seeds=2", "--long_steps=300", "--horizon=1", "--num_records=5",
@@ -41,7 +41,7 @@ def test_what_the_comparison_leaves(limit):
     table = pandas.read_csv(out / "summary.csv")
     assert len(table) == 2
     assert (table["rate_low"] <= table["rate"]).all()
-    assert "fitted rate over the cells" in printed
+    assert "fitted rate over the cells, unique solutions" in printed
     zeros = pandas.read_csv(out / "zeros.csv")
     assert list(zeros["long_rate"]) == [0.15, 0.03] * 2
     assert (zeros["runs"] == 2).all()
@@ -211,6 +211,22 @@ def test_fitted_rate():
     steps = np.array([0.1, 0.05, 0.01])
     assert fitted_rate(steps, 3 * steps**0.5) == pytest.approx(0.5)
     assert np.isnan(fitted_rate(steps, np.array([np.inf, 1, 1])))
+
+
+def test_runs_that_branch_have_a_rate_of_their_own():
+    """Three seeds: first order, half an order, and one that branches after the horizon and converges with order 2."""
+    steps, rates = np.array([0.1, 0.01]), np.array([1.0, 0.5, 2.0])
+    seeds = lambda values: (("d0", "d1", "seed"), np.array(values, float)[None, None])
+    data = {
+        name: seeds([1, 1, 1])
+        for name in ("sliding", "resting", "inclusion_relative_error", "energy_residual", "status")
+    }
+    data |= {f"distance_{k}": seeds(step**rates) for k, step in enumerate(steps)}
+    data["branched_at"] = seeds([np.inf, 1.5, 3.0])
+    row = summarize({"both_N40": xr.Dataset(data, coords={"d0": [5], "d1": [6]})}, tuple(steps), horizon=2.0).iloc[0]
+    assert (row["runs"], row["rates"], row["branched"], row["branched_later"]) == (3, 2, 1, 1)
+    assert row["rate"] == pytest.approx(1.5)
+    assert row["rate_branched"] == pytest.approx(0.5)
 
 
 def test_shares_of_zeros_leave_out_what_diverged():
