@@ -20,10 +20,9 @@ The method. A step of length h is implicit in the activation and explicit in the
 preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from there
 slides, or crosses. All of a neuron's preactivations are coupled through X X^T and solved for together (`multipliers`); those
 with c_ij > 0 cannot slide, and are taken from the speed at the step's start. So a sliding preactivation is held at 0 and does
-not chatter. Inside a pattern of activations the step is the explicit midpoint
-rule, of second order; every event is located within its step to first order in h, which costs O(h^2). What is not claimed: the
-order of events of one neuron within one step is not resolved, and errors grow where solutions branch. `event_driven` locates
-every event, for small problems.
+not chatter. Inside a pattern of activations the step is the explicit midpoint rule, of second order; every event is located
+within its step to first order in h, which costs O(h^2). What is not claimed: the order of events of one neuron within one step
+is not resolved, and errors grow where solutions branch. `event_driven` locates every event, for small problems.
 """
 
 import enum
@@ -190,8 +189,6 @@ def solve(
 
     def first_step_size(velocity: Velocity) -> Array:
         """Of an explicit step that changes the loss by a tenth."""
-        if step_size is not None:
-            return jnp.asarray(step_size, dtype)
         rate = squared_norm(velocity.params)
         return jnp.where(rate > 0, jnp.minimum(0.1 * velocity.loss / jnp.where(rate > 0, rate, 1), final), final)
 
@@ -204,15 +201,14 @@ def solve(
         left = until - state.time
         # The last steps before a record are of equal length, rather than one full and one tiny.
         count = jnp.maximum(jnp.ceil(left / state.step_size * (1 - 1e-6)), 1)
-        h = jnp.where(state.started, left / count, 1)
+        h = jnp.where(state.started, left / count, 1)  # Where there is no velocity yet any length will do.
         new, missed, strays = integrator.step(state, h)
         new = new._replace(time=jnp.where(count == 1, until, new.time))
-        begun = new._replace(step_size=first_step_size(new.velocity))
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, strays, h))
             new = new._replace(step_size=jnp.asarray(step_size, dtype))
-            return choose(state.started, choose(strays, retry, new), begun)
+            return choose(strays, retry, new)
         budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
         ratio = budget / jnp.maximum(missed, jnp.finfo(dtype).tiny)
         factor = jnp.where(jnp.isfinite(missed), jnp.clip(_AIM * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
@@ -226,7 +222,8 @@ def solve(
         retry = state._replace(
             step_size=h * jnp.minimum(factor, _AIM), rejected=state.rejected + 1, velocity=give_up(state, strays, h)
         )
-        return choose(state.started, choose(good, new, retry), begun)
+        new = new._replace(step_size=jnp.where(state.started, new.step_size, first_step_size(new.velocity)))
+        return choose(good | ~state.started, new, retry)
 
     def record(state: State, until: Array) -> tuple[State, dict]:
         unfinished = lambda state: ~state.started | ((state.time < until) & ~stopped(state) & ~solved(state))

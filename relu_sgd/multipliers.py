@@ -15,7 +15,7 @@ __all__ = ["Kinks", "compact", "solve_slopes"]
 
 # So many Newton steps before the first Gauss-Seidel sweep.
 _FIRST_NEWTON_STEPS, _MAX_ITERATIONS = 6, 60
-# Kinks that need no more room than this are solved for in it: most are, and a quarter of the room takes a tenth of the time.
+# Kinks that need no more room than this are solved for in it: most are, in about a quarter of the time that twice the room takes.
 _SMALL_ROOM = 16
 
 

@@ -171,7 +171,7 @@ class SlidingStep:
         return State(
             started=false,
             time=zero,
-            step_size=zero,
+            step_size=jnp.ones((), dtype),
             params=params,
             sides=sides,
             velocity=Velocity(

@@ -5,7 +5,8 @@ python -m sweeps.inclusion_limit --out=DIR
 From the same start, descent without momentum with every step size, its interpolated process (17) compared with the inclusion on
 [0, T] (at times where both are iterates; mini-batches of b samples run on the time scale N / b); and a long descent with momentum
 on the mean loss, as the released code runs it, whose numerical zeros are compared with the set of preactivations that slide at the
-same flow time, at the released rate and at smaller ones. float64. DIR gets results.zarr, summary.csv and figures; the same command goes on after an interruption.
+same flow time, at the released rate and at smaller ones. float64. DIR gets results.zarr, summary.csv, zeros.csv and figures; the
+same command goes on after an interruption.
 """
 
 import dataclasses

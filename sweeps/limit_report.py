@@ -1,5 +1,6 @@
 """What `inclusion_limit` leaves: two tables, a figure, and a text."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sweeps.store import Store
 __all__ = ["count_zeros", "fitted_rate", "report", "summarize"]
 
 
+_MARKERS = "os^vDP*X"
+
+
 def fitted_rate(step_sizes: np.ndarray, distances: np.ndarray) -> float:
     """The slope of log distance against log step size; NaN when a distance is not finite and positive."""
     if not (np.isfinite(distances).all() and (distances > 0).all()):
@@ -23,7 +27,7 @@ def fitted_rate(step_sizes: np.ndarray, distances: np.ndarray) -> float:
     return float(np.polyfit(np.log(step_sizes), np.log(distances), 1)[0])
 
 
-def _cells(results: dict[str, xr.Dataset]):
+def _cells(results: dict[str, xr.Dataset]) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     """Every set-up and cell: its columns, and its finished runs."""
     for setup, data in results.items():
         layers, _, size = setup.partition("_N")
@@ -119,10 +123,11 @@ def _draw_zeros(axes: Any, results: dict[str, xr.Dataset], long_rates: tuple[flo
     largest = 1.0
     for index, (setup, data) in enumerate(results.items()):
         layers, _, size = setup.partition("_N")
-        for k, (rate, marker) in enumerate(zip(long_rates, "os^vDP*X", strict=False)):
+        for k, rate in enumerate(long_rates):
             zeros, sliding = data[f"zeros_{k}"].values, data["sliding"].values
             kept = (data["status"].values != 0) & (zeros >= 0)
             label = f"{layers}, N = {size}, rate {rate:g}"
+            marker = _MARKERS[k % len(_MARKERS)]
             axes.plot(sliding[kept], zeros[kept], marker, color=f"C{index}", alpha=0.6, label=label, fillstyle="none")
             largest = max([largest, *sliding[kept], *zeros[kept]])
     axes.plot([0, largest], [0, largest], "k--", linewidth=1, label="equal")
