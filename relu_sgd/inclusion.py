@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from relu_sgd.clarke import kink_sides
+from relu_sgd.lines import merge
 from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
 from relu_sgd.problem import Problem
 from relu_sgd.sliding import SlidingStep, State, Velocity
@@ -53,6 +54,7 @@ class Status(enum.IntEnum):
     BRANCHING = 3  # A kink with c_ij > 0 and both fields pointing away: the solution is not unique from here on.
     DIVERGED = 4
     KINK_LIMIT = 5  # A neuron has more kinks than max_kinks.
+    UNDECIDED = 6  # Kinks of one neuron on dependent lines with mixed signs: neither a solution nor branching could be established.
 
 
 class Solution(NamedTuple):
@@ -168,10 +170,13 @@ def solve(
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
     dtype = params.W.dtype
     smallest_neuron = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.max(jnp.linalg.norm(params.W, axis=0))
-    integrator = SlidingStep(problem, trained_layers, room, smallest_neuron)
-    sides = kink_sides(params, problem, kink_tolerance)
+    lines = merge(problem)
+    integrator = SlidingStep(lines, trained_layers, room, smallest_neuron)
+    sides = kink_sides(params, lines.problem, kink_tolerance)
+    sides = sides.at[lines.opposite].set(-sides, mode="drop")
     final = times[-1]
     label_norm = jnp.linalg.norm(problem.Y)
+    merged_label_norm = jnp.linalg.norm(lines.problem.Y)
     smallest = jnp.finfo(dtype).eps * 16 * jnp.maximum(final, jnp.finfo(dtype).tiny)
 
     choose = lambda which, a, b: jax.tree.map(lambda a, b: jnp.where(which, a, b), a, b)
@@ -179,13 +184,13 @@ def solve(
 
     def stopped(state: State) -> Array:
         now = state.velocity
-        small = jnp.sqrt(2 * now.loss) < relative_error * label_norm
-        split = now.branches & stop_at_branching
+        small = jnp.sqrt(2 * (now.loss + lines.offset)) < relative_error * label_norm
+        split = (now.branches | now.undecided) & stop_at_branching
         return small | split | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
 
     def solved(state: State) -> Array:
         """Errors are so small that rounding has taken half of their digits: to go on would let noise decide what slides."""
-        return jnp.sqrt(2 * state.velocity.loss) <= 0.1 * jnp.sqrt(jnp.finfo(dtype).eps) * label_norm
+        return jnp.sqrt(2 * state.velocity.loss) <= 0.1 * jnp.sqrt(jnp.finfo(dtype).eps) * merged_label_norm
 
     def first_step_size(velocity: Velocity) -> Array:
         """Of an explicit step that changes the loss by a tenth."""
@@ -202,27 +207,30 @@ def solve(
         # The last steps before a record are of equal length, rather than one full and one tiny.
         count = jnp.maximum(jnp.ceil(left / state.step_size * (1 - 1e-6)), 1)
         h = jnp.where(state.started, left / count, 1)  # Where there is no velocity yet any length will do.
-        new, missed, strays = integrator.step(state, h)
-        new = new._replace(time=jnp.where(count == 1, until, new.time))
+        step = integrator.step(state, h)
+        new = step.state._replace(time=jnp.where(count == 1, until, step.state.time))
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
-            retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, strays, h))
-            new = new._replace(step_size=jnp.asarray(step_size, dtype))
-            return choose(strays, retry, new)
-        budget = tolerance * jnp.maximum(state.velocity.loss - new.velocity.loss, 0)
-        ratio = budget / jnp.maximum(missed, jnp.finfo(dtype).tiny)
-        factor = jnp.where(jnp.isfinite(missed), jnp.clip(_AIM * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
-        factor = jnp.where(strays, jnp.minimum(factor, 0.5), factor)
-        # What rounding alone leaves of the energy cannot be mended by a smaller step.
-        loss = state.velocity.loss
-        noise = 64 * jnp.finfo(dtype).eps * (loss + jnp.sqrt(2 * loss) * label_norm)
-        good = ((missed <= budget) | (missed <= noise) | (h <= smallest)) & ~strays
+            retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, step.fails, h))
+            given = jnp.asarray(step_size, dtype)
+            return choose(step.fails, retry, new._replace(step_size=given, longest=given))
+        budget = tolerance * step.length
+        ratio = budget / jnp.maximum(step.error, jnp.finfo(dtype).tiny)
+        factor = jnp.where(jnp.isfinite(step.error), jnp.clip(_AIM * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
+        factor = jnp.where(step.fails, jnp.minimum(factor, 0.5), factor)
+        # What rounding alone makes cannot be mended by a smaller step.
+        noisy = step.error <= step.rounding
+        good = ((step.error <= budget) | noisy | (h <= smallest)) & ~step.fails
         longest = jnp.where(good, jnp.maximum(state.step_size, h * factor), h * factor)
-        new = new._replace(step_size=jnp.where(missed <= noise, h * _GROW, jnp.where(count == 1, longest, h * factor)))
-        retry = state._replace(
-            step_size=h * jnp.minimum(factor, _AIM), rejected=state.rejected + 1, velocity=give_up(state, strays, h)
+        new = new._replace(step_size=jnp.where(noisy, h * _GROW, jnp.where(count == 1, longest, h * factor)))
+        first = first_step_size(new.velocity)
+        new = new._replace(
+            step_size=jnp.where(state.started, new.step_size, first),
+            longest=jnp.where(state.started, new.longest, first),
         )
-        new = new._replace(step_size=jnp.where(state.started, new.step_size, first_step_size(new.velocity)))
+        retry = state._replace(
+            step_size=h * jnp.minimum(factor, _AIM), rejected=state.rejected + 1, velocity=give_up(state, step.fails, h)
+        )
         return choose(good | ~state.started, new, retry)
 
     def record(state: State, until: Array) -> tuple[State, dict]:
@@ -230,20 +238,23 @@ def solve(
         state = jax.lax.while_loop(unfinished, lambda state: advance(state, until), state)
         state = state._replace(time=jnp.where(solved(state) & ~stopped(state), until, state.time))
         now = state.velocity
+        # Every sample has the slopes of its ray.
+        slopes, held = now.slopes[lines.first], now.held[lines.first] & jnp.any(problem.X != 0, axis=1)[:, None]
+        hidden = jnp.where(slopes > 0, jnp.maximum(matmul(problem.X, state.params.W), 0), 0)
         return state, {
             "times": state.time,
             "params": state.params,
-            "loss": now.loss,
-            "sliding": now.held,
-            "slopes": now.slopes,
+            "loss": now.loss + lines.offset,
+            "sliding": held,
+            "slopes": slopes,
             "resting": now.resting,
             "velocity_norm": jnp.sqrt(squared_norm(now.params)),
             "crossings": state.counts[0],
             "entries": state.counts[1],
             "exits": state.counts[2],
             "pattern_changes": state.counts[3],
-            "energy_residual": -now.loss - state.dissipated,
-            "rate": _least_rate(now, state.params, problem, trained_layers),
+            "energy_residual": -now.loss - lines.offset - state.dissipated,
+            "rate": _least_rate(slopes, hidden, state.params, problem, trained_layers),
         }
 
     # The first record is theta(0).
@@ -259,10 +270,11 @@ def solve(
     drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
     now = state.velocity
     status = jnp.where(state.time >= final, Status.REACHED, Status.STEP_LIMIT)
-    status = jnp.where(jnp.sqrt(2 * now.loss) < relative_error * label_norm, Status.REACHED, status)
-    status = jnp.where(
-        now.too_many, Status.KINK_LIMIT, jnp.where(now.branches & stop_at_branching, Status.BRANCHING, status)
-    )
+    met = jnp.sqrt(2 * (now.loss + lines.offset)) < relative_error * label_norm
+    status = jnp.where(met, Status.REACHED, status)
+    status = jnp.where(now.undecided & stop_at_branching, Status.UNDECIDED, status)
+    status = jnp.where(now.branches & stop_at_branching, Status.BRANCHING, status)
+    status = jnp.where(now.too_many, Status.KINK_LIMIT, status)
     return Solution(
         **records,
         balance_residual=drift if trained_layers == "both" else jnp.full_like(drift, jnp.nan),
@@ -274,14 +286,16 @@ def solve(
     )
 
 
-def _least_rate(now: Velocity, params: Params, problem: Problem, trained_layers: Literal["hidden", "both"]) -> Array:
+def _least_rate(
+    slopes: Array, hidden: Array, params: Params, problem: Problem, trained_layers: Literal["hidden", "both"]
+) -> Array:
     """alpha_0^2, or its counterpart when V is fixed: ||theta'||^2 is at least this times ||E||^2."""
     num_samples, d2 = problem.Y.shape
     d0, d1 = params.W.shape
     if trained_layers == "both":
         if d1 < num_samples:  # H has no full row rank.
             return jnp.zeros((), params.W.dtype)
-        return jnp.maximum(jnp.linalg.eigvalsh(matmul(now.hidden, now.hidden.T))[0], 0)
+        return jnp.maximum(jnp.linalg.eigvalsh(matmul(hidden, hidden.T))[0], 0)
     if d0 * d1 < num_samples * d2:
         return jnp.zeros((), params.W.dtype)
-    return jnp.maximum(jnp.linalg.eigvalsh(hidden_jacobian_gram(now.slopes, params.V, problem.X))[0], 0)
+    return jnp.maximum(jnp.linalg.eigvalsh(hidden_jacobian_gram(slopes, params.V, problem.X))[0], 0)
