@@ -228,8 +228,11 @@ def solve(
             step_size=jnp.where(state.started, new.step_size, first),
             longest=jnp.where(state.started, new.longest, first),
         )
+        # Where one event brings about another, the step has to end with it.
+        at_event = (step.event > 0.02) & (step.event < 0.98) & ~step.fails
+        shorter = jnp.where(at_event, step.event, jnp.minimum(factor, _AIM))
         retry = state._replace(
-            step_size=h * jnp.minimum(factor, _AIM), rejected=state.rejected + 1, velocity=give_up(state, step.fails, h)
+            step_size=h * shorter, rejected=state.rejected + 1, velocity=give_up(state, step.fails, h)
         )
         return choose(good | ~state.started, new, retry)
 

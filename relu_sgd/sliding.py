@@ -65,6 +65,7 @@ class Step(NamedTuple):
       length: the norm of the change of theta.
       rounding: what of the error rounding alone may have made.
       fails: whether it is of no use: events found no room, or the equations no solution.
+      event: the share of the step at which the neuron with the largest error has its first event, 1 if it has none.
     """
 
     state: State
@@ -72,6 +73,7 @@ class Step(NamedTuple):
     length: Float[Array, ""]
     rounding: Float[Array, ""]
     fails: Bool[Array, ""]
+    event: Float[Array, ""]
 
 
 def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) -> tuple[Array, Array]:
@@ -199,6 +201,7 @@ class SlidingStep:
         begins = vanishes & (jumps_dot > 0)
         still = jnp.abs(Z_dot) <= 1e3 * eps * self.size * jnp.linalg.norm(W_dot, axis=0)
         at_zero = zero & ~resting
+        near_zero = self.leads & (jnp.abs(Z) <= 64 * eps * self.size * jnp.linalg.norm(W, axis=0)) & ~resting
         held = (sides == 0) & ~rises & ~sinks & ~resting
         return Velocity(
             params=Params(W_dot, V_dot),
@@ -213,14 +216,15 @@ class SlidingStep:
             resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
             branches=jnp.any(at_zero & ((repels & _instantaneous_slope(speed, jumps)[1]) | (begins & still))),
-            undecided=jnp.any(at_zero & repels & still) | jnp.any(resting & repels),
+            undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(resting & repels),
             too_many=kinks.number > self.max_kinks,
         )
 
     def _ambiguous(self, params: Params, sides: Int8[Array, "N d1"]) -> Bool[Array, ""]:
-        """Whether Lemma A.4's set may be larger than the Clarke subdifferential at the start.
+        """Whether it may take more than the least norm of Lemma A.4's set to know the velocity at the start.
 
-        That is so where kinks of a neuron lie on dependent lines and attract as well as repel.
+        That is so where several kinks of a neuron repel, and where kinks on dependent lines attract as well as repel: then the set may
+        be larger than the Clarke subdifferential.
         """
         hidden = jnp.where(sides > 0, jnp.maximum(matmul(self.X, params.W), 0), 0)
         jumps = self._jumps(matmul(self.Y - matmul(hidden, params.V), params.V.T))
@@ -229,7 +233,8 @@ class SlidingStep:
         rows = jnp.where(kinks.present[:, :, None], self.X[kinks.samples], 0)
         coefficients = jnp.where(kinks.present, jumps[kinks.samples, jnp.arange(jumps.shape[1])[:, None]], 0)
         exact = jax.vmap(exactness)(rows, coefficients, jnp.zeros_like(coefficients))
-        return jnp.any((exact != Exactness.EXACT) & jnp.any(params.W != 0, axis=0))
+        several = jnp.sum(at_kink & (jumps > 0), axis=0) > 1
+        return jnp.any(((exact != Exactness.EXACT) | several) & jnp.any(params.W != 0, axis=0))
 
     def start(self, params: Params, sides: Int8[Array, "N d1"]) -> State:
         """The state at time 0; its velocity, still to be found, is 0."""
@@ -309,7 +314,8 @@ class SlidingStep:
             slopes_there, relation, (Z_there, sides_there, explicit),
         )  # fmt: skip
         slopes = self._put(active, kinks, solved, 1 - solved)
-        mean_W = matmul(self.X_transposed, slopes * C)
+        flux = slopes * C
+        mean_W = matmul(self.X_transposed, flux)
         new_W = W + h * mean_W
         arrives = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0) & self.can_rest
         # A balanced neuron shrinks in both layers, never to 0, and may grow again.
@@ -318,11 +324,13 @@ class SlidingStep:
         new_Z = matmul(self.X, new_W)
         speeds = ((new_Z - Z) / h)[at] - solved * jumps_there
         ends = _averaged_slope(Z_there, sides_there, speeds, jumps_there, h)[1]
-        rounding = 64 * eps * size * (jnp.linalg.norm(new_W, axis=0) + h * jnp.linalg.norm(mean_W, axis=0))
+        # One that repels and is at 0 up to rounding is about to cross.
+        rounding = 16 * eps * size * (jnp.linalg.norm(W, axis=0) + h * jnp.linalg.norm(size * flux, axis=0))
         new_there = new_Z[at]
-        ends = jnp.where(
-            jumps_there > 0, jnp.where(jnp.abs(new_there) <= rounding[at], 0, jnp.where(new_there > 0, 1, -1)), ends
-        ).astype(sides.dtype)
+        passed = jnp.where(
+            jnp.abs(new_there) <= rounding[at], jnp.where(meets, -sides_there, sides_there), jnp.sign(new_there)
+        )
+        ends = jnp.where(jumps_there > 0, passed, ends).astype(sides.dtype)
         new_sides = jnp.where(arrives, -1, self._put(sides, kinks, ends, -ends)).astype(sides.dtype)
         new_sides = jnp.where(state.started, new_sides, sides)
         # A step is of no use when a preactivation is not where its side says.
@@ -365,8 +373,10 @@ class SlidingStep:
             branched_at=jnp.where(velocity.branches, state.time, jnp.inf).astype(h.dtype),
         )
 
-        difference = self._mean_flux(state, velocity, new_sides, slopes, h) - slopes * C
-        error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, difference))
+        event, share, flux_of_phases = self._phases(state, velocity, new_sides, slopes, h)
+        error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, flux_of_phases - flux))
+        worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
+        first_event = jnp.min(jnp.where(event, share, 1)[:, worst])
         error_V = h * (0.5 * (now.params.V + velocity.params.V) - mean_V)
         norm = lambda params: jnp.sqrt(jnp.sum(params.W**2) + jnp.sum(params.V**2))
         scale = jnp.linalg.norm(self.X) * jnp.linalg.norm(V) * jnp.linalg.norm(self.Y)
@@ -376,32 +386,31 @@ class SlidingStep:
             length=h * norm(Params(mean_W, mean_V)),
             rounding=16 * eps * (norm(params) + h * scale),
             fails=fails & state.started,
+            event=first_event,
         )
 
-    def _mean_flux(
+    def _phases(
         self, state: State, after: Velocity, new_sides: Int8[Array, "N d1"], mean_slopes: Float[Array, "N d1"], h: Array
-    ) -> Float[Array, "N d1"]:
-        """The average of r_ij c_ij over a step, from its two ends: what the step's own, from its middle, is compared with.
+    ) -> tuple[Bool[Array, "N d1"], Float[Array, "N d1"], Float[Array, "N d1"]]:
+        """Which preactivations arrive at 0 in a step, at which share of it, and the average of r_ij c_ij from both ends of the step.
 
-        Without an event that is the trapezoidal rule. Where a preactivation arrives at 0 it is applied before and after: for a
-        crossing the time follows from the speed at the start, for an entry from the average slope, which Z_ij = 0 determines.
+        The step takes c_ij from its middle, and the average is what that is compared with: without an event the trapezoidal rule, with
+        one the same before and after it. The time of a crossing follows from the speed at the start, that of an entry from the
+        average slope, which Z_ij = 0 determines.
         """
         now, sides = state.velocity, state.sides
         divide = lambda a, b: a / jnp.where(b == 0, 1, b)
+        event = (sides != 0) & (sides != new_sides)
         meets = now.Z * now.Z_dot < 0
         crossing = jnp.where(meets, divide(jnp.abs(now.Z), h * jnp.abs(now.Z_dot)), 0.5)
         entry = divide(mean_slopes - after.slopes, now.slopes - after.slopes)
-        share = jnp.clip(jnp.where(new_sides == 0, entry, crossing), 0, 1)
-        share = jnp.where((sides != 0) & (sides != new_sides), share, 0.5)
+        share = jnp.where(event, jnp.clip(jnp.where(new_sides == 0, entry, crossing), 0, 1), 0.5)
         change = after.C - now.C
-        event = (sides != 0) & (sides != new_sides)
         first = jnp.where(event, now.C + 0.5 * share * change, now.C)
         second = jnp.where(event, after.C - 0.5 * (1 - share) * change, after.C)
-        return share * now.slopes * first + (1 - share) * after.slopes * second
+        return event, share, share * now.slopes * first + (1 - share) * after.slopes * second
 
-    def _begins_to_repel(
-        self, now: Velocity, after: Velocity, sides: Int8[Array, "N d1"]
-    ) -> Bool[Array, ""]:
+    def _begins_to_repel(self, now: Velocity, after: Velocity, sides: Int8[Array, "N d1"]) -> Bool[Array, ""]:
         """Whether a sliding preactivation ceases to be attracted within a step, and so branches.
 
         If its speed with slope 0 is not near 0 at that moment, then its multiplier has reached a bound, and it has left, before.
