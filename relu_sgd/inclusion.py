@@ -44,6 +44,8 @@ __all__ = ["Solution", "Status", "solve"]
 # A step may change by these factors from one to the next, and aims at what leaves some room: a rejected step costs as much as
 # one that counts.
 _SHRINK, _GROW, _AIM = 0.3, 1.25, 0.7
+# How much of the error that is left one step may make, and how much of its own length.
+_SAVED, _LARGEST_ERROR = 0.1, 0.05
 
 
 class Status(enum.IntEnum):
@@ -169,9 +171,8 @@ def solve(
     if not 1 <= room <= num_samples:
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
     dtype = params.W.dtype
-    smallest_neuron = jnp.sqrt(jnp.finfo(dtype).eps) * jnp.max(jnp.linalg.norm(params.W, axis=0))
     lines = merge(problem)
-    integrator = SlidingStep(lines, trained_layers, room, smallest_neuron)
+    integrator = SlidingStep(lines, trained_layers, room, jnp.max(jnp.linalg.norm(params.W, axis=0)))
     sides = kink_sides(params, lines.problem, kink_tolerance)
     sides = sides.at[lines.opposite].set(-sides, mode="drop")
     final = times[-1]
@@ -214,7 +215,12 @@ def solve(
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, step.fails, h))
             given = jnp.asarray(step_size, dtype)
             return choose(step.fails, retry, new._replace(step_size=given, longest=given))
-        budget = tolerance * step.length
+        # Errors of different steps add up like their squares. What earlier steps have not used of their share is left to later ones,
+        # but no step may be off by much of its own length.
+        path = state.path + step.length
+        unused = jnp.maximum((tolerance * path) ** 2 - state.squared_errors, 0)
+        share = jnp.sqrt(2 * tolerance**2 * path * step.length + _SAVED * unused)
+        budget = jnp.minimum(share, jnp.maximum(tolerance, _LARGEST_ERROR) * step.length)
         ratio = budget / jnp.maximum(step.error, jnp.finfo(dtype).tiny)
         factor = jnp.where(jnp.isfinite(step.error), jnp.clip(_AIM * jnp.sqrt(ratio), _SHRINK, _GROW), _SHRINK)
         factor = jnp.where(step.fails, jnp.minimum(factor, 0.5), factor)

@@ -50,6 +50,8 @@ class State(NamedTuple):
     sides: Int8[Array, "N d1"]
     velocity: Velocity
     dissipated: Float[Array, ""]  # The integral of ||theta'||^2.
+    path: Float[Array, ""]  # The length of the path.
+    squared_errors: Float[Array, ""]  # The sum over the steps.
     counts: Int[Array, "4"]  # Crossings, entries, exits, pattern changes.
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
@@ -119,10 +121,10 @@ class SlidingStep:
       lines: the training set, merged.
       trained_layers: "both", or "hidden" when V is fixed.
       max_kinks: room for the kinks of one neuron that are at 0 or reach it in one step.
-      smallest: a neuron that shrinks below this norm is put at rest.
+      largest: max ||W_j|| at the start; a neuron that shrinks below sqrt(eps) of it is put at rest.
     """
 
-    def __init__(self, lines: Lines, trained_layers: TrainedLayers, max_kinks: int, smallest: Array) -> None:
+    def __init__(self, lines: Lines, trained_layers: TrainedLayers, max_kinks: int, largest: Array) -> None:
         self.lines = lines
         self.X, self.Y = lines.problem
         self.both = trained_layers == "both"
@@ -131,8 +133,10 @@ class SlidingStep:
         self.gram = matmul(self.X, self.X_transposed)
         self.size = jnp.linalg.norm(self.X, axis=1)[:, None]
         self.leads = lines.leads[:, None]
+        self.has_opposites = jnp.any(lines.opposite < len(lines.opposite))
         self.max_kinks = max_kinks
-        self.smallest = smallest
+        self.largest = largest
+        self.smallest = jnp.sqrt(jnp.finfo(self.X.dtype).eps) * largest
         # On a single line W_j = 0 is a kink like any other.
         self.can_rest = jnp.sum(lines.leads) > 1
 
@@ -145,16 +149,24 @@ class SlidingStep:
 
     def _jumps(self, C: Float[Array, "N d1"]) -> Float[Array, "N d1"]:
         """Of the speed of every line's kink from slope 0 to slope 1: there one ray takes over from the opposite one."""
-        opposite = C.at[self.lines.opposite].get(mode="fill", fill_value=0)
-        return jnp.where(self.leads, (C + self.lines.ratio[:, None] * opposite) * self.size**2, 0)
+
+        def with_opposite(C: Array) -> Array:
+            return C + self.lines.ratio[:, None] * C.at[self.lines.opposite].get(mode="fill", fill_value=0)
+
+        return jnp.where(self.leads, jax.lax.cond(self.has_opposites, with_opposite, lambda C: C, C) * self.size**2, 0)
 
     def _put(self, array: Array, kinks: Kinks, values: Array, opposite: Array) -> Array:
         """`array`, N x d1, with values at the kinks, and those of the opposite rays at theirs."""
         missing = array.shape[0]
         neurons = jnp.arange(array.shape[1])[:, None]
         samples = jnp.where(kinks.present, kinks.samples, missing)
-        others = jnp.where(kinks.present, self.lines.opposite[kinks.samples], missing)
-        return array.at[samples, neurons].set(values, mode="drop").at[others, neurons].set(opposite, mode="drop")
+
+        def put_opposite(array: Array) -> Array:
+            others = jnp.where(kinks.present, self.lines.opposite[kinks.samples], missing)
+            return array.at[others, neurons].set(opposite, mode="drop")
+
+        array = array.at[samples, neurons].set(values, mode="drop")
+        return jax.lax.cond(self.has_opposites, put_opposite, lambda array: array, array)
 
     def velocity(self, params: Params, Z: Array, sides: Array, guess: Array, within: Kinks) -> Velocity:
         """The velocity theta' from the right, at a point whose kinks are known.
@@ -193,16 +205,19 @@ class SlidingStep:
         rises, sinks = (slopes >= 1) & (speed + jumps > noise), (slopes <= 0) & (speed < -noise)
         # A kink that repels, or is about to, and has no speed of its own: it depends on others that are held, or it is at the
         # very border between falling and rising.
-        errors_dot = -matmul(slopes * Z_dot, V) - matmul(hidden, V_dot)
-        jumps_dot = self._jumps(matmul(errors_dot, V.T) + matmul(errors, V_dot.T))
         largest = self.size**2 * jnp.linalg.norm(errors) * jnp.linalg.norm(V, axis=1)
         vanishes = jnp.abs(jumps) <= 64 * eps * largest
         repels = (jumps > 0) & ~vanishes
-        begins = vanishes & (jumps_dot > 0)
         still = jnp.abs(Z_dot) <= 1e3 * eps * self.size * jnp.linalg.norm(W_dot, axis=0)
         at_zero = zero & ~resting
         near_zero = self.leads & (jnp.abs(Z) <= 64 * eps * self.size * jnp.linalg.norm(W, axis=0)) & ~resting
-        held = (sides == 0) & ~rises & ~sinks & ~resting
+
+        def begins_to_repel() -> Bool[Array, ""]:
+            errors_dot = -matmul(slopes * Z_dot, V) - matmul(hidden, V_dot)
+            jumps_dot = self._jumps(matmul(errors_dot, V.T) + matmul(errors, V_dot.T))
+            return jnp.any(at_zero & vanishes & still & (jumps_dot > 0))
+
+        begins = jax.lax.cond(jnp.any(at_zero & vanishes & still), begins_to_repel, lambda: jnp.bool_(False))
         return Velocity(
             params=Params(W_dot, V_dot),
             slopes=slopes,
@@ -212,10 +227,10 @@ class SlidingStep:
             hidden=hidden,
             C=C,
             jumps=jumps,
-            held=held,
+            held=(sides == 0) & ~rises & ~sinks & ~resting,
             resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
-            branches=jnp.any(at_zero & ((repels & _instantaneous_slope(speed, jumps)[1]) | (begins & still))),
+            branches=jnp.any(at_zero & repels & _instantaneous_slope(speed, jumps)[1]) | begins,
             undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(resting & repels),
             too_many=kinks.number > self.max_kinks,
         )
@@ -266,6 +281,8 @@ class SlidingStep:
                 too_many=false,
             ),
             dissipated=zero,
+            path=zero,
+            squared_errors=zero,
             counts=jnp.zeros(4, jnp.int32),
             steps=jnp.int32(0),
             rejected=jnp.int32(0),
@@ -325,7 +342,8 @@ class SlidingStep:
         speeds = ((new_Z - Z) / h)[at] - solved * jumps_there
         ends = _averaged_slope(Z_there, sides_there, speeds, jumps_there, h)[1]
         # One that repels and is at 0 up to rounding is about to cross.
-        rounding = 16 * eps * size * (jnp.linalg.norm(W, axis=0) + h * jnp.linalg.norm(size * flux, axis=0))
+        scale = self.smallest + jnp.linalg.norm(W, axis=0) + h * jnp.linalg.norm(size * flux, axis=0)
+        rounding = 16 * eps * size * scale
         new_there = new_Z[at]
         passed = jnp.where(
             jnp.abs(new_there) <= rounding[at], jnp.where(meets, -sides_there, sides_there), jnp.sign(new_there)
@@ -334,7 +352,9 @@ class SlidingStep:
         new_sides = jnp.where(arrives, -1, self._put(sides, kinks, ends, -ends)).astype(sides.dtype)
         new_sides = jnp.where(state.started, new_sides, sides)
         # A step is of no use when a preactivation is not where its side says.
-        misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > rounding / jnp.sqrt(eps)
+        misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > jnp.sqrt(eps) * size * (
+            scale + 1e-3 * self.largest
+        )
         fails = (kinks.number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives & (size > 0))
 
         new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
@@ -356,6 +376,14 @@ class SlidingStep:
             ]
         )
         counts = jnp.sum(counts * self.lines.count[:, None], axis=(1, 2))
+        event, share, flux_of_phases = self._phases(state, velocity, new_sides, slopes, h)
+        error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, flux_of_phases - flux))
+        worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
+        first_event = jnp.min(jnp.where(event, share, 1)[:, worst])
+        error_V = h * (0.5 * (now.params.V + velocity.params.V) - mean_V)
+        norm = lambda params: jnp.sqrt(jnp.sum(params.W**2) + jnp.sum(params.V**2))
+        error, length = norm(Params(error_W, error_V)), h * norm(Params(mean_W, mean_V))
+        speed_scale = jnp.linalg.norm(self.X) * jnp.linalg.norm(V) * jnp.linalg.norm(self.Y)
         moved = state._replace(
             time=state.time + h,
             params=params,
@@ -363,6 +391,8 @@ class SlidingStep:
             velocity=velocity,
             longest=jnp.maximum(state.longest, h),
             dissipated=state.dissipated + dissipated,
+            path=state.path + length,
+            squared_errors=state.squared_errors + error**2,
             counts=state.counts + counts.astype(state.counts.dtype),
             steps=state.steps + 1,
             branched_at=jnp.where(velocity.branches, jnp.minimum(state.branched_at, state.time + h), state.branched_at),
@@ -373,18 +403,11 @@ class SlidingStep:
             branched_at=jnp.where(velocity.branches, state.time, jnp.inf).astype(h.dtype),
         )
 
-        event, share, flux_of_phases = self._phases(state, velocity, new_sides, slopes, h)
-        error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, flux_of_phases - flux))
-        worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
-        first_event = jnp.min(jnp.where(event, share, 1)[:, worst])
-        error_V = h * (0.5 * (now.params.V + velocity.params.V) - mean_V)
-        norm = lambda params: jnp.sqrt(jnp.sum(params.W**2) + jnp.sum(params.V**2))
-        scale = jnp.linalg.norm(self.X) * jnp.linalg.norm(V) * jnp.linalg.norm(self.Y)
         return Step(
             state=jax.tree.map(lambda a, b: jnp.where(state.started, a, b), moved, begun),
-            error=norm(Params(error_W, error_V)),
-            length=h * norm(Params(mean_W, mean_V)),
-            rounding=16 * eps * (norm(params) + h * scale),
+            error=error,
+            length=length,
+            rounding=16 * eps * (norm(params) + h * speed_scale),
             fails=fails & state.started,
             event=first_event,
         )
@@ -395,19 +418,21 @@ class SlidingStep:
         """Which preactivations arrive at 0 in a step, at which share of it, and the average of r_ij c_ij from both ends of the step.
 
         The step takes c_ij from its middle, and the average is what that is compared with: without an event the trapezoidal rule, with
-        one the same before and after it. The time of a crossing follows from the speed at the start, that of an entry from the
-        average slope, which Z_ij = 0 determines.
+        one the same before and after it. The time of a crossing follows from the speed at the start. The slopes of what is held at 0 jump
+        when the neuron meets an event: when, follows from their average, which Z_ij = 0 determines.
         """
         now, sides = state.velocity, state.sides
         divide = lambda a, b: a / jnp.where(b == 0, 1, b)
         event = (sides != 0) & (sides != new_sides)
         meets = now.Z * now.Z_dot < 0
         crossing = jnp.where(meets, divide(jnp.abs(now.Z), h * jnp.abs(now.Z_dot)), 0.5)
-        entry = divide(mean_slopes - after.slopes, now.slopes - after.slopes)
-        share = jnp.where(event, jnp.clip(jnp.where(new_sides == 0, entry, crossing), 0, 1), 0.5)
+        sticks = (sides == 0) | (new_sides == 0)
+        of_mean = divide(mean_slopes - after.slopes, now.slopes - after.slopes)
+        jumps = event | (sticks & jnp.any(event, axis=0))
+        share = jnp.where(jumps, jnp.clip(jnp.where(sticks, of_mean, crossing), 0, 1), 0.5)
         change = after.C - now.C
-        first = jnp.where(event, now.C + 0.5 * share * change, now.C)
-        second = jnp.where(event, after.C - 0.5 * (1 - share) * change, after.C)
+        first = jnp.where(jumps, now.C + 0.5 * share * change, now.C)
+        second = jnp.where(jumps, after.C - 0.5 * (1 - share) * change, after.C)
         return event, share, share * now.slopes * first + (1 - share) * after.slopes * second
 
     def _begins_to_repel(self, now: Velocity, after: Velocity, sides: Int8[Array, "N d1"]) -> Bool[Array, ""]:
