@@ -179,7 +179,7 @@ class Subdifferential(NamedTuple):
     @property
     def exactness(self) -> Int8[Array, " d1"]:
         """For every neuron, whether its zonotope is its part of the Clarke subdifferential: an `Exactness`."""
-        decide = jax.vmap(exactness)(self.rows, self.coefficients, self.coefficient_rounding)
+        decide = jax.vmap(_exactness)(self.rows, self.coefficients, self.coefficient_rounding)
         return jnp.where(self.is_complete, decide, Exactness.UNDECIDED).astype(jnp.int8)
 
     @property
@@ -209,7 +209,7 @@ class Subdifferential(NamedTuple):
         return self._at(found.coefficients), slopes, self._checked(jnp.sum(found.gap))
 
 
-def exactness(
+def _exactness(
     rows: Float[Array, "K d0"], coefficients: Float[Array, " K"], rounding: Float[Array, " K"]
 ) -> Int8[Array, ""]:
     """Whether the sign of the coefficients is constant on every circuit of the rows whose coefficient is not 0.

@@ -25,8 +25,8 @@ class Lines(NamedTuple):
       problem: merged samples, each in the place of its ray's first; zeros elsewhere.
       first: the first sample on the ray of every sample; itself for X_i = 0.
       count: the number of samples that were merged into this one, 0 for those that were merged into another and for X_i = 0.
-      opposite: for the first of two opposite rays the place of the other; N elsewhere.
-      ratio: kappa = ||X_q|| / ||X_p|| for those two; 0 elsewhere.
+      opposite: for two opposite rays the place of the other; N elsewhere.
+      ratio: kappa = ||X_q|| / ||X_p||, for the opposite ray q of p; 0 elsewhere.
       leads: whether a sample stands for its line: the place of its kink.
       offset: the loss of the training set minus that of the merged one.
     """
@@ -67,10 +67,9 @@ def merge(problem: Problem) -> Lines:
     merged_Y = jnp.where((count > 1)[:, None], summed, jnp.where((count == 1)[:, None], Y, 0))
     opposes = relation < 0
     other = jnp.where(jnp.any(opposes, axis=1), jnp.argmax(opposes, axis=1), num_samples)
-    leads = leads_ray & (other > places)
-    opposite = jnp.where(leads, other, num_samples)
+    opposite = jnp.where(leads_ray, other, num_samples)
     merged_lengths = jnp.linalg.norm(merged_X, axis=1)
-    ratio = merged_lengths.at[opposite].get(mode="fill", fill_value=0) / jnp.where(leads, merged_lengths, 1)
+    ratio = merged_lengths.at[opposite].get(mode="fill", fill_value=0) / jnp.where(leads_ray, merged_lengths, 1)
     alone = jnp.all(count == 1)
     offset = jnp.where(alone, 0, 0.5 * (jnp.sum(Y**2) - jnp.sum(merged_Y**2)))
-    return Lines(Problem(merged_X, merged_Y), first, count, opposite, ratio, leads, offset)
+    return Lines(Problem(merged_X, merged_Y), first, count, opposite, ratio, leads_ray & (other > places), offset)

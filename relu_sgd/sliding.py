@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
-from relu_sgd.clarke import Exactness, exactness
 from relu_sgd.lines import Lines
 from relu_sgd.multipliers import Kinks, compact, solve_slopes
 from relu_sgd.network import Params, TrainedLayers, matmul
@@ -114,6 +113,12 @@ def _instantaneous_slope(speed: Array, jump: Array) -> tuple[Array, Array]:
     return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0)), branches
 
 
+def _put(array: Array, kinks: Kinks, values: Array) -> Array:
+    """`array`, N x d1, with values at the kinks."""
+    samples = jnp.where(kinks.present, kinks.samples, array.shape[0])
+    return array.at[samples, jnp.arange(array.shape[1])[:, None]].set(values, mode="drop")
+
+
 class SlidingStep:
     """The method for one problem.
 
@@ -133,7 +138,7 @@ class SlidingStep:
         self.gram = matmul(self.X, self.X_transposed)
         self.size = jnp.linalg.norm(self.X, axis=1)[:, None]
         self.leads = lines.leads[:, None]
-        self.has_opposites = jnp.any(lines.opposite < len(lines.opposite))
+        self.follows = (~lines.leads & (lines.opposite < len(lines.opposite)))[:, None]
         self.max_kinks = max_kinks
         self.largest = largest
         self.smallest = jnp.sqrt(jnp.finfo(self.X.dtype).eps) * largest
@@ -149,24 +154,13 @@ class SlidingStep:
 
     def _jumps(self, C: Float[Array, "N d1"]) -> Float[Array, "N d1"]:
         """Of the speed of every line's kink from slope 0 to slope 1: there one ray takes over from the opposite one."""
+        both = C + self.lines.ratio[:, None] * jnp.take(C, self.lines.opposite, axis=0, mode="clip")
+        return jnp.where(self.leads, both * self.size**2, 0)
 
-        def with_opposite(C: Array) -> Array:
-            return C + self.lines.ratio[:, None] * C.at[self.lines.opposite].get(mode="fill", fill_value=0)
-
-        return jnp.where(self.leads, jax.lax.cond(self.has_opposites, with_opposite, lambda C: C, C) * self.size**2, 0)
-
-    def _put(self, array: Array, kinks: Kinks, values: Array, opposite: Array) -> Array:
-        """`array`, N x d1, with values at the kinks, and those of the opposite rays at theirs."""
-        missing = array.shape[0]
-        neurons = jnp.arange(array.shape[1])[:, None]
-        samples = jnp.where(kinks.present, kinks.samples, missing)
-
-        def put_opposite(array: Array) -> Array:
-            others = jnp.where(kinks.present, self.lines.opposite[kinks.samples], missing)
-            return array.at[others, neurons].set(opposite, mode="drop")
-
-        array = array.at[samples, neurons].set(values, mode="drop")
-        return jax.lax.cond(self.has_opposites, put_opposite, lambda array: array, array)
+    def _with_opposites(self, slopes: Float[Array, "N d1"], resting: Bool[Array, " d1"]) -> Float[Array, "N d1"]:
+        """Slopes of every line's first ray, and 1 minus them on the opposite one; 0 where a neuron rests."""
+        opposite = jnp.take(slopes, self.lines.opposite, axis=0, mode="clip")
+        return jnp.where(self.follows & ~resting, 1 - opposite, slopes)
 
     def velocity(self, params: Params, Z: Array, sides: Array, guess: Array, within: Kinks) -> Velocity:
         """The velocity theta' from the right, at a point whose kinks are known.
@@ -188,13 +182,15 @@ class SlidingStep:
         at_kink = zero & (jumps != 0) & ~resting
         at = (within.samples, jnp.arange(W.shape[1])[:, None])
         kinks = within._replace(present=within.present & at_kink[at])
-        active = self._put((sides > 0).astype(Z.dtype), kinks, jnp.zeros((), Z.dtype), jnp.ones((), Z.dtype))
+        active = self._with_opposites(
+            jnp.where(at_kink, 0, sides > 0).astype(Z.dtype), resting
+        )  # With slope 0 at the kinks.
         base = self._along_rows(active * C)
         solved, _ = solve_slopes(
             self.gram, kinks, base[at], jumps[at] / jnp.where(kinks.present, self.size[kinks.samples, 0] ** 2, 1),
             guess[at], lambda speed, jump: _instantaneous_slope(speed, jump)[0], (),
         )  # fmt: skip
-        slopes = self._put(active, kinks, solved, 1 - solved)
+        slopes = self._with_opposites(_put(active, kinks, solved), resting)
         W_dot = matmul(self.X_transposed, slopes * C)
         V_dot = matmul(hidden.T, errors) if self.both else jnp.zeros_like(V)
         Z_dot = matmul(self.X, W_dot)
@@ -246,10 +242,17 @@ class SlidingStep:
         at_kink = (sides == 0) & self.leads & (jumps != 0)
         kinks = compact(at_kink, self.max_kinks)
         rows = jnp.where(kinks.present[:, :, None], self.X[kinks.samples], 0)
-        coefficients = jnp.where(kinks.present, jumps[kinks.samples, jnp.arange(jumps.shape[1])[:, None]], 0)
-        exact = jax.vmap(exactness)(rows, coefficients, jnp.zeros_like(coefficients))
-        several = jnp.sum(at_kink & (jumps > 0), axis=0) > 1
-        return jnp.any(((exact != Exactness.EXACT) | several) & jnp.any(params.W != 0, axis=0))
+        products = matmul(rows, jnp.swapaxes(rows, 1, 2))
+        lengths = jnp.where(kinks.present, jnp.linalg.norm(rows, axis=2), 1)
+        cosines = jnp.where(
+            jnp.eye(self.max_kinks, dtype=bool), 1, products / lengths[:, :, None] / lengths[:, None, :]
+        )
+        pivots = jnp.min(jnp.diagonal(jnp.linalg.cholesky(cosines), axis1=1, axis2=2), axis=1)
+        independent = pivots > jnp.finfo(rows.dtype).eps ** 0.25  # NaN, where there is no such factor.
+        repelling = jnp.sum(at_kink & (jumps > 0), axis=0)
+        attracts = jnp.any(at_kink & (jumps < 0), axis=0)
+        unclear = (repelling > 1) | ((repelling == 1) & attracts & ~independent)
+        return jnp.any(unclear & jnp.any(params.W != 0, axis=0))
 
     def start(self, params: Params, sides: Int8[Array, "N d1"]) -> State:
         """The state at time 0; its velocity, still to be found, is 0."""
@@ -308,10 +311,12 @@ class SlidingStep:
         # The preactivations that are at 0 or may reach it.
         reach = jnp.abs(Z_dot) + _MARGIN * size * jnp.linalg.norm(now.params.W, axis=0)
         resting = self._rests(W)
-        kinks = compact(((sides == 0) | (jnp.abs(Z) <= h * reach)) & self.leads & ~resting, self.max_kinks)
+        wanted = ((sides == 0) | (jnp.abs(Z) <= h * reach)) & self.leads & ~resting
+        kinks = compact(wanted, self.max_kinks)
         at = (kinks.samples, jnp.arange(W.shape[1])[:, None])
-        # With slope 0 at all of them, and so 1 on the opposite rays.
-        active = self._put((sides > 0).astype(Z.dtype), kinks, jnp.zeros((), Z.dtype), jnp.ones((), Z.dtype))
+        active = self._with_opposites(
+            jnp.where(wanted, 0, sides > 0).astype(Z.dtype), resting
+        )  # With slope 0 at all of them.
         base = self._along_rows(active * C)
         Z_there, sides_there, speed_there, slopes_there = Z[at], sides[at], Z_dot[at], now.slopes[at]
         jumps_there, size_there = jumps[at], size[kinks.samples, 0]
@@ -330,7 +335,7 @@ class SlidingStep:
             self.gram, kinks, base[at], jumps_there / jnp.where(kinks.present, size_there**2, 1),
             slopes_there, relation, (Z_there, sides_there, explicit),
         )  # fmt: skip
-        slopes = self._put(active, kinks, solved, 1 - solved)
+        slopes = self._with_opposites(_put(active, kinks, solved), resting)
         flux = slopes * C
         mean_W = matmul(self.X_transposed, flux)
         new_W = W + h * mean_W
@@ -349,7 +354,9 @@ class SlidingStep:
             jnp.abs(new_there) <= rounding[at], jnp.where(meets, -sides_there, sides_there), jnp.sign(new_there)
         )
         ends = jnp.where(jumps_there > 0, passed, ends).astype(sides.dtype)
-        new_sides = jnp.where(arrives, -1, self._put(sides, kinks, ends, -ends)).astype(sides.dtype)
+        new_sides = _put(sides, kinks, ends)
+        new_sides = jnp.where(self.follows, -jnp.take(new_sides, self.lines.opposite, axis=0, mode="clip"), new_sides)
+        new_sides = jnp.where(arrives, -1, new_sides).astype(sides.dtype)
         new_sides = jnp.where(state.started, new_sides, sides)
         # A step is of no use when a preactivation is not where its side says.
         misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > jnp.sqrt(eps) * size * (
