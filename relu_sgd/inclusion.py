@@ -1,28 +1,34 @@
 """Solutions of the differential inclusion theta' in -dL(theta), (3) of the paper, with their sliding modes.
 
-Which solutions. The right-hand side is the set of Lemma A.4. A solution moves, at almost every time, with the element of
-least norm of that set (Lemma A.2), which is what is computed: where X_i W_j != 0 the slope r_ij of relu is 1 or 0, and where
-X_i W_j = 0 it is the multiplier in [0, 1] that least norm asks for. A preactivation *slides* when it is held at 0 by a
-multiplier strictly between 0 and 1: c_ij = <E_i, V_j> is then negative and both fields point at the surface. It leaves when its
-multiplier reaches 0 or 1, and crosses where both fields point the same way.
+Which solutions. Those of the Clarke subdifferential. A solution moves, at almost every time, with its element of least
+norm (Lemma A.2): where X_i W_j != 0 the slope r_ij of relu is 1 or 0, and where X_i W_j = 0 it is a multiplier in [0,
+1]. A preactivation *slides* when it is held at 0 by a multiplier strictly between 0 and 1: c_ij = <E_i, V_j> is then
+negative and both fields point at the surface. It leaves when its multiplier reaches 0 or 1, and crosses where both
+fields point the same way. Samples on one line through 0 share their kinks and are merged (`lines`); then the least
+norm over one multiplier per line is that of the Clarke subdifferential, unless kinks of a neuron on dependent lines
+attract as well as repel (`clarke`).
 
-Uniqueness. The velocity is unique, so the ambiguity of Filippov systems where surfaces meet does not arise. Solutions can
-still branch: where c_ij > 0 and both fields point away from the surface, staying, rising and falling are all solutions. The
-integrator stops there and says so (Status.BRANCHING), unless it is told to go on, falling. With both layers trained that
-happens in ordinary runs: when the sign of V_j changes while neuron j has sliding preactivations, they all begin to repel.
-Where Lemma A.4's set is larger than the Clarke subdifferential (`clarke.Subdifferential.is_exact`), the solutions computed are
-those of the larger set.
+Uniqueness. The velocity is unique, so the ambiguity of Filippov systems where surfaces meet does not arise. Solutions
+can still branch: where c_ij > 0 and both fields point away from the surface, staying, rising and falling are all
+solutions. The integrator stops there and says so (Status.BRANCHING), unless it is told to go on, falling. With both
+layers trained that happens in ordinary runs: when the sign of V_j changes while neuron j has sliding preactivations,
+they all begin to repel. It stops as well where kinks on dependent lines leave the velocity open (Status.UNDECIDED);
+told to go on it takes that of Lemma A.4's set.
 
-A neuron whose weights W_j reach 0, all preactivations at once, rests there: slope 0 everywhere gives it velocity 0. That is a
-solution, and the only one unless some c_ij > 0, when it counts as branching too. It is common when V is fixed.
+A neuron whose weights W_j reach 0, all preactivations at once, rests there: slope 0 everywhere gives it velocity 0.
+While all its kinks attract that is the only solution; otherwise it is undecided. It is common when V is fixed.
 
 The method. A step of length h is implicit in the activation and explicit in the error. With c from a half step, every
-preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from there
-slides, or crosses. All of a neuron's preactivations are coupled through X X^T and solved for together (`multipliers`); those
-with c_ij > 0 cannot slide, and are taken from the speed at the step's start. So a sliding preactivation is held at 0 and does
-not chatter. Inside a pattern of activations the step is the explicit midpoint rule, of second order; every event is located
-within its step to first order in h, which costs O(h^2). What is not claimed: the order of events of one neuron within one step
-is not resolved, and errors grow where solutions branch. `event_driven` locates every event, for small problems.
+preactivation gets the average of its slope over the step: it moves with its present slope until it reaches 0, and from
+there slides, or crosses. All of a neuron's preactivations are coupled through X X^T and solved for together
+(`multipliers`); those that repel cannot slide, and are taken from the speed at the step's start. So a sliding
+preactivation is held at 0 and does not chatter. Inside a pattern of activations the step is the explicit midpoint
+rule, of second order; an event is located within its step to first order in h, which costs O(h^2).
+
+The error of a step in theta is estimated from both its ends: c there, at each event's share of the step, in place of c
+from the middle. Where one event of a neuron brings about another, which costs O(h), the estimate shows it, and the
+step is taken again up to the event. The energy identity takes no part in that: it audits the result. `event_driven`
+locates every event, for small problems.
 """
 
 import enum
@@ -41,8 +47,8 @@ from relu_sgd.sliding import SlidingStep, State, Velocity
 
 __all__ = ["Solution", "Status", "solve"]
 
-# A step may change by these factors from one to the next, and aims at what leaves some room: a rejected step costs as much as
-# one that counts.
+# A step may change by these factors from one to the next, and aims at what leaves some room: a rejected step costs as
+# much as one that counts.
 _SHRINK, _GROW, _AIM = 0.3, 1.25, 0.7
 # How much of the error that is left one step may make, and how much of its own length.
 _SAVED, _LARGEST_ERROR = 0.1, 0.05
@@ -56,7 +62,9 @@ class Status(enum.IntEnum):
     BRANCHING = 3  # A kink with c_ij > 0 and both fields pointing away: the solution is not unique from here on.
     DIVERGED = 4
     KINK_LIMIT = 5  # A neuron has more kinks than max_kinks.
-    UNDECIDED = 6  # Kinks of one neuron on dependent lines with mixed signs: neither a solution nor branching could be established.
+    UNDECIDED = (
+        6  # Kinks of a neuron on dependent lines attract as well as repel, or several repel: the velocity is not known.
+    )
 
 
 class Solution(NamedTuple):
@@ -66,21 +74,26 @@ class Solution(NamedTuple):
       times: of the flow of L = 1/2 ||Y - Yhat||_F^2, which has the dimension of 1 / (||X||^2 ||V||^2).
       params: W: times x d0 x d1, V: times x d1 x d2.
       loss: L.
-      sliding: times x N x d1, which preactivations are held at 0.
-      slopes: times x N x d1, r_ij: 1 where active, 0 where not, the multiplier where sliding.
+      sliding: times x N x d1, which preactivations are held at 0 (none of a sample X_i = 0).
+      slopes: times x N x d1, r_ij: 1 where active, 0 where not, the multiplier where sliding. Samples on opposite rays
+        have multipliers that sum to 1.
       velocity_norm: ||theta'|| = dist(0, set), from the right.
       resting: the number of neurons that rest at W_j = 0; their preactivations do not count as sliding.
       crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
       pattern_changes: so far, changes of the activation pattern Z > 0.
-      energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks the
-        square).
-      balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is fixed.
-      envelope_slack: L(0) exp(-2 integral of alpha_0^2) - L(t), not negative for a solution (Proposition 2.1), with alpha_0 =
-        sigma_min(H^T), the integral by the trapezoidal rule over `times`. When V is fixed, alpha_0^2 is the least eigenvalue of
-        the Gram matrix of the Jacobian with respect to W instead (Appendix G).
+      path_length: of theta, from 0 to t.
+      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors. Growth and decay of
+        errors along the solution are not in it.
+      energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks
+        the square).
+      balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is
+        fixed.
+      envelope_slack: L(0) exp(-2 integral of alpha_0^2) - L(t), not negative for a solution (Proposition 2.1), with
+        alpha_0 = sigma_min(H^T), the integral by the trapezoidal rule over `times`. When V is fixed, alpha_0^2 is the
+        least eigenvalue of the Gram matrix of the Jacobian with respect to W instead (Appendix G).
       status: a `Status`.
       steps, rejected: accepted and rejected steps.
-      branched_at: the time of the first branching kink; infinite when none was met.
+      branched_at: the time of the first branching or undecided kink; infinite when none was met.
     """
 
     times: Float[Array, " times"]
@@ -94,6 +107,8 @@ class Solution(NamedTuple):
     entries: Int[Array, " times"]
     exits: Int[Array, " times"]
     pattern_changes: Int[Array, " times"]
+    path_length: Float[Array, " times"]
+    estimated_error: Float[Array, " times"]
     energy_residual: Float[Array, " times"]
     balance_residual: Float[Array, " times"]
     envelope_slack: Float[Array, " times"]
@@ -138,10 +153,12 @@ def solve(
     kink_tolerance: float | None = None,
     stop_at_branching: bool = True,
 ) -> Solution:
-    """The solution of theta' in -dL(theta) from theta(0) = params, L = 1/2 ||Y - Yhat||_F^2. See the module's docstring.
+    """The solution of theta' in -dL(theta) from theta(0) = params, L = 1/2 ||Y - Yhat||_F^2. See the module's
+    docstring.
 
-    Once ||Y - Yhat||_F is below a tenth of sqrt(eps) ||Y||_F the solution counts as at rest, and is the same at all later times.
-    jit and vmap work. In float32 a sliding preactivation is held to about 1e-7; use float64 to count small things.
+    Once ||Y - Yhat||_F is below a tenth of sqrt(eps) ||Y||_F the solution counts as at rest, and is the same at all
+    later times. jit and vmap work. In float32 a sliding preactivation is held to about 1e-7; use float64 to count
+    small things.
 
     Args:
       params: theta(0); its dtype is the precision of everything.
@@ -149,18 +166,18 @@ def solve(
       times: increasing, when to record; or one number, the final time, recorded alone.
       trained_layers: "both", or "hidden" when V is fixed.
       step_size: of every step; adapted when None.
-      tolerance: for adapted steps, the share of the energy that a step sets free which it may fail to account for: all steps
-        together then miss at most this share of L(0). It governs the accuracy of the solution too, without bounding it.
+      tolerance: for adapted steps, the largest `estimated_error` relative to `path_length`, at every time.
       relative_error: stop once ||Y - Yhat||_F / ||Y||_F is below it.
       max_steps: largest number of steps, rejected ones included.
-      max_kinks: room for the preactivations of one neuron that are at 0 or reach it in one step; min(N, 32) when None. Adapted
-        steps shrink when it is exceeded within a step.
+      max_kinks: room for the preactivations of one neuron that are at 0 or reach it in one step; min(N, 32) when None.
+        Adapted steps shrink when it is exceeded within a step.
       kink_tolerance: which preactivations of theta(0) are at 0, see `clarke.kink_sides`.
-      stop_at_branching: whether to stop at a branching kink, or to go on with the solution in which it falls.
+      stop_at_branching: whether to stop at a branching or undecided kink, or to go on, with the solution in which it
+        falls.
 
     Raises:
-      ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step size is not
-        positive, the tolerance is below eps, or an option is not allowed.
+      ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step
+        size is not positive, the tolerance is below eps, or an option is not allowed.
     """
     times = jnp.atleast_1d(jnp.asarray(times, params.W.dtype))
     _check_arguments(params, problem, times, step_size, tolerance, max_steps)
@@ -190,7 +207,8 @@ def solve(
         return small | split | now.too_many | ~jnp.isfinite(now.loss) | (state.steps + state.rejected >= max_steps)
 
     def solved(state: State) -> Array:
-        """Errors are so small that rounding has taken half of their digits: to go on would let noise decide what slides."""
+        """Errors are so small that rounding has taken half of their digits: to go on would let noise decide what
+        slides."""
         return jnp.sqrt(2 * state.velocity.loss) <= 0.1 * jnp.sqrt(jnp.finfo(dtype).eps) * merged_label_norm
 
     def first_step_size(velocity: Velocity) -> Array:
@@ -215,8 +233,8 @@ def solve(
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, step.fails, h))
             given = jnp.asarray(step_size, dtype)
             return choose(step.fails, retry, new._replace(step_size=given, longest=given))
-        # Errors of different steps add up like their squares. What earlier steps have not used of their share is left to later ones,
-        # but no step may be off by much of its own length.
+        # Errors of different steps add up like their squares. What earlier steps have not used of their share is left
+        # to later ones, but no step may be off by much of its own length.
         path = state.path + step.length
         unused = jnp.maximum((tolerance * path) ** 2 - state.squared_errors, 0)
         share = jnp.sqrt(2 * tolerance**2 * path * step.length + _SAVED * unused)
@@ -262,6 +280,8 @@ def solve(
             "entries": state.counts[1],
             "exits": state.counts[2],
             "pattern_changes": state.counts[3],
+            "path_length": state.path,
+            "estimated_error": jnp.sqrt(state.squared_errors),
             "energy_residual": -now.loss - lines.offset - state.dissipated,
             "rate": _least_rate(slopes, hidden, state.params, problem, trained_layers),
         }

@@ -1,9 +1,9 @@
 """Samples on one line through 0: they share a kink in every neuron, and so they are treated together.
 
-Samples X_i = a_i u with a_i > 0 act on theta as a single one does, with input sqrt(sum a_i^2) u and label sum a_i Y_i / sqrt(sum
-a_i^2): the loss differs by a constant. Samples on opposite rays, X_q = -kappa X_p, are never active together, and in the Clarke
-subdifferential their slopes are r_p and 1 - r_p: one kink, whose c is c_p + kappa c_q. Lemma A.4's set lets the slopes vary
-independently, and is larger.
+Samples X_i = a_i u with a_i > 0 act on theta as a single one does, with input sqrt(sum a_i^2) u and label sum a_i Y_i
+/ sqrt(sum a_i^2): the loss differs by a constant. Samples on opposite rays, X_q = -kappa X_p, are never active
+together, and in the Clarke subdifferential their slopes are r_p and 1 - r_p: one kink, whose c is c_p + kappa c_q.
+Lemma A.4's set lets the slopes vary independently, and is larger.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,8 @@ class Lines(NamedTuple):
     Attributes:
       problem: merged samples, each in the place of its ray's first; zeros elsewhere.
       first: the first sample on the ray of every sample; itself for X_i = 0.
-      count: the number of samples that were merged into this one, 0 for those that were merged into another and for X_i = 0.
+      multiplicity: the number of samples that were merged into this one, 0 for those that were merged into another and
+        for X_i = 0.
       opposite: for two opposite rays the place of the other; N elsewhere.
       ratio: kappa = ||X_q|| / ||X_p||, for the opposite ray q of p; 0 elsewhere.
       leads: whether a sample stands for its line: the place of its kink.
@@ -33,7 +34,7 @@ class Lines(NamedTuple):
 
     problem: Problem
     first: Int[Array, " N"]
-    count: Int[Array, " N"]
+    multiplicity: Int[Array, " N"]
     opposite: Int[Array, " N"]
     ratio: Float[Array, " N"]
     leads: Bool[Array, " N"]

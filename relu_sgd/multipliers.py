@@ -1,7 +1,7 @@
 """The slopes of a neuron's kinks, all at once: each depends on its own speed, and through X X^T on all others.
 
-What `sliding` solves twice a step. Where the relation between slope and speed does not decrease and c_ij < 0 the equations are
-monotone, with one speed as their solution; the slopes too are unique where the rows are independent.
+What `sliding` solves twice a step. Where the relation between slope and speed does not decrease and c_ij < 0 the
+equations are monotone, with one speed as their solution; the slopes too are unique where the rows are independent.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,8 @@ __all__ = ["Kinks", "compact", "solve_slopes"]
 
 # So many Newton steps before the first Gauss-Seidel sweep.
 _FIRST_NEWTON_STEPS, _MAX_ITERATIONS = 6, 60
-# Kinks that need no more room than this are solved for in it: most are, in about a quarter of the time that twice the room takes.
+# Kinks that need no more room than this are solved for in it: most are, in about a quarter of the time that twice the
+# room takes.
 _SMALL_ROOM = 16
 
 
@@ -62,10 +63,10 @@ def solve_slopes(
 ) -> tuple[Float[Array, "d1 K"], Bool[Array, ""]]:
     """Slopes r in [0, 1] that satisfy a relation between slope and speed at every kink.
 
-    The speed of kink k of neuron j is base_jk + sum_l c_jl r_jl <x_k, x_l>. Newton's method from the slopes of the step before: the
-    relation is piecewise smooth, and a neuron's equations come down to a positive definite system. Where that has not
-    converged after a few steps, which happens where many rows depend on each other, Gauss-Seidel sweeps take turns with
-    Newton steps that end at the first bound.
+    The speed of kink k of neuron j is base_jk + sum_l c_jl r_jl <x_k, x_l>. Newton's method from the slopes of the
+    step before: the relation is piecewise smooth, and a neuron's equations come down to a positive definite system.
+    Where that has not converged after a few steps, which happens where many rows depend on each other, Gauss-Seidel
+    sweeps take turns with Newton steps that end at the first bound.
 
     Args:
       gram: X X^T.
@@ -73,8 +74,8 @@ def solve_slopes(
       base: their speeds with slope 0 at all of them.
       c: c_ij. Where c_ij > 0 the relation may not depend on the speed, or there need not be a solution.
       start: slopes to begin with.
-      relation: of the speed with own slope 0, the jump c_ij ||x_i||^2 of the speed to slope 1, and `data`: the slope, elementwise. It
-        may not decrease with the speed, nor grow faster than the speed over -jump.
+      relation: of the speed with own slope 0, the jump c_ij ||x_i||^2 of the speed to slope 1, and `data`: the slope,
+        elementwise. It may not decrease with the speed, nor grow faster than the speed over -jump.
       data: d1 x K each, what the relation depends on besides.
 
     Returns:
@@ -99,7 +100,8 @@ def solve_slopes(
             return jnp.where(present, asked - slopes, 0), jnp.clip(jnp.where(attracts, -derivative * jump, 0), 0, 1)
 
         def newton(slopes: Array, missed: Array, share: Array, late: Array) -> Array:
-            # Later on only what sticks moves, as far as the first bound: like a sweep, that cannot undo what was reached.
+            # Later on only what sticks moves, as far as the first bound: like a sweep, that cannot undo what was
+            # reached.
             free = ~late | ((share > 1 - jnp.sqrt(eps)) & (slopes > 0) & (slopes < 1))
             missed, share = jnp.where(free, missed, 0), jnp.where(free, share, 0)
             ridge = jnp.where(late, jnp.sqrt(eps), 16 * eps)  # For dependent rows.

@@ -153,7 +153,8 @@ class SlidingStep:
         return ~jnp.any(W != 0, axis=0) & self.can_rest
 
     def _jumps(self, C: Float[Array, "N d1"]) -> Float[Array, "N d1"]:
-        """Of the speed of every line's kink from slope 0 to slope 1: there one ray takes over from the opposite one."""
+        """Of the speed of every line's kink from slope 0 to slope 1: there one ray takes over from the opposite
+        one."""
         both = C + self.lines.ratio[:, None] * jnp.take(C, self.lines.opposite, axis=0, mode="clip")
         return jnp.where(self.leads, both * self.size**2, 0)
 
@@ -195,12 +196,13 @@ class SlidingStep:
         V_dot = matmul(hidden.T, errors) if self.both else jnp.zeros_like(V)
         Z_dot = matmul(self.X, W_dot)
         speed = Z_dot - jumps * slopes  # With slope 0.
-        # A preactivation at 0 leaves when its multiplier has met a bound and the field there points away, rounding apart.
+        # A preactivation at 0 leaves when its multiplier has met a bound and the field there points away, rounding
+        # apart.
         eps = jnp.finfo(Z.dtype).eps
         noise = jnp.sqrt(eps) * (jnp.abs(speed) + jnp.abs(jumps))
         rises, sinks = (slopes >= 1) & (speed + jumps > noise), (slopes <= 0) & (speed < -noise)
-        # A kink that repels, or is about to, and has no speed of its own: it depends on others that are held, or it is at the
-        # very border between falling and rising.
+        # A kink that repels, or is about to, and has no speed of its own: it depends on others that are held, or it is
+        # at the very border between falling and rising.
         largest = self.size**2 * jnp.linalg.norm(errors) * jnp.linalg.norm(V, axis=1)
         vanishes = jnp.abs(jumps) <= 64 * eps * largest
         repels = (jumps > 0) & ~vanishes
@@ -234,8 +236,8 @@ class SlidingStep:
     def _ambiguous(self, params: Params, sides: Int8[Array, "N d1"]) -> Bool[Array, ""]:
         """Whether it may take more than the least norm of Lemma A.4's set to know the velocity at the start.
 
-        That is so where several kinks of a neuron repel, and where kinks on dependent lines attract as well as repel: then the set may
-        be larger than the Clarke subdifferential.
+        That is so where several kinks of a neuron repel, and where kinks on dependent lines attract as well as repel:
+        then the set may be larger than the Clarke subdifferential.
         """
         hidden = jnp.where(sides > 0, jnp.maximum(matmul(self.X, params.W), 0), 0)
         jumps = self._jumps(matmul(self.Y - matmul(hidden, params.V), params.V.T))
@@ -321,8 +323,8 @@ class SlidingStep:
         Z_there, sides_there, speed_there, slopes_there = Z[at], sides[at], Z_dot[at], now.slopes[at]
         jumps_there, size_there = jumps[at], size[kinks.samples, 0]
 
-        # Where a kink repels there is no sliding, only crossing, and its time is taken from the speed at the start: what is left
-        # is a monotone problem, with one solution.
+        # Where a kink repels there is no sliding, only crossing, and its time is taken from the speed at the start:
+        # what is left is a monotone problem, with one solution.
         meets = Z_there * speed_there < 0
         reached = jnp.clip(jnp.abs(Z_there) / (h * jnp.where(meets, jnp.abs(speed_there), 1)), 0, 1)
         reached = jnp.where(meets, reached, 1)
@@ -382,7 +384,7 @@ class SlidingStep:
                 (sides > 0) != (new_sides > 0),
             ]
         )
-        counts = jnp.sum(counts * self.lines.count[:, None], axis=(1, 2))
+        counts = jnp.sum(counts * self.lines.multiplicity[:, None], axis=(1, 2))
         event, share, flux_of_phases = self._phases(state, velocity, new_sides, slopes, h)
         error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, flux_of_phases - flux))
         worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
@@ -391,6 +393,7 @@ class SlidingStep:
         norm = lambda params: jnp.sqrt(jnp.sum(params.W**2) + jnp.sum(params.V**2))
         error, length = norm(Params(error_W, error_V)), h * norm(Params(mean_W, mean_V))
         speed_scale = jnp.linalg.norm(self.X) * jnp.linalg.norm(V) * jnp.linalg.norm(self.Y)
+        uncertain = velocity.branches | velocity.undecided
         moved = state._replace(
             time=state.time + h,
             params=params,
@@ -402,12 +405,12 @@ class SlidingStep:
             squared_errors=state.squared_errors + error**2,
             counts=state.counts + counts.astype(state.counts.dtype),
             steps=state.steps + 1,
-            branched_at=jnp.where(velocity.branches, jnp.minimum(state.branched_at, state.time + h), state.branched_at),
+            branched_at=jnp.where(uncertain, jnp.minimum(state.branched_at, state.time + h), state.branched_at),
         )
         begun = state._replace(
             started=jnp.bool_(True),
             velocity=velocity,
-            branched_at=jnp.where(velocity.branches, state.time, jnp.inf).astype(h.dtype),
+            branched_at=jnp.where(uncertain, state.time, jnp.inf).astype(h.dtype),
         )
 
         return Step(
@@ -422,11 +425,13 @@ class SlidingStep:
     def _phases(
         self, state: State, after: Velocity, new_sides: Int8[Array, "N d1"], mean_slopes: Float[Array, "N d1"], h: Array
     ) -> tuple[Bool[Array, "N d1"], Float[Array, "N d1"], Float[Array, "N d1"]]:
-        """Which preactivations arrive at 0 in a step, at which share of it, and the average of r_ij c_ij from both ends of the step.
+        """Which preactivations arrive at 0 in a step, at which share of it, and the average of r_ij c_ij from both
+        ends of the step.
 
-        The step takes c_ij from its middle, and the average is what that is compared with: without an event the trapezoidal rule, with
-        one the same before and after it. The time of a crossing follows from the speed at the start. The slopes of what is held at 0 jump
-        when the neuron meets an event: when, follows from their average, which Z_ij = 0 determines.
+        The step takes c_ij from its middle, and the average is what that is compared with: without an event the
+        trapezoidal rule, with one the same before and after it. The time of a crossing follows from the speed at the
+        start. The slopes of what is held at 0 jump when the neuron meets an event: when, follows from their average,
+        which Z_ij = 0 determines.
         """
         now, sides = state.velocity, state.sides
         divide = lambda a, b: a / jnp.where(b == 0, 1, b)
@@ -445,7 +450,8 @@ class SlidingStep:
     def _begins_to_repel(self, now: Velocity, after: Velocity, sides: Int8[Array, "N d1"]) -> Bool[Array, ""]:
         """Whether a sliding preactivation ceases to be attracted within a step, and so branches.
 
-        If its speed with slope 0 is not near 0 at that moment, then its multiplier has reached a bound, and it has left, before.
+        If its speed with slope 0 is not near 0 at that moment, then its multiplier has reached a bound, and it has
+        left, before.
         """
         slid = (sides == 0) & (now.slopes > 0) & (now.slopes < 1) & (now.jumps < 0) & (after.jumps >= 0)
         low, new_low = now.Z_dot - now.jumps * now.slopes, after.Z_dot - after.jumps * after.slopes
@@ -456,8 +462,9 @@ class SlidingStep:
     def _mean_square(self, before: Params, mean: Params, after: Params) -> Array:
         """The average of ||theta'||^2 over a step, from the velocities at its ends and their average over it.
 
-        A neuron that meets an event moves with its first velocity for a while and with its last for the rest: how long follows
-        from the average. Without an event the velocity is close to linear, and that comes to the trapezoidal rule.
+        A neuron that meets an event moves with its first velocity for a while and with its last for the rest: how long
+        follows from the average. Without an event the velocity is close to linear, and that comes to the trapezoidal
+        rule.
         """
 
         def part(a: Array, b: Array, c: Array, axis: int) -> Array:
