@@ -62,16 +62,19 @@ class ClarkeHull:
     patterns: Bool[np.ndarray, "patterns K"]
     samples: np.ndarray
 
-    def nearest(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " d0"]:
-        """The point of the hull that is nearest to a point."""
+    def weights(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " patterns"]:
+        """Of the vertices, not negative and with sum 1, for the point of the hull that is nearest to a point."""
         # Convex weights by non-negative least squares, with their sum held at 1 by a heavy row.
         offsets = self.vertices - np.asarray(point, float)
         scale = max(np.abs(offsets).max(), np.finfo(float).tiny)
         heavy = 1e6
         system = np.vstack([offsets.T / scale, np.full(len(offsets), heavy)])
         weights, _ = nnls(system, np.append(np.zeros(offsets.shape[1]), heavy), maxiter=1000 * len(offsets))
-        weights /= weights.sum()
-        return weights @ self.vertices
+        return weights / weights.sum()
+
+    def nearest(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " d0"]:
+        """The point of the hull that is nearest to a point."""
+        return self.weights(point) @ self.vertices
 
     def distance(self, point: Float[np.ndarray, " d0"]) -> float:
         """The distance from a point to the hull."""

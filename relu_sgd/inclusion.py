@@ -53,6 +53,7 @@ class Status(enum.IntEnum):
     BRANCHING = 3  # A kink with c_ij > 0 and both fields pointing away: the solution is not unique from here on.
     DIVERGED = 4
     KINK_LIMIT = 5  # A neuron has more kinks than max_kinks.
+    UNDECIDED = 6  # Kinks of one neuron on dependent lines with mixed signs: neither a solution nor branching could be established.
 
 
 class Solution(NamedTuple):

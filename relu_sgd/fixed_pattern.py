@@ -1,0 +1,197 @@
+"""The inclusion while its pattern is fixed: which preactivations are active, and which are held at 0 on the lines of their rows.
+
+Samples whose rows are positive multiples of one row act as one sample, and those on the other side of the same line through the
+origin share its kink: per neuron one surface, and one multiplier. In a fixed pattern theta' is a polynomial of theta, so Taylor's
+series of the solution follows from a recursion. The pattern lasts as long as its margins are positive, which are smooth too.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from relu_sgd.kink_faces import Field, projection, rays
+
+__all__ = ["Lines", "Mode", "Series", "training_lines"]
+
+_ORDER = 30
+
+
+class Lines(NamedTuple):
+    """The training set with one row for every direction, and the lines through the origin that the rows lie on.
+
+    Attributes:
+      X, Y: M x d0 and M x d2, M <= N: X_i = a_i u with a_i > 0 for i in a group becomes sqrt(sum a_i^2) u, with the label
+        sum a_i Y_i / sqrt(sum a_i^2). The loss changes by a constant. Without rows that are 0.
+      line, orientation: M, the line of each row, and whether it points along (1) or against (-1) its unit vector.
+      units: L x d0.
+      sample_line, sample_orientation: N, the same for the samples; orientation 0 for rows that are 0.
+    """
+
+    X: Float[np.ndarray, "M d0"]
+    Y: Float[np.ndarray, "M d2"]
+    line: Int[np.ndarray, " M"]
+    orientation: Int[np.ndarray, " M"]
+    units: Float[np.ndarray, "L d0"]
+    sample_line: Int[np.ndarray, " N"]
+    sample_orientation: Int[np.ndarray, " N"]
+
+    def field(self, c: Float[np.ndarray, " M"], sides: Int[np.ndarray, " L"]) -> Field:
+        """The velocities of one neuron about a point on the lines with side 0, from its coefficients c_ij."""
+        pulls = c[:, None] * self.X
+        along = np.einsum("ia,ia->i", pulls, self.units[self.line])
+        at = sides == 0
+        above, below = (
+            np.bincount(self.line, np.where(self.orientation == sign, along, 0), len(sides))[at] for sign in (1, -1)
+        )
+        return Field(self.units[at], above, below, (sides[self.line] * self.orientation > 0) @ pulls)
+
+
+def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -> Lines:
+    """Of a training set; rows count as parallel up to rounding."""
+    lengths = np.linalg.norm(X, axis=1)
+    units = np.zeros((0, X.shape[1]))
+    line, orientation = np.zeros(len(X), int), np.zeros(len(X), int)
+    for i in np.flatnonzero(lengths > 0):
+        unit = X[i] / lengths[i]
+        for sign in (1, -1):
+            same = np.flatnonzero(np.linalg.norm(units - sign * unit, axis=1) <= 16 * np.finfo(float).eps)
+            if len(same) and not orientation[i]:
+                line[i], orientation[i] = same[0], sign
+        if not orientation[i]:
+            line[i], orientation[i] = len(units), 1
+            units = np.concatenate([units, unit[None]])
+    groups = sorted({(line[i], orientation[i]) for i in np.flatnonzero(orientation)})
+    members = [(line == number) & (orientation == sign) for number, sign in groups]
+    sizes = [np.linalg.norm(lengths[group]) for group in members]
+    return Lines(
+        np.array([sign * size * units[number] for (number, sign), size in zip(groups, sizes, strict=True)]).reshape(
+            -1, X.shape[1]
+        ),
+        np.array([lengths[group] @ Y[group] / size for group, size in zip(members, sizes, strict=True)]).reshape(
+            -1, Y.shape[1]
+        ),
+        *np.array(groups, int).reshape(-1, 2).T,
+        units,
+        line,
+        orientation,
+    )
+
+
+class Series(NamedTuple):
+    """Taylor's coefficients of the solution in a mode, as functions of t / unit.
+
+    Attributes:
+      W, V: (order + 1) x d0 x d1, (order + 1) x d1 x d2.
+      C: (order + 1) x M x d1, c_ij = <E_i, V_j>.
+      unit: a time.
+    """
+
+    W: np.ndarray
+    V: np.ndarray
+    C: np.ndarray
+    unit: float
+
+    def window(self) -> float:
+        """How long the series may be summed: until its last terms are as large as what rounding leaves of each neuron."""
+        terms = np.linalg.norm(self.W, axis=1) + np.linalg.norm(self.V, axis=2)  # (order + 1) x d1
+        window = np.inf
+        for k in (len(terms) - 2, len(terms) - 1):
+            present = terms[k] > 0
+            window = min([window, *(1e-17 * terms[0] / np.where(present, terms[k], 1))[present] ** (1 / k)])
+        return window * self.unit
+
+    def at(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """W and V after a time t."""
+        powers = (t / self.unit) ** np.arange(len(self.W))
+        return np.tensordot(powers, self.W, 1), np.tensordot(powers, self.V, 1)
+
+    def squared_speed(self, t: float) -> float:
+        """||theta'||^2 after a time t."""
+        powers = np.arange(1, len(self.W)) * (t / self.unit) ** np.arange(len(self.W) - 1) / self.unit
+        return float(sum(np.sum(np.tensordot(powers, terms[1:], 1) ** 2) for terms in (self.W, self.V)))
+
+
+class Mode:
+    """A fixed pattern of L x d1 sides: 1 or -1, or 0 for a line that a neuron is held on.
+
+    Attributes:
+      margin_neurons: the neuron of each margin. All margins are positive inside the mode: the distances from 0 of what is not
+        held; and for a held neuron, the growth of the loss along every ray by which it could let go.
+      is_watched: whether the margins tell when the mode ends; they do not for a neuron that has too many rays.
+    """
+
+    def __init__(self, lines: Lines, sides: np.ndarray, both: bool) -> None:
+        self.lines, self.sides, self.both = lines, sides, both
+        row_sides = sides[lines.line] * lines.orientation[:, None]
+        self.active = (row_sides > 0).astype(float)
+        d0, d1 = lines.X.shape[1], sides.shape[1]
+        self.projections = np.broadcast_to(np.eye(d0), (d1, d0, d0)).copy()
+        self.is_watched = True
+        self.loose = np.argwhere(sides)
+        self.growth: list[tuple[int, np.ndarray]] = []  # For a held neuron, rays x M: what each c_ij adds.
+        for j in map(int, np.flatnonzero((sides == 0).any(axis=0))):
+            held = lines.units[sides[:, j] == 0]
+            self.projections[j] = projection(held)
+            directions = rays(held)
+            at = row_sides[:, j] == 0
+            if directions is not None:
+                products = directions @ lines.X.T
+                rises = products > 1e-9 * np.linalg.norm(lines.X, axis=1)
+                self.growth.append((j, -products * np.where(at, rises, self.active[:, j])))
+            elif not self.active[:, j].any() and (lines.orientation[at] > 0).all():
+                # It rests at W_j = 0, and does so at least as long as no c_ij is positive.
+                self.growth.append((j, -np.diag(np.linalg.norm(lines.X, axis=1))[at]))
+            else:
+                self.is_watched = False
+        self.margin_neurons = np.array([*self.loose[:, 1], *(j for j, growth in self.growth for _ in growth)], int)
+
+    def hidden(self, W: np.ndarray) -> np.ndarray:
+        """M x d1."""
+        return self.active * (self.lines.X @ W)
+
+    def series(self, W: np.ndarray, V: np.ndarray, order: int = _ORDER) -> Series:
+        """Taylor's series of the solution that stays in this mode."""
+        X, Y = self.lines.X, self.lines.Y
+        hidden = np.zeros((order + 1, *self.active.shape))
+        E, C = np.zeros((order + 1, *Y.shape)), np.zeros((order + 1, *self.active.shape))
+        Ws, Vs = np.zeros((order + 1, *W.shape)), np.zeros((order + 1, *V.shape))
+        Ws[0], Vs[0] = W, V
+        largest = np.linalg.norm
+        hidden[0] = self.hidden(W)
+        error = largest(Y - hidden[0] @ V)
+        rate = largest(X) ** 2 * largest(V) ** 2 + (largest(hidden[0]) ** 2 + largest(X) * error if self.both else 0)
+        unit = 1 / float(rate) if rate > 0 else 1.0
+        for k in range(order + 1):
+            hidden[k] = self.hidden(Ws[k])
+            if self.both:
+                E[k] = -np.einsum("kij,kja->ia", hidden[: k + 1], Vs[k::-1])
+                E[0] += Y if k == 0 else 0
+                C[k] = np.einsum("kia,kja->ij", E[: k + 1], Vs[k::-1])
+            else:
+                E[k] = (Y if k == 0 else 0) - hidden[k] @ V
+                C[k] = E[k] @ V.T
+            if k == order:
+                break
+            free = X.T @ (self.active * C[k])
+            Ws[k + 1] = unit / (k + 1) * np.einsum("jab,bj->aj", self.projections, free)
+            if self.both:
+                Vs[k + 1] = unit / (k + 1) * np.einsum("kij,kia->ja", hidden[: k + 1], E[k::-1])
+        return Series(Ws, Vs, C, unit)
+
+    def margins(self, series: Series) -> np.ndarray:
+        """Their Taylor coefficients, (order + 1) x margins."""
+        line, neuron = self.loose.T
+        distances = np.einsum(
+            "mb,kbm->km", self.lines.units[line] * self.sides[line, neuron][:, None], series.W[:, :, neuron]
+        )
+        return np.concatenate([distances, *(series.C[:, :, j] @ growth.T for j, growth in self.growth)], axis=1)
+
+    def sizes(self, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What margins compare with: d1, of neurons' weights; margins, those or velocities."""
+        X, Y = self.lines.X, self.lines.Y
+        neurons = np.sqrt(np.sum(W**2, axis=0) + np.sum(V**2, axis=1))
+        reach = np.abs(Y).max(initial=0) + np.abs(X @ W).max(initial=0) * np.abs(V).sum(initial=0)
+        velocities = neurons * reach * np.linalg.norm(X, axis=1).sum()
+        of_growth = velocities[self.margin_neurons[len(self.loose) :]]
+        return neurons, np.concatenate([neurons[self.loose[:, 1]], of_growth])
