@@ -16,15 +16,15 @@ import itertools
 import math
 from typing import Literal, NamedTuple, cast, get_args
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.optimize import brentq
 
-from relu_sgd.clarke import kink_sides
 from relu_sgd.fixed_pattern import Lines, Mode, Series, training_lines
 from relu_sgd.inclusion import Status
 from relu_sgd.kink_faces import continuations, projection, slopes
-from relu_sgd.network import Params, TrainedLayers
+from relu_sgd.network import Params, TrainedLayers, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = ["Event", "EventDrivenSolution", "solve"]
@@ -215,7 +215,7 @@ def solve(
     Raises:
       ValueError: shapes do not fit, something is not finite, times are negative or do not increase, or an option is not allowed.
     """
-    sample_sides = np.array(kink_sides(params, problem, kink_tolerance), int)
+    jax.eval_shape(preactivations, params, problem)  # Shapes.
     W, V, X, Y = (np.array(array, float) for array in (*params, *problem))
     for name, array in (("W", W), ("V", V), ("X", X), ("Y", Y)):
         if not np.isfinite(array).all():
@@ -225,15 +225,15 @@ def solve(
         raise ValueError(f"times must be finite, not negative and increase, got {times}")
     if trained_layers not in get_args(TrainedLayers):
         raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
+    if kink_tolerance is None:
+        kink_tolerance = 8 * np.finfo(float).eps
+    elif not kink_tolerance >= 0:
+        raise ValueError(f"kink_tolerance must not be negative, got {kink_tolerance}")
     lines, both = training_lines(X, Y), trained_layers == "both"
     loss = lambda W, V: 0.5 * float(np.sum((Y - np.maximum(X @ W, 0) @ V) ** 2))
 
-    # A sample on a kink puts its line there.
-    sides = np.ones((len(lines.units), W.shape[1]), int)
-    for i in np.flatnonzero(lines.sample_orientation):
-        sides[lines.sample_line[i]] = np.where(
-            sides[lines.sample_line[i]] == 0, 0, sample_sides[i] * lines.sample_orientation[i]
-        )
+    Z = lines.units @ W
+    sides = np.where(np.abs(Z) <= kink_tolerance * np.linalg.norm(W, axis=0), 0, np.sign(Z)).astype(int)
     at_kink = sides == 0
     W = _onto(lines, W, at_kink)
     mode = Mode(lines, sides, both)
@@ -263,8 +263,7 @@ def solve(
             shares = (window / series.unit) ** np.arange(len(margins))[:, None]
             found = _first_event(margins * shares, floors)
             duration = window if found is None else found[0] * window
-            for node, weight in zip(_NODES, _WEIGHTS, strict=True):
-                dissipated += 0.5 * duration * weight * series.squared_speed(duration * (node + 1) / 2)
+            dissipated += duration / 2 * float(_WEIGHTS @ series.squared_speeds(duration / 2 * (_NODES + 1)))
             standstill = standstill + 1 if now + duration == now else 0
             now = until if duration == until - now else now + duration
             W, V = series.at(duration)

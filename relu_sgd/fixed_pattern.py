@@ -61,21 +61,15 @@ def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -
         if not orientation[i]:
             line[i], orientation[i] = len(units), 1
             units = np.concatenate([units, unit[None]])
-    groups = sorted({(line[i], orientation[i]) for i in np.flatnonzero(orientation)})
-    members = [(line == number) & (orientation == sign) for number, sign in groups]
-    sizes = [np.linalg.norm(lengths[group]) for group in members]
-    return Lines(
-        np.array([sign * size * units[number] for (number, sign), size in zip(groups, sizes, strict=True)]).reshape(
-            -1, X.shape[1]
-        ),
-        np.array([lengths[group] @ Y[group] / size for group, size in zip(members, sizes, strict=True)]).reshape(
-            -1, Y.shape[1]
-        ),
-        *np.array(groups, int).reshape(-1, 2).T,
-        units,
-        line,
-        orientation,
-    )
+    groups = sorted({(int(line[i]), int(orientation[i])) for i in np.flatnonzero(orientation)})
+    rows, labels = np.zeros((len(groups), X.shape[1])), np.zeros((len(groups), Y.shape[1]))
+    for row, (number, sign) in enumerate(groups):
+        members = (line == number) & (orientation == sign)
+        size = np.linalg.norm(lengths[members])
+        rows[row] = sign * size * units[number]
+        labels[row] = lengths[members] @ Y[members] / size
+    row_line, row_orientation = np.array(groups, int).reshape(-1, 2).T
+    return Lines(rows, labels, row_line, row_orientation, units, line, orientation)
 
 
 class Series(NamedTuple):
@@ -106,10 +100,11 @@ class Series(NamedTuple):
         powers = (t / self.unit) ** np.arange(len(self.W))
         return np.tensordot(powers, self.W, 1), np.tensordot(powers, self.V, 1)
 
-    def squared_speed(self, t: float) -> float:
-        """||theta'||^2 after a time t."""
-        powers = np.arange(1, len(self.W)) * (t / self.unit) ** np.arange(len(self.W) - 1) / self.unit
-        return float(sum(np.sum(np.tensordot(powers, terms[1:], 1) ** 2) for terms in (self.W, self.V)))
+    def squared_speeds(self, times: Float[np.ndarray, " times"]) -> Float[np.ndarray, " times"]:
+        """||theta'||^2."""
+        k = np.arange(1, len(self.W))
+        powers = k / self.unit * (times[:, None] / self.unit) ** (k - 1)
+        return sum(np.sum((powers @ terms[1:].reshape(len(k), -1)) ** 2, axis=1) for terms in (self.W, self.V))
 
 
 class Mode:
