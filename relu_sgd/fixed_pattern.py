@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from relu_sgd.kink_faces import Field, projection, rays
+from relu_sgd.clarke_hull import rays
+from relu_sgd.kink_faces import Field, projection
 
 __all__ = ["Lines", "Mode", "Series", "training_lines"]
 

@@ -10,7 +10,6 @@ cones that they span. d psi is the Clarke subdifferential, the hull of the cells
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,15 +17,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import lsq_linear
 
-from relu_sgd.clarke_hull import ClarkeHull, achievable_patterns
+from relu_sgd.clarke_hull import ClarkeHull, achievable_patterns, rays
 from relu_sgd.inclusion import Status
 
-__all__ = ["Continuation", "Field", "continuations", "projection", "rays", "slopes"]
+__all__ = ["Continuation", "Field", "continuations", "projection", "slopes"]
 
 # Lines whose directions depend on each other up to this count as dependent; products of unit vectors below it as 0.
 _RANK = 1e-9
-# More rays, cells or sign vectors than these are not enumerated.
-_MOST_RAYS, _MOST_LINES_WITH_CELLS, _MOST_SIGNS = 20_000, 10, 1000
+# The cells of more lines than these are not enumerated, nor more sign vectors.
+_MOST_LINES_WITH_CELLS, _MOST_SIGNS = 16, 1000
 
 
 class Field(NamedTuple):
@@ -76,21 +75,6 @@ class Continuation(NamedTuple):
 def projection(units: Float[np.ndarray, "K d0"]) -> Float[np.ndarray, "d0 d0"]:
     """Onto the orthogonal complement of the lines."""
     return np.eye(units.shape[1]) - np.linalg.pinv(units, rcond=_RANK) @ units
-
-
-def rays(units: Float[np.ndarray, "K d0"]) -> Float[np.ndarray, "rays d0"] | None:
-    """Unit vectors on all one-dimensional faces of an arrangement within its span; None when they are too many."""
-    _, sizes, basis = np.linalg.svd(units, full_matrices=False)
-    rank = int(np.sum(sizes > _RANK * sizes[0]))
-    basis = basis[:rank]
-    if math.comb(len(units), rank - 1) > _MOST_RAYS:
-        return None
-    if rank == 1:
-        return np.concatenate([basis, -basis])
-    subsets = np.array(list(itertools.combinations(range(len(units)), rank - 1)), int).reshape(-1, rank - 1)
-    _, sizes, vectors = np.linalg.svd((units @ basis.T)[subsets])
-    found = vectors[np.all(sizes > _RANK, axis=1), -1] @ basis
-    return np.concatenate([found, -found])
 
 
 def _signs(products: np.ndarray, tolerance: float) -> np.ndarray:
