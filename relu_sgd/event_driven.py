@@ -197,6 +197,7 @@ def _is_same(one: Series, other: Series) -> bool:
     return all(np.abs(a - b).max() <= 1e-8 * scale for a, b in ((one.W, other.W), (one.V, other.V)))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # What overflows ends as DIVERGED.
 def solve(
     params: Params,
     problem: Problem,
@@ -238,7 +239,7 @@ def solve(
     W = _onto(lines, W, at_kink)
     mode = Mode(lines, sides, both)
     now, initial, dissipated, status = 0.0, loss(W, V), 0.0, Status.REACHED
-    settled = _settle(mode, W, V, at_kink)
+    settled = _settle(mode, W, V, at_kink) if np.isfinite(initial) else Status.DIVERGED
     if isinstance(settled, Status):
         status = settled
     else:
@@ -293,7 +294,7 @@ def solve(
         energy_residual=residual,
         events=tuple(events),
         status=status,
-        stopped_at=now,
+        stopped_at=float(now),
     )
 
 
@@ -326,7 +327,7 @@ def _events(lines: Lines, before: np.ndarray, after: np.ndarray, now: float) -> 
     for line, j in np.argwhere(before != after):
         kind: Kind = "exit" if before[line, j] == 0 else "entry" if after[line, j] == 0 else "crossing"
         members = np.flatnonzero((lines.sample_line == line) & (lines.sample_orientation != 0))
-        found += [Event(now, int(i), int(j), kind) for i in members]
+        found += [Event(float(now), int(i), int(j), kind) for i in members]
     return found
 
 
