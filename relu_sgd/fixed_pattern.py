@@ -157,7 +157,7 @@ class Mode:
         hidden[0] = self.hidden(W)
         error = largest(Y - hidden[0] @ V)
         rate = largest(X) ** 2 * largest(V) ** 2 + (largest(hidden[0]) ** 2 + largest(X) * error if self.both else 0)
-        unit = 1 / float(rate) if rate > 0 else 1.0
+        unit = 1 / float(rate) if 0 < rate < np.inf else 1.0
         for k in range(order + 1):
             hidden[k] = self.hidden(Ws[k])
             if self.both:

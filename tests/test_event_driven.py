@@ -182,13 +182,13 @@ STAR = np.stack([np.cos(np.pi * np.array([0, 2, 4]) / 3), np.sin(np.pi * np.arra
     [
         (STAR, [-1, -1, -1], Status.REACHED),
         (STAR, [1, 1, 1], Status.BRANCHING),
-        (STAR, [1, -1, 1], Status.BRANCHING),
+        ([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [1, 1, -1], Status.BRANCHING),
         # A weak pull between strong ones that hold.
         (np.concatenate([STAR, STAR[:1] + 0.05 * STAR[1:2]]), [-1, -1, -1, 0.3], Status.REACHED),
     ],
 )
 def test_dependent_lines_are_held_where_the_loss_grows_along_all_rays(X, Y, status):
-    start, Y = Params(np.zeros((2, 1)), np.ones((1, 1))), np.array(Y, float)[:, None]
+    start, X, Y = Params(np.zeros((2, 1)), np.ones((1, 1))), np.array(X), np.array(Y, float)[:, None]
     assert clarke_hull(start, Problem(X, Y), 0).contains(np.zeros(2))
     found = solve(X, Y, *start, 1.0)
     assert found.status == status
@@ -266,7 +266,7 @@ def test_the_order_of_samples_and_their_copies_do_not_matter(seed):
 
 
 def test_what_is_not_finite_any_more_diverges():
-    found = solve([[1e200]], [[1e200]], [[1.0]], [[1e200]], 1.0)
+    found = solve([[1.0]], [[-1e200]], [[1.0]], [[1e200]], 1.0)
     assert found.status == Status.DIVERGED
     assert not len(found.times)
 
