@@ -30,9 +30,11 @@ class End(NamedTuple):
     V: np.ndarray
 
 
-def solve_event_driven(case: Case) -> EventDrivenSolution:
+def solve_event_driven(case: Case, times: np.ndarray | None = None) -> EventDrivenSolution:
+    """At the final time, unless others are given."""
+    times = np.array([case.final_time]) if times is None else times
     return event_driven.solve(
-        Params(case.W, case.V), Problem(case.X, case.Y), np.array([case.final_time]), trained_layers=case.trained_layers
+        Params(case.W, case.V), Problem(case.X, case.Y), times, trained_layers=case.trained_layers
     )
 
 
@@ -102,6 +104,25 @@ def is_wrong(case: Case, reference: Reference, W: np.ndarray, V: np.ndarray, all
     return True if np.isfinite(promise(case, reference)) else None
 
 
+def is_solution(case: Case, num_segments: int = 30) -> bool:
+    """Whether small steps from anywhere on the event-driven solution follow it for a while.
+
+    Where a preactivation is held at 0 and the field on one side all but vanishes, small steps stay there, off by their own
+    length, long after the solution has left: they agree with each other and are wrong, but not from a start on the solution.
+    """
+    times = np.linspace(0, case.final_time, num_segments + 1)
+    found = solve_event_driven(case, times)
+    W, V = (np.asarray(array) for array in found.params)
+    pieces = [case._replace(W=w, V=v, final_time=times[1]) for w, v in zip(W[:-1], V[:-1], strict=True)]
+    references = small_step_reference.solve(pieces)
+    whole = np.linalg.norm(W[0]) + np.linalg.norm(V[0]) + sum(reference.path for reference in references)
+    gaps = [
+        max(np.abs(w - reference.W).max(), np.abs(v - reference.V).max()) - 5 * reference.uncertainty
+        for w, v, reference in zip(W[1:], V[1:], references, strict=True)
+    ]
+    return max(gaps) <= 1e-5 * whole and max(reference.uncertainty for reference in references) <= 1e-3 * whole
+
+
 def report(
     name: str, cases: Sequence[Case], references: Sequence[Reference], ends: Sequence[End], first: int, allowed: float
 ):
@@ -112,6 +133,8 @@ def report(
         counts["degenerate" if case.degenerate else "generic"][end.status.name] += 1
         if end.status == Status.REACHED:
             verdict = is_wrong(case, reference, end.W, end.V, allowed)
+            if verdict is not False and name == "events" and is_solution(case):
+                verdict = False
             compared += verdict is not None
             if verdict is None:
                 print(f"{name}, seed {seed}: REACHED, but small steps part by {reference.branch_gap:.2g}")
