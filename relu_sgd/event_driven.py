@@ -124,7 +124,7 @@ def _settle(mode: Mode, W: np.ndarray, V: np.ndarray, at_kink: np.ndarray) -> Mo
     sizes, _ = mode.sizes(W, V)
     resolution = sizes * np.linalg.norm(X, axis=1).sum() * np.abs(E).max(initial=0)
     if np.abs(E).max(initial=0) <= _ROUNDING * np.abs(lines.Y).max(initial=0):
-        return Mode(lines, sides, both)  # Solved: nothing moves.
+        return Mode(lines, sides, both, mode)  # Solved: nothing moves.
     choices: list[list[tuple[np.ndarray, bool]]] = []
     is_convex = True
     for j in neurons:
@@ -178,7 +178,7 @@ def _with_sides(mode: Mode, neurons: np.ndarray, candidate: tuple[tuple[np.ndarr
     sides = mode.sides.copy()
     for j, (chosen, _) in zip(neurons, candidate, strict=True):
         sides[:, j] = chosen
-    return Mode(mode.lines, sides, mode.both)
+    return Mode(mode.lines, sides, mode.both, mode)
 
 
 def _begins_inside(mode: Mode, series: Series, neurons: np.ndarray, at_kink: np.ndarray) -> bool:

@@ -117,30 +117,35 @@ class Mode:
       is_watched: whether the margins tell when the mode ends; they do not for a neuron that has too many rays.
     """
 
-    def __init__(self, lines: Lines, sides: np.ndarray, both: bool) -> None:
+    def __init__(self, lines: Lines, sides: np.ndarray, both: bool, before: "Mode | None" = None) -> None:
+        """A mode, which takes over from another one what they have in common."""
         self.lines, self.sides, self.both = lines, sides, both
-        row_sides = sides[lines.line] * lines.orientation[:, None]
-        self.active = (row_sides > 0).astype(float)
-        d0, d1 = lines.X.shape[1], sides.shape[1]
-        self.projections = np.broadcast_to(np.eye(d0), (d1, d0, d0)).copy()
-        self.is_watched = True
+        self.active = (sides[lines.line] * lines.orientation[:, None] > 0).astype(float)
+        unchanged = (sides == before.sides).all(axis=0) if before else np.zeros(sides.shape[1], bool)
+        self._faces: list[tuple[np.ndarray, np.ndarray | None]] = [
+            before._faces[j] if before and unchanged[j] else self._face(j) for j in range(sides.shape[1])
+        ]
+        self.projections = np.array([along for along, _ in self._faces])
+        self.is_watched = all(growth is not None for _, growth in self._faces)
         self.loose = np.argwhere(sides)
-        self.growth: list[tuple[int, np.ndarray]] = []  # For a held neuron, rays x M: what each c_ij adds.
-        for j in map(int, np.flatnonzero((sides == 0).any(axis=0))):
-            held = lines.units[sides[:, j] == 0]
-            self.projections[j] = projection(held)
-            directions = rays(held)
-            at = row_sides[:, j] == 0
-            if directions is not None:
-                products = directions @ lines.X.T
-                rises = products > 1e-9 * np.linalg.norm(lines.X, axis=1)
-                self.growth.append((j, -products * np.where(at, rises, self.active[:, j])))
-            elif not self.active[:, j].any() and (lines.orientation[at] > 0).all():
-                # It rests at W_j = 0, and does so at least as long as no c_ij is positive.
-                self.growth.append((j, -np.diag(np.linalg.norm(lines.X, axis=1))[at]))
-            else:
-                self.is_watched = False
-        self.margin_neurons = np.array([*self.loose[:, 1], *(j for j, growth in self.growth for _ in growth)], int)
+        growing = [j for j, (_, growth) in enumerate(self._faces) for _ in range(0 if growth is None else len(growth))]
+        self.margin_neurons = np.array([*self.loose[:, 1], *growing], int)
+
+    def _face(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """d0 x d0, the projection onto the face that holds a neuron; rays x M, what each c_ij adds to the growth along a ray."""
+        X, orientation = self.lines.X, self.lines.orientation
+        held = self.lines.units[self.sides[:, j] == 0]
+        if not len(held):
+            return np.eye(X.shape[1]), np.zeros((0, len(X)))
+        directions, lengths = rays(held), np.linalg.norm(X, axis=1)
+        at = self.sides[self.lines.line, j] == 0
+        if directions is not None:
+            products = directions @ X.T
+            return projection(held), -products * np.where(at, products > 1e-9 * lengths, self.active[:, j])
+        if not self.active[:, j].any() and (orientation[at] > 0).all():
+            # It rests at W_j = 0, and does so at least as long as no c_ij is positive.
+            return projection(held), -np.diag(lengths)[at]
+        return projection(held), None
 
     def hidden(self, W: np.ndarray) -> np.ndarray:
         """M x d1."""
@@ -181,7 +186,8 @@ class Mode:
         distances = np.einsum(
             "mb,kbm->km", self.lines.units[line] * self.sides[line, neuron][:, None], series.W[:, :, neuron]
         )
-        return np.concatenate([distances, *(series.C[:, :, j] @ growth.T for j, growth in self.growth)], axis=1)
+        growths = [series.C[:, :, j] @ growth.T for j, (_, growth) in enumerate(self._faces) if growth is not None]
+        return np.concatenate([distances, *growths], axis=1)
 
     def sizes(self, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What margins compare with: d1, of neurons' weights; margins, those or velocities."""

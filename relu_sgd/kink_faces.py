@@ -81,11 +81,14 @@ def _signs(products: np.ndarray, tolerance: float) -> np.ndarray:
     return np.where(np.abs(products) <= tolerance, 0, np.sign(products)).astype(int)
 
 
+def _are_independent(units: np.ndarray) -> bool:
+    return bool(np.linalg.matrix_rank(units, tol=_RANK) == len(units))
+
+
 def _is_product(field: Field) -> bool:
     """Whether the hull of the cells' velocities is that of all patterns: independent lines, or jumps of one sign."""
     jumps = field.above - field.below
-    independent = np.linalg.matrix_rank(field.units, tol=_RANK) == len(field.units)
-    return bool(independent or (jumps <= 0).all() or (jumps >= 0).all())
+    return bool(_are_independent(field.units) or (jumps <= 0).all() or (jumps >= 0).all())
 
 
 def _least_norm(field: Field) -> tuple[np.ndarray, np.ndarray]:
@@ -137,18 +140,20 @@ def _stay(field: Field, tolerance: float) -> Continuation | Status | None:
     if convex:
         return None
     if _is_product(field):
-        if np.linalg.norm(_least_norm(within)[0]) > tolerance:
-            return None
-        # With a multiplier at its bound the line may as well be let go: if that is no solution, holding it is none.
-        return Continuation(velocity, tuple(_alternatives(field, tied)), False) if len(tied) else Status.BRANCHING
-    if len(field.units) > _MOST_LINES_WITH_CELLS:
+        holds = bool(np.linalg.norm(_least_norm(within)[0]) <= tolerance)
+    elif len(field.units) > _MOST_LINES_WITH_CELLS:
         return Status.UNDECIDED
-    return Status.BRANCHING if _hull(within)[0].distance(np.zeros(field.free.shape)) <= 10 * tolerance else None
+    else:
+        holds = _hull(within)[0].distance(np.zeros(field.free.shape)) <= 10 * tolerance
+    if holds and len(tied) and _are_independent(field.units):
+        # With a multiplier at its bound the line may as well be let go: if that is no solution, holding it is none.
+        return Continuation(velocity, tuple(_alternatives(field, tied)), False)
+    return Status.BRANCHING if holds else None
 
 
 def _alternatives(field: Field, tied: np.ndarray) -> Iterator[np.ndarray]:
     """Sides instead of 0 that rays without growth allow; all their combinations where the lines are independent."""
-    if len(tied) and np.linalg.matrix_rank(field.units, tol=_RANK) < len(field.units):
+    if len(tied) and not _are_independent(field.units):
         yield from tied
     elif len(tied):
         choices = [(0, *sorted(set(column[column != 0]))) for column in tied.T]
