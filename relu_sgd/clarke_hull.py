@@ -2,31 +2,55 @@
 
 -d/dW_j L is the convex hull of the gradients over the activation patterns that a small move of W_j can produce, that is,
 over the cells of the arrangement of hyperplanes {u : X_i u = 0} (Rademacher's form of the definition (20)). Lemma A.4's set
-allows every pattern. Here the patterns are enumerated with linear programs, on the host, in NumPy and SciPy.
+allows every pattern. Here the patterns are enumerated, on the host, in NumPy and SciPy.
 """
 
 import dataclasses
+import itertools
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import linprog, nnls
+from scipy.optimize import nnls
 
 from relu_sgd.clarke import kink_sides
 from relu_sgd.network import Normalization, Params, loss_scale
 from relu_sgd.problem import Problem
 
-__all__ = ["ClarkeHull", "achievable_patterns", "clarke_hull"]
+__all__ = ["ClarkeHull", "achievable_patterns", "clarke_hull", "rays"]
+
+# Products of unit vectors up to this count as 0, and singular values of rows of them.
+_PARALLEL = 1e-9
+_MOST_RAYS = 20_000
+
+
+def rays(units: Float[np.ndarray, "K d0"]) -> Float[np.ndarray, "rays d0"] | None:
+    """Unit vectors on all one-dimensional faces of an arrangement within its span; None when they are too many."""
+    _, sizes, basis = np.linalg.svd(units, full_matrices=False)
+    rank = int(np.sum(sizes > _PARALLEL * sizes[0]))
+    basis = basis[:rank]
+    if math.comb(len(units), rank - 1) > _MOST_RAYS:
+        return None
+    if rank == 1:
+        return np.concatenate([basis, -basis])
+    subsets = np.array(list(itertools.combinations(range(len(units)), rank - 1)), int).reshape(-1, rank - 1)
+    _, sizes, vectors = np.linalg.svd((units @ basis.T)[subsets])
+    found = vectors[np.all(sizes > _PARALLEL, axis=1), -1] @ basis
+    return np.concatenate([found, -found])
 
 
 def achievable_patterns(rows: Float[np.ndarray, "K d0"], max_kinks: int = 16) -> Bool[np.ndarray, "patterns K"]:
     """Which of the rows a vector u can have positive products with, when it has product 0 with none.
+
+    Every such cell of the arrangement of the hyperplanes {u : X_i u = 0} has a ray on its boundary, and next to a ray there lie
+    the cells of the rows that it has product 0 with.
 
     Args:
       rows: none of them 0.
       max_kinks: the number of patterns can grow like K^d0, up to 2^K: more rows than this are refused.
 
     Raises:
-      ValueError: a row is 0, or there are more than `max_kinks`.
+      ValueError: a row is 0, or there are more than `max_kinks`, or far too many cells.
     """
     rows = np.asarray(rows, float)
     if len(rows) > max_kinks:
@@ -34,18 +58,26 @@ def achievable_patterns(rows: Float[np.ndarray, "K d0"], max_kinks: int = 16) ->
     lengths = np.linalg.norm(rows, axis=1)
     if not np.all(lengths > 0):
         raise ValueError(f"row {int(np.argmin(lengths))} is 0 and has no kink")
-    units = rows / lengths[:, None]
+    return _cells(rows / lengths[:, None]) > 0
 
-    def is_achievable(signs: np.ndarray) -> bool:
-        # Some u has signs_i X_i u >= 1 for all i: a cone with an interior, so the scale is free.
-        left = -signs[:, None] * units[: len(signs)]
-        found = linprog(np.zeros(units.shape[1]), left, -np.ones(len(signs)), bounds=(None, None), method="highs")
-        return bool(found.status == 0)
 
-    patterns: list[tuple[int, ...]] = [()]
-    for _ in range(len(rows)):
-        patterns = [(*p, s) for p in patterns for s in (-1, 1) if is_achievable(np.array([*p, s]))]
-    return np.array(patterns, dtype=int).reshape(len(patterns), len(rows)) > 0
+def _cells(units: np.ndarray) -> np.ndarray:
+    """The sign vectors of the arrangement's cells."""
+    if np.linalg.matrix_rank(units, tol=_PARALLEL) == len(units):
+        return np.array(list(itertools.product((-1, 1), repeat=len(units))), int)
+    found = []
+    directions = rays(units)
+    if directions is None:
+        raise ValueError(f"{len(units)} kinks have too many rays")
+    for products in np.unique(
+        np.sign(np.where(np.abs(directions @ units.T) <= _PARALLEL, 0, directions @ units.T)), axis=0
+    ):
+        at = products == 0
+        near = _cells(units[at])
+        cells = np.repeat(products[None], len(near), axis=0)
+        cells[:, at] = near
+        found.append(cells)
+    return np.unique(np.concatenate(found), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +94,19 @@ class ClarkeHull:
     patterns: Bool[np.ndarray, "patterns K"]
     samples: np.ndarray
 
-    def nearest(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " d0"]:
-        """The point of the hull that is nearest to a point."""
+    def weights(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " patterns"]:
+        """Of the vertices, not negative and with sum 1, for the point of the hull that is nearest to a point."""
         # Convex weights by non-negative least squares, with their sum held at 1 by a heavy row.
         offsets = self.vertices - np.asarray(point, float)
         scale = max(np.abs(offsets).max(), np.finfo(float).tiny)
         heavy = 1e6
         system = np.vstack([offsets.T / scale, np.full(len(offsets), heavy)])
         weights, _ = nnls(system, np.append(np.zeros(offsets.shape[1]), heavy), maxiter=1000 * len(offsets))
-        weights /= weights.sum()
-        return weights @ self.vertices
+        return weights / weights.sum()
+
+    def nearest(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " d0"]:
+        """The point of the hull that is nearest to a point."""
+        return self.weights(point) @ self.vertices
 
     def distance(self, point: Float[np.ndarray, " d0"]) -> float:
         """The distance from a point to the hull."""

@@ -13,7 +13,8 @@ from degenerate import Case
 
 # Of the start, relative to its size.
 _DISPLACEMENT = 1e-9
-_MOST_SAMPLES, _MOST_INPUTS, _MOST_NEURONS, _MOST_OUTPUTS = 12, 4, 5, 2
+_MOST = (12, 4, 5, 2)
+NUM_STEPS = 2000
 
 
 class Reference(NamedTuple):
@@ -33,12 +34,17 @@ class Reference(NamedTuple):
     path: float
 
 
-def _padded(cases: list[Case], name: str, shape: tuple[int, int]) -> np.ndarray:
-    padded = np.zeros((len(cases), *shape))
-    for index, case in enumerate(cases):
-        array = getattr(case, name)
-        padded[index, : array.shape[0], : array.shape[1]] = array
-    return padded
+def padded(cases: list[Case]) -> list[np.ndarray]:
+    """W, V, X and Y of many problems, each padded with zeros to the largest size and stacked."""
+    N, d0, d1, d2 = _MOST
+    stacks = []
+    for name, shape in (("W", (d0, d1)), ("V", (d1, d2)), ("X", (N, d0)), ("Y", (N, d2))):
+        stack = np.zeros((len(cases), *shape))
+        for index, case in enumerate(cases):
+            array = getattr(case, name)
+            stack[index, : array.shape[0], : array.shape[1]] = array
+        stacks.append(stack)
+    return stacks
 
 
 def euler(W, V, X, Y, both, final_time, num_steps: int):
@@ -64,7 +70,9 @@ def euler(W, V, X, Y, both, final_time, num_steps: int):
     return W, V, path
 
 
-def solve(cases: list[Case], num_steps: int = 2000, num_displacements: int = 3, batch: int = 256) -> list[Reference]:
+def solve(
+    cases: list[Case], num_steps: int = NUM_STEPS, num_displacements: int = 3, batch: int = 256
+) -> list[Reference]:
     """References for many problems; the longer steps number `num_steps`, the shorter ones twice as many."""
     return [
         reference
@@ -74,19 +82,16 @@ def solve(cases: list[Case], num_steps: int = 2000, num_displacements: int = 3, 
 
 
 def _solve(cases: list[Case], num_steps: int, num_displacements: int) -> list[Reference]:
-    W = _padded(cases, "W", (_MOST_INPUTS, _MOST_NEURONS))
-    V = _padded(cases, "V", (_MOST_NEURONS, _MOST_OUTPUTS))
-    X = _padded(cases, "X", (_MOST_SAMPLES, _MOST_INPUTS))
-    Y = _padded(cases, "Y", (_MOST_SAMPLES, _MOST_OUTPUTS))
+    W, V, X, Y = padded(cases)
     both = np.array([case.trained_layers == "both" for case in cases], float)
     final_time = np.array([case.final_time for case in cases])
     rng = np.random.default_rng(0)
     # Neurons without an output weight that are active nowhere rest there, and any displacement would grow exponentially.
     stuck = ~V.any(axis=2) & ~(X @ W > 1e-12).any(axis=1)
     sizes = np.abs(W).max(axis=(1, 2), keepdims=True) + 1e-3
-    displaced = [
-        W + _DISPLACEMENT * sizes * rng.normal(size=W.shape) * ~stuck[:, None, :] for _ in range(num_displacements)
-    ]
+    moves = _DISPLACEMENT * sizes * rng.normal(size=(num_displacements, *W.shape)) * ~stuck[:, None, :]
+    moves[1] = -moves[0]  # Both sides of every kink.
+    displaced = W + moves
     ends = []
     for steps in (num_steps, 2 * num_steps):
         for start in displaced:
