@@ -208,7 +208,8 @@ def solve(
 
     def solved(state: State) -> Array:
         """Errors are so small that rounding has taken half of their digits: to go on would let noise decide what
-        slides."""
+        slides.
+        """
         return jnp.sqrt(2 * state.velocity.loss) <= 0.1 * jnp.sqrt(jnp.finfo(dtype).eps) * merged_label_norm
 
     def first_step_size(velocity: Velocity) -> Array:

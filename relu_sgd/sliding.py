@@ -154,7 +154,8 @@ class SlidingStep:
 
     def _jumps(self, C: Float[Array, "N d1"]) -> Float[Array, "N d1"]:
         """Of the speed of every line's kink from slope 0 to slope 1: there one ray takes over from the opposite
-        one."""
+        one.
+        """
         both = C + self.lines.ratio[:, None] * jnp.take(C, self.lines.opposite, axis=0, mode="clip")
         return jnp.where(self.leads, both * self.size**2, 0)
 

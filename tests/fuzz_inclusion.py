@@ -6,6 +6,7 @@ reached is not that of the small steps, where those can be trusted, or on which 
 
 import argparse
 import collections
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -45,34 +46,45 @@ def event_driven_end(case: Case) -> End:
     return End(found.status, found.stopped_at, np.asarray(found.params.W[-1]), np.asarray(found.params.V[-1]))
 
 
-def stepper_ends(cases: Sequence[Case], tolerance: float, batch: int = 100) -> list[End]:
-    """All problems padded to one shape, which changes nothing, and solved in batches: the compiler works twice in all."""
+@functools.cache
+def _stepper(layers: str) -> Callable:
+    """Compiled once for all problems of a set-up, which are padded to one shape."""
     import jax
 
-    ends: list[End | None] = [None] * len(cases)
+    solve = functools.partial(inclusion.solve, trained_layers=layers, max_steps=20_000)
+    # One after the other: side by side all would take the steps of the slowest.
+    return jax.jit(lambda runs, tolerance: jax.lax.map(lambda run: solve(*run, tolerance=tolerance), runs))
+
+
+def stepper_solutions(cases: Sequence[Case], tolerance: float, batch: int = 100) -> list[inclusion.Solution]:
+    """Every problem's solution at its final time, in arrays that are still padded."""
+    import jax
+
+    solutions: dict[int, inclusion.Solution] = {}
     for layers in ("hidden", "both"):
-        solve = jax.jit(
-            jax.vmap(
-                lambda p, q, t, layers=layers: inclusion.solve(
-                    p, q, t, trained_layers=layers, tolerance=tolerance, max_steps=20_000
-                )
-            )
-        )
         chosen = [index for index, case in enumerate(cases) if case.trained_layers == layers]
         for start in range(0, len(chosen), batch):
             few = chosen[start : start + batch]
-            few += few[:1] * (batch - len(few))
-            W, V, X, Y = small_step_reference.padded([cases[index] for index in few])
-            found = solve(Params(W, V), Problem(X, Y), np.array([[cases[index].final_time] for index in few]))
+            filled = few + few[:1] * (batch - len(few))
+            W, V, X, Y = small_step_reference.padded([cases[index] for index in filled])
+            times = np.array([[cases[index].final_time] for index in filled])
+            found = jax.device_get(_stepper(layers)((Params(W, V), Problem(X, Y), times), tolerance))
             for row, index in enumerate(few):
-                (d0, d1), d2 = cases[index].W.shape, cases[index].V.shape[1]
-                ends[index] = End(
-                    Status(int(found.status[row])),
-                    float(found.times[row, -1]),
-                    np.asarray(found.params.W)[row, -1, :d0, :d1],
-                    np.asarray(found.params.V)[row, -1, :d1, :d2],
-                )
-    return ends  # type: ignore[return-value]
+                solutions[index] = jax.tree.map(lambda leaf, row=row: leaf[row], found)
+    return [solutions[index] for index in range(len(cases))]
+
+
+def stepper_ends(cases: Sequence[Case], tolerance: float, batch: int = 100) -> list[End]:
+    """What `stepper_solutions` end with."""
+    return [
+        End(
+            Status(int(found.status)),
+            float(found.times[-1]),
+            found.params.W[-1, : case.W.shape[0], : case.W.shape[1]],
+            found.params.V[-1, : case.V.shape[0], : case.V.shape[1]],
+        )
+        for case, found in zip(cases, stepper_solutions(cases, tolerance, batch), strict=True)
+    ]
 
 
 def size(case: Case, reference: Reference) -> float:
