@@ -131,7 +131,7 @@ def _stay(field: Field, tolerance: float) -> Continuation | Status | None:
     if directions is None:
         if not convex:
             return Status.UNDECIDED
-        holds = np.linalg.norm(_least_norm(within)[0]) <= tolerance
+        holds = float(np.linalg.norm(_least_norm(within)[0])) <= tolerance
         return Continuation(velocity, (still,), True) if holds else None
     growth = within.growth(directions)
     tied = _signs(directions @ field.units.T, _RANK)[np.abs(growth) <= tolerance]
@@ -140,7 +140,7 @@ def _stay(field: Field, tolerance: float) -> Continuation | Status | None:
     if convex:
         return None
     if _is_product(field):
-        holds = bool(np.linalg.norm(_least_norm(within)[0]) <= tolerance)
+        holds = float(np.linalg.norm(_least_norm(within)[0])) <= tolerance
     elif len(field.units) > _MOST_LINES_WITH_CELLS:
         return Status.UNDECIDED
     else:

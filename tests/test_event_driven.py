@@ -55,7 +55,7 @@ def test_one_sample_on_either_side_of_0():
 
 @pytest.mark.parametrize("scale", [0.1, 0.01, 1e-6])
 def test_from_near_a_saddle(scale):
-    """w = s (1, 1/2), v = s along (10, 5): rho'' follows from the balance, w = rho u with ||w||^2 - v^2 kept."""
+    """Along (10, 5) it leaves for the solution w v = (10, 5), and keeps ||w||^2 - v^2."""
     found = solve(np.eye(2), [[10], [5]], scale * np.array([[1], [0.5]]), [[scale]], 5.0, "both")
     assert found.status == Status.REACHED
     np.testing.assert_allclose(found.loss, 0, atol=1e-12)
@@ -134,7 +134,6 @@ def test_several_neurons_and_lines_in_one_event():
     np.testing.assert_allclose(found.params.W[0], 0, atol=1e-15)
 
 
-# x_1 with c_1 = v_1 y_1 and nothing else: resting, rising and falling from its kink.
 @pytest.mark.parametrize(
     ("X", "Y", "W", "V", "layers", "status"),
     [
@@ -161,11 +160,12 @@ def test_both_push_to_the_right():
 
 
 def test_what_the_first_order_leaves_open_the_second_decides():
-    """w_1' = 0 at first, below or on the kink of x_1; x_2's error, which pulls w_1 up, changes its sign at once or later."""
-    # Held with multiplier 0, which grows: w_2 rises and x_3 = (1, 1) ... its pull on w_1 is positive and grows.
+    """On the kink of x_1 = (1, 0) with E_2 = 0, x_2 = (1, 1): no speed and no multiplier, until x_3 = (0, 1) moves w_2.
+
+    Then E_2 becomes negative or positive, and w_1 sinks below its kink, or is held there by a multiplier that grows from 0.
+    """
     X = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     for pull, side in ((1.0, 0), (-1.0, -1)):
-        # E_2 = 0 at the start; w_2 moves by x_3's label alone and so E_2 falls or rises.
         found = solve(X, [[-5.0], [1.0], [1.0 - pull]], [[0.0], [1.0]], [[1.0]], 0.3)
         assert found.status == Status.REACHED
         z = found.params.W[0, 0, 0]
