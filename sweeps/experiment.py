@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from relu_sgd import Descent, Params, Problem, inclusion, initialization, measurements, problem, selections
+from relu_sgd import Descent, Params, Problem, draws, inclusion, initialization, measurements, problem, selections
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
@@ -133,7 +133,8 @@ def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, la
         case "shuffled_signs":
             return initialization.shuffled_sign_output(key, d1, d2, padded_d1=padded_d1)
         case "appendix_g":
-            magnitude = jnp.linalg.norm(labels) / jnp.sqrt(protocol.num_samples * d1)
+            squares = draws.sum_of_squares(labels.reshape(1, -1))[0]
+            magnitude = jnp.sqrt(squares / jnp.asarray(protocol.num_samples * d1, squares.dtype))
             return initialization.balanced_sign_output(d1, d2, magnitude=magnitude, padded_d1=padded_d1)
         case law:
             raise ValueError(f"unknown output law {law!r}")
@@ -157,7 +158,7 @@ def draw_run(protocol: Protocol, run: Int[Array, "3"], padded: tuple[int, int]) 
     data = jax.random.fold_in(cell, 0) if protocol.data_sharing == "cell" else own
 
     rows = {"sphere": problem.sphere_rows, "cube": problem.cube_rows}[protocol.data_law]
-    radius = jnp.sqrt(d0) if protocol.data_radius == "sqrt_d0" else 1.0
+    radius = jnp.sqrt(jnp.asarray(d0, jnp.result_type(float))) if protocol.data_radius == "sqrt_d0" else 1.0
     X = rows(jax.random.fold_in(data, STREAMS["X"]), protocol.num_samples, d0, radius, padded_d0=padded_d0)
     labels = {
         "balanced": problem.balanced_labels,
