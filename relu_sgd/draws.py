@@ -82,7 +82,7 @@ def _tail_quantiles(num_bits: int) -> np.ndarray:
     Returns:
       Multiples of 2^-(num_bits - 4), (32 num_bits) x (num_bits / 8 + 1); row 32 k + j is for p from (1 + j/32) 2^-(k+2) on.
     """
-    order = 10
+    order = 12
     polynomials = [[1.0]]
     for n in range(1, order):
         last = polynomials[-1]
