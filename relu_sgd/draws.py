@@ -126,10 +126,12 @@ def normal(
     cell = octave << CELL_BITS | (m << 1) >> (num_bits - CELL_BITS)
     within = m << (1 + CELL_BITS)
     table = jnp.asarray(_tail_quantiles(num_bits))
-    *coefficients, quantile = (table[:, n].at[cell].get(mode="promise_in_bounds") for n in reversed(range(table.shape[1])))
-    quantile -= jax.lax.mulhi(
-        within, functools.reduce(lambda total, a: a - jax.lax.mulhi(within, total), coefficients)
+    *coefficients, quantile = (
+        table[:, n].at[cell].get(mode="promise_in_bounds") for n in reversed(range(table.shape[1]))
     )
+    below = jax.lax.mulhi(within, functools.reduce(lambda total, a: a - jax.lax.mulhi(within, total), coefficients))
+    # Next to 0, at p = 1/2, the table's error may be larger than the quantile.
+    quantile -= jnp.minimum(below, quantile)
     magnitude = (quantile >> 1 | 1).astype(f"int{num_bits}")
     signed = jnp.where(words >> (num_bits - 1) == 0, magnitude, -magnitude)
     return jnp.where(_inside(shape, padded), _to_float(signed, num_bits - 5), 0)

@@ -1,7 +1,7 @@
 """A run of a protocol: drawn from its (d0, d1, seed), trained, and read off.
 
-A run's data and weights depend on (d0, d1, seed) and the protocol alone: not on its tile, padding, device or order. The
-streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for what the runs of
+A run's data and weights depend on (d0, d1, seed) and the protocol alone, to the bit: not on its tile, padding, machine or
+order. The streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for what the runs of
 a cell share), then with the number of the stream below.
 """
 
@@ -20,6 +20,7 @@ from relu_sgd import Descent, Params, Problem, draws, inclusion, initialization,
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
+from sweeps import arithmetic
 from sweeps.engine import STEPS_PER_CHUNK, Timings, Work, in_one_go, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, relative_tolerance
@@ -153,7 +154,7 @@ def draw_run(protocol: Protocol, run: Int[Array, "3"], padded: tuple[int, int]) 
     """
     d0, d1, seed = run[0], run[1], run[2]
     padded_d0, padded_d1 = padded
-    cell = jax.random.fold_in(jax.random.fold_in(jax.random.key(protocol.base_seed), d0), d1)
+    cell = jax.random.fold_in(jax.random.fold_in(arithmetic.key(protocol.base_seed), d0), d1)
     own = jax.random.fold_in(cell, 1 + seed)
     data = jax.random.fold_in(cell, 0) if protocol.data_sharing == "cell" else own
 
@@ -216,7 +217,7 @@ def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
         return _Training(run.problem, run.batches, descent.start(run.params, run.problem))
 
     def advance(state: _Training, num_steps: int | Array) -> _Training:
-        key = jax.random.wrap_key_data(state.batches)
+        key = arithmetic.wrap(state.batches)
         left = jnp.minimum(num_steps, protocol.num_steps - jnp.maximum(state.descent.steps, 0))
         return state._replace(descent=descent.advance(state.descent, state.problem, left, key))
 
@@ -338,10 +339,16 @@ def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:
     """The runs of a tile before their first steps, stacked along a leading axis, on the host.
 
     Tiles with one `widest` share the program that draws them, whatever their widths.
+
+    Raises:
+      ValueError: the tile's axes are no sizes of networks.
     """
     d0, d1 = tile.padded
+    runs = tile.runs()
+    if runs.dtype != np.int32:
+        raise ValueError(f"networks have whole sizes, got d0 = {tile.d0} and d1 = {tile.d1}")
     draw_all = _compiled_draws(protocol, tile.num_runs, _roomy((d0, max(d1, widest))), _x64())
-    drawn = jax.device_get(draw_all(tile.runs()))
+    drawn = jax.device_get(draw_all(runs))
     return _resize(drawn, drawn.params, *tile.padded)
 
 
