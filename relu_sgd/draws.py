@@ -13,7 +13,6 @@ the 64 bits that make them in float64, so both precisions have the same network,
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +45,13 @@ def _inside(shape: Shape, padded: tuple[int, int]) -> Bool[Array, "padded_rows p
     return (jnp.arange(padded[0]) < shape[0])[:, None] & (jnp.arange(padded[1]) < shape[1])
 
 
+@functools.partial(jax.jit, static_argnames=("padded", "num_bits"))
 def _words(
-    key: Key[Array, ""], shape: Shape, padded: tuple[int, int], num_bits: int
+    key: Key[Array, ""], columns: int | Array, padded: tuple[int, int], num_bits: int
 ) -> UInt[Array, "padded_rows padded_columns"]:
     """Random words of 32 or 64 bits; the former are the upper halves of the latter."""
-    rows, columns = (jnp.arange(size, dtype=jnp.uint32) for size in padded)
-    index = rows[:, None] * jnp.asarray(shape[1], jnp.uint32) + columns
+    i, j = (jnp.arange(size, dtype=jnp.uint32) for size in padded)
+    index = i[:, None] * jnp.asarray(columns, jnp.uint32) + j
     pairs = jax.random.key_data(jax.vmap(jax.vmap(functools.partial(jax.random.fold_in, key)))(index))
     upper = pairs[..., 0]
     return upper if num_bits == 32 else upper.astype(jnp.uint64) << 32 | pairs[..., 1].astype(jnp.uint64)
@@ -77,7 +77,8 @@ def _tail_quantiles(num_bits: int) -> np.ndarray:
 
     In the cell [p, p + h], with g = h / phi(x), they are P_n(x) g^n / n!, where P_1 = 1 and P_{n+1} = P_n' + n x P_n. The
     cells are walked through from p = 2^-65 towards 1/2, which damps errors; at the start g is known from Mills' ratio, by
-    its continued fraction. Nothing but +, *, / of Python's numbers is used, so that all machines have the same table.
+    its continued fraction. Nothing but +, -, *, / of Python's numbers is used (its `sum` and `**` depend on version and
+    platform), so that all machines have the same table.
 
     Returns:
       Multiples of 2^-(num_bits - 4), (32 num_bits) x (num_bits / 8 + 1); row 32 k + j is for p from (1 + j/32) 2^-(k+2) on.
@@ -95,13 +96,18 @@ def _tail_quantiles(num_bits: int) -> np.ndarray:
     table = np.zeros((64, 2**CELL_BITS, num_bits // 8 + 1), np.uint64)
     for octave in reversed(range(64)):
         for cell in range(2**CELL_BITS):
-            terms = [x]
+            terms, scale = [x], 1.0
             for n, polynomial in enumerate(polynomials, 1):
-                value = functools.reduce(lambda total, a, x=x: total * x + a, reversed(polynomial), 0.0)
-                terms.append(value * g**n / math.factorial(n))
+                scale *= g / n
+                value = 0.0
+                for coefficient in reversed(polynomial):
+                    value = value * x + coefficient
+                terms.append(value * scale)
             table[octave, cell] = [round(term * 2 ** (num_bits - 4)) for term in terms[: table.shape[2]]]
-            x = sum((-1) ** n * terms[n] for n in reversed(range(order + 1)))
-            g = sum((-1) ** (n - 1) * n * terms[n] for n in reversed(range(1, order + 1)))
+            x = g = 0.0
+            for n in reversed(range(1, order + 1)):
+                x, g = terms[n] - x, n * terms[n] - g
+            x = terms[0] - x
         g *= 2  # Cells are twice as long in the next octave.
     return table[:num_bits].reshape(num_bits * 2**CELL_BITS, -1).astype(f"uint{num_bits}")
 
@@ -118,7 +124,7 @@ def normal(
       ValueError: a size is not positive, or a padded size is less than the true one or is missing for a traced one.
     """
     padded, num_bits = _resolve(shape, padded_shape), _num_bits()
-    words = _words(key, shape, padded, num_bits)
+    words = _words(key, shape[1], padded, num_bits)
     # The probability is m / 2^(num_bits + 1), m odd: the middle of one of 2^(num_bits - 1) equal parts of (0, 1/2).
     m = words << 1 | 1
     octave = jax.lax.clz(m)
@@ -146,7 +152,7 @@ def uniform(
     """
     padded, num_bits = _resolve(shape, padded_shape), _num_bits()
     digits = jnp.finfo(jnp.result_type(float)).nmant + 1
-    words = _words(key, shape, padded, num_bits) >> (num_bits - digits)
+    words = _words(key, shape[1], padded, num_bits) >> (num_bits - digits)
     odd = 2 * words.astype(f"int{num_bits}") + (1 - 2**digits)
     return jnp.where(_inside(shape, padded), _to_float(odd, digits), 0)
 
@@ -156,7 +162,7 @@ def signs(
 ) -> Float[Array, "padded_rows padded_columns"]:
     """Independent entries, +1 or -1 with probability 1/2 each, padded with zeros as in `normal`; the same errors."""
     padded = _resolve(shape, padded_shape)
-    return jnp.where(_inside(shape, padded), jnp.where(_words(key, shape, padded, 32) >> 31 == 0, 1.0, -1.0), 0.0)
+    return jnp.where(_inside(shape, padded), jnp.where(_words(key, shape[1], padded, 32) >> 31 == 0, 1.0, -1.0), 0.0)
 
 
 def balanced_signs(
@@ -169,7 +175,7 @@ def balanced_signs(
     padded = _resolve(shape, padded_shape)
     inside = _inside(shape, padded)
     # Padding sorts last (among equals the first row comes first), so the ranks of the true rows are what they would be without it.
-    order = jnp.where(inside, _words(key, shape, padded, 32), jnp.uint32(2**32 - 1))
+    order = jnp.where(inside, _words(key, shape[1], padded, 32), jnp.uint32(2**32 - 1))
     rank = jnp.argsort(jnp.argsort(order, axis=0), axis=0)
     return jnp.where(inside, jnp.where(rank < shape[0] // 2, 1.0, -1.0), 0.0)
 
@@ -186,5 +192,8 @@ def sum_of_squares(rows: Float[Array, "N padded_columns"]) -> Float[Array, " N"]
     mask = np.array(2**info.bits - 2**dropped, integer)
     upper = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(rows, integer) & mask, rows.dtype)
     lower = 2 * (rows - upper)
-    add = lambda j, total: (total + upper[:, j] * upper[:, j]) + upper[:, j] * lower[:, j]
+
+    def add(j: Array, total: Float[Array, " N"]) -> Float[Array, " N"]:
+        return (total + upper[:, j] * upper[:, j]) + upper[:, j] * lower[:, j]
+
     return jax.lax.fori_loop(0, rows.shape[1], add, jnp.zeros(rows.shape[0], rows.dtype))

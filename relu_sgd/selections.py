@@ -30,7 +30,7 @@ def random() -> Selection:
 
     def slopes(params: Params, problem: Problem, key: Key[Array, ""]) -> Float[Array, "N d1"]:
         Z = preactivations(params, problem)
-        drawn = (1 + draws.uniform(key, Z.shape[::-1]).T.astype(Z.dtype)) / 2
+        drawn = (1 + draws.uniform(key, (Z.shape[1], Z.shape[0])).T.astype(Z.dtype)) / 2
         return jnp.where(Z > 0, 1, jnp.where(Z < 0, 0, drawn))
 
     return slopes

@@ -56,8 +56,5 @@ def check(xla_flags: str) -> None:
 
 def recorded(xla_flags: str) -> dict[str, Any]:
     """What may change last digits of a run: XLA's flags, and how far it optimizes."""
-    return {
-        "xla_flags": xla_flags,
-        "optimization_level": str(jax.config.jax_optimization_level),  # type: ignore[attr-defined]
-        "most_optimizations_disabled": jax.config.jax_disable_most_optimizations,  # type: ignore[attr-defined]
-    }
+    options = ("jax_optimization_level", "jax_disable_most_optimizations")
+    return {"xla_flags": xla_flags, **{name: str(jax.config.values[name]) for name in options}}

@@ -18,7 +18,6 @@ def laws(key, d0, d1, padded=(None, None)):
     p0, p1 = {"padded_d0": padded[0]}, {"padded_d1": padded[1]}
     return {
         "sphere": problem.sphere_rows(key, NUM_SAMPLES, d0, jnp.sqrt(jnp.asarray(d0, float)), **p0),
-        "cube": problem.cube_rows(key, NUM_SAMPLES, d0, 1.7, **p0),
         "hidden": initialization.lecun_hidden(key, d0, d1, **p0, **p1),
         "output": initialization.uniform_output(key, d1, 2, **p1),
     }
@@ -26,7 +25,7 @@ def laws(key, d0, d1, padded=(None, None)):
 
 def true_part(drawn, d0, d1):
     """The arrays without their padding, which must be 0."""
-    sizes = {"sphere": (NUM_SAMPLES, d0), "cube": (NUM_SAMPLES, d0), "hidden": (d0, d1), "output": (d1, 2)}
+    sizes = {"sphere": (NUM_SAMPLES, d0), "hidden": (d0, d1), "output": (d1, 2)}
     cut = {name: np.asarray(drawn[name])[:rows, :columns] for name, (rows, columns) in sizes.items()}
     for name, array in cut.items():
         assert np.count_nonzero(drawn[name]) == np.count_nonzero(array) == array.size, name

@@ -15,9 +15,9 @@ from sweeps import experiment, launch
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers
 launch.configure_jax("float32", "")
-protocol = dataclasses.replace(PRESETS["as_released"], num_samples=10, num_steps=30, batch_size=4, precision="float32")
+protocol = dataclasses.replace(PRESETS["as_released"], num_samples=10, num_steps=30, precision="float32")
 tile = Tile("both", (2, 3), (4,), 0, 0, 2)
-records, _ = experiment.train_tile(for_layers(protocol, "both"), "both", tile, lanes=2)
+records, _ = experiment.train_tile(for_layers(protocol, "both"), "both", tile, lanes=1)
 runs = experiment.draw_tile(for_layers(protocol, "both"), tile)
 found = hashlib.sha256()
 for leaf in jax.tree.leaves((runs, records)):
@@ -64,9 +64,15 @@ def test_what_may_change_last_digits_is_recorded(monkeypatch, tmp_path):
     flags = "--xla_cpu_enable_fast_math=false --xla_cpu_prefer_vector_width=256"
     monkeypatch.setenv("XLA_FLAGS", flags)
     out = tmp_path / "out"
-    words = (
-        "--trained_layers=hidden --d0=2 --d1=2 --num_seeds=1 --num_samples=4 --num_steps=5 --num_processes=1".split()
-    )
+    words = [
+        "--trained_layers=hidden",
+        "--d0=2",
+        "--d1=2",
+        "--num_seeds=1",
+        "--num_samples=4",
+        "--num_steps=5",
+        "--num_processes=1",
+    ]
     done = command("convergence_map", *words, "--compilation_cache=", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "sessions.jsonl").read_text())["xla_flags"] == flags
