@@ -73,7 +73,7 @@ def test_what_may_change_last_digits_is_recorded(monkeypatch, tmp_path):
         "--num_steps=5",
         "--num_processes=1",
     ]
-    done = command("convergence_map", *words, "--compilation_cache=", f"--out={out}")
+    done = command("convergence_map", *words, "--block=3x2", "--compilation_cache=", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "sessions.jsonl").read_text())["xla_flags"] == flags
-    assert json.loads((out / "config.json").read_text())["block"] == [1, 1]  # Padding may change last digits, too.
+    assert json.loads((out / "config.json").read_text())["block"] == [3, 2]  # Padding may change last digits, too.
