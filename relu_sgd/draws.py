@@ -1,15 +1,16 @@
 """Random matrices that depend on their key and their true shape alone, to the bit.
 
-A sweep pads networks of different sizes to one shape, so that one compiled program trains them all. A network must still be
-the one that its size and seed say, whatever is compiled around it, and on every instruction set. Compilers evaluate logarithms and
-polynomials differently in the vectors and in the remainder of an array, and fuse a product and a sum, or not. So:
+A sweep pads networks of different sizes to one shape, so that one compiled program trains them all. A network must
+still be the one that its size and seed say, whatever is compiled around it, and on every instruction set. Compilers
+evaluate logarithms and polynomials differently in the vectors and in the remainder of an array, and fuse a product and
+a sum, or not. So:
 
 - Entry (i, j) is made of the bits of `fold_in(key, i * columns + j)`, and of nothing else.
 - Bits become values by integer arithmetic, of which there is one result. Then come a conversion to floating point and
   operations that IEEE 754 rounds correctly, never a rounded product before a sum, which might be fused.
 
-With threefry keys the values are the same on every machine that follows IEEE 754. In float32 they are made of the first 32 of
-the 64 bits that make them in float64, so both precisions have the same network, up to rounding.
+With threefry keys the values are the same on every machine that follows IEEE 754. In float32 they are made of the first
+32 of the 64 bits that make them in float64, so both precisions have the same network, up to rounding.
 """
 
 import functools
@@ -75,13 +76,14 @@ DEEPEST = 9.155293772686072
 def _tail_quantiles(num_bits: int) -> np.ndarray:
     """Taylor coefficients of the tail's quantile x(p) = -Phi^{-1}(p), cell by cell, with alternating signs left out.
 
-    In the cell [p, p + h], with g = h / phi(x), they are P_n(x) g^n / n!, where P_1 = 1 and P_{n+1} = P_n' + n x P_n. The
-    cells are walked through from p = 2^-65 towards 1/2, which damps errors; at the start g is known from Mills' ratio, by
-    its continued fraction. Nothing but +, -, *, / of Python's numbers is used (its `sum` and `**` depend on version and
-    platform), so that all machines have the same table.
+    In the cell [p, p + h], with g = h / phi(x), they are P_n(x) g^n / n!, where P_1 = 1 and P_{n+1} = P_n' + n x P_n.
+    The cells are walked through from p = 2^-65 towards 1/2, which damps errors; at the start g is known from Mills'
+    ratio, by its continued fraction. Nothing but +, -, *, / of Python's numbers is used (its `sum` and `**` depend on
+    version and platform), so that all machines have the same table.
 
     Returns:
-      Multiples of 2^-(num_bits - 4), (32 num_bits) x (num_bits / 8 + 1); row 32 k + j is for p from (1 + j/32) 2^-(k+2) on.
+      Multiples of 2^-(num_bits - 4), (32 num_bits) x (num_bits / 8 + 1); row 32 k + j is for the cell that begins at
+      p = (1 + j/32) 2^-(k+2).
     """
     order = 12
     polynomials = [[1.0]]
@@ -117,7 +119,7 @@ def normal(
 ) -> Float[Array, "padded_rows padded_columns"]:
     """Independent N(0, 1) entries in the leading block of an array of zeros of shape `padded_shape`.
 
-    One bit of a word is the sign, and the others are the tail probability, of which the quantile is taken: to 2^-26 in
+    One bit of a word is the sign, and the others are the tail probability, of which the quantile is taken: to 2^-25 in
     float32 and 2^-43 in float64, never 0, and at most 6.34 and 9.16.
 
     Raises:
@@ -174,7 +176,7 @@ def balanced_signs(
     """
     padded = _resolve(shape, padded_shape)
     inside = _inside(shape, padded)
-    # Padding sorts last (among equals the first row comes first), so the ranks of the true rows are what they would be without it.
+    # Padding sorts last (of equals the first row comes first), so true rows have the ranks that they have without it.
     order = jnp.where(inside, _words(key, shape[1], padded, 32), jnp.uint32(2**32 - 1))
     rank = jnp.argsort(jnp.argsort(order, axis=0), axis=0)
     return jnp.where(inside, jnp.where(rank < shape[0] // 2, 1.0, -1.0), 0.0)
@@ -183,8 +185,9 @@ def balanced_signs(
 def sum_of_squares(rows: Float[Array, "N padded_columns"]) -> Float[Array, " N"]:
     """The squared norm of every row, to the bit whatever its zero columns at the end and the compiler.
 
-    It is added column by column. x^2 is taken as h^2 + 2 h (x - h), where h has the first half of x's digits: these products
-    are exact, so that it does not matter whether they are fused with the sum, and what is left out is below rounding.
+    It is added column by column. x^2 is taken as h^2 + 2 h (x - h), where h has the first half of x's digits: these
+    products are exact, so that it does not matter whether they are fused with the sum, and what is left out is of the
+    size of rounding.
     """
     info = jnp.finfo(rows.dtype)
     dropped = info.nmant // 2 + 1

@@ -1,7 +1,7 @@
 """What would decide results besides flags and code: options of JAX and XLA that the environment may set.
 
-A configuration hash stands for one set of results. So what can be pinned is pinned, whatever JAX_* variables say; what breaks
-the arithmetic is refused; the rest, which may change last digits as another machine may, is recorded.
+A configuration hash stands for one set of results. So what can be pinned is pinned, whatever JAX_* variables say; what
+breaks the arithmetic is refused; the rest, which may change last digits as another machine may, is recorded.
 """
 
 import re
@@ -14,7 +14,7 @@ from sweeps.settings import UsageError
 
 __all__ = ["check", "key", "pin", "recorded", "wrap"]
 
-# The generator of random numbers, part of the science: its keys have two words, and its bits are the same on all devices.
+# The generator of random numbers, part of the science: its bits are the same on all devices.
 GENERATOR = "threefry2x32"
 
 PINNED: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """A run of a protocol: drawn from its (d0, d1, seed), trained, and read off.
 
-A run's data and weights depend on (d0, d1, seed) and the protocol alone, to the bit: not on its tile, padding, machine or
-order. The streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for what the runs of
-a cell share), then with the number of the stream below.
+A run's data and weights depend on (d0, d1, seed) and the protocol alone, to the bit: not on its tile, padding, machine
+or order. The streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for
+what the runs of a cell share), then with the number of the stream below.
 """
 
 import functools
