@@ -1,7 +1,8 @@
 """The laws that the initial weights W0 and V0 are drawn from (Section 6, Assumptions 4.1 and G.1).
 
 Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key and
-the true sizes alone. Sizes may be traced where the padded size is given. All raise ValueError as `relu_sgd.draws` does.
+the true sizes alone, to the bit (see `relu_sgd.draws`). Sizes may be traced where the padded size is given. All raise
+ValueError as `relu_sgd.draws` does.
 """
 
 import jax.numpy as jnp
@@ -22,6 +23,15 @@ __all__ = [
 Size = int | Array
 
 
+def _inverse_root(size: Size) -> Float[Array, ""]:
+    """1 / sqrt(size), as sqrt(1 / size), of which compilers make no approximate rsqrt."""
+    return jnp.sqrt(1 / jnp.asarray(size, jnp.result_type(float)))
+
+
+def _magnitude(magnitude: ScalarLike | None, d1: Size) -> Float[Array, ""]:
+    return _inverse_root(d1) if magnitude is None else jnp.asarray(magnitude)
+
+
 def normal_hidden(
     key: Key[Array, ""],
     d0: Size,
@@ -39,7 +49,7 @@ def lecun_hidden(
     key: Key[Array, ""], d0: Size, d1: Size, *, padded_d0: int | None = None, padded_d1: int | None = None
 ) -> Float[Array, "padded_d0 padded_d1"]:
     """W0 with independent N(0, 1/d0) entries (Remark 5.4)."""
-    return draws.normal(key, (d0, d1), (padded_d0, padded_d1)) / jnp.sqrt(d0)
+    return draws.normal(key, (d0, d1), (padded_d0, padded_d1)) * _inverse_root(d0)
 
 
 def normal_output(
@@ -53,17 +63,17 @@ def lecun_output(
     key: Key[Array, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
 ) -> Float[Array, "padded_d1 d2"]:
     """V0 with independent N(0, 1/d1) entries (Section 6, both layers trained; Remark 5.4)."""
-    return draws.normal(key, (d1, d2), (padded_d1, None)) / jnp.sqrt(d1)
+    return draws.normal(key, (d1, d2), (padded_d1, None)) * _inverse_root(d1)
 
 
 def uniform_output(
     key: Key[Array, ""], d1: Size, d2: int = 1, *, padded_d1: int | None = None
 ) -> Float[Array, "padded_d1 d2"]:
-    """V0 with independent entries, uniform in [-1/sqrt(d1), 1/sqrt(d1)].
+    """V0 with independent entries, uniform in (-1/sqrt(d1), 1/sqrt(d1)).
 
     The released code's law when both layers are trained. Its variance is 1/(3 d1), a third of Section 6's.
     """
-    return draws.uniform(key, (d1, d2), (padded_d1, None), -1.0, 1.0) / jnp.sqrt(d1)
+    return draws.uniform(key, (d1, d2), (padded_d1, None)) * _inverse_root(d1)
 
 
 def balanced_sign_output(
@@ -79,7 +89,7 @@ def balanced_sign_output(
     """
     index = jnp.arange(d1 if padded_d1 is None else padded_d1)[:, None]
     signs = jnp.where(index < d1 // 2, 1.0, jnp.where(index < d1, -1.0, 0.0))
-    return jnp.asarray(1 / jnp.sqrt(d1) if magnitude is None else magnitude) * jnp.broadcast_to(signs, (index.size, d2))
+    return _magnitude(magnitude, d1) * jnp.broadcast_to(signs, (index.size, d2))
 
 
 def shuffled_sign_output(
@@ -96,4 +106,4 @@ def shuffled_sign_output(
     Arguments as there.
     """
     signs = draws.balanced_signs(key, (d1, d2), (padded_d1, None))
-    return jnp.asarray(1 / jnp.sqrt(d1) if magnitude is None else magnitude) * signs
+    return _magnitude(magnitude, d1) * signs

@@ -30,7 +30,8 @@ class Problem(NamedTuple):
 
 
 def _normalize_rows(rows: Float[Array, "N padded_d0"], radius: ScalarLike) -> Float[Array, "N padded_d0"]:
-    return rows * (radius / jnp.sqrt(draws.sum_of_squares(rows)))[:, None]
+    # Compilers make an approximate rsqrt of 1 / sqrt(x), and not of sqrt(1 / x).
+    return rows * jnp.sqrt(1 / draws.sum_of_squares(rows))[:, None] * jnp.asarray(radius, rows.dtype)
 
 
 def sphere_rows(
@@ -61,7 +62,7 @@ def cube_rows(
     The law of the authors' released code. It is not invariant under rotations: it favours the cube's diagonals.
     Arguments, result and errors as for `sphere_rows`.
     """
-    return _normalize_rows(draws.uniform(key, (num_samples, d0), (None, padded_d0), -1.0, 1.0), radius)
+    return _normalize_rows(draws.uniform(key, (num_samples, d0), (None, padded_d0)), radius)
 
 
 def balanced_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
@@ -77,7 +78,7 @@ def balanced_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float
 
 def random_sign_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:
     """Independent labels, +1 or -1 with probability 1/2 each (the authors' released code)."""
-    return jnp.where(draws.uniform(key, (num_samples, d2)) < 0.5, -1.0, 1.0)
+    return draws.signs(key, (num_samples, d2))
 
 
 def gaussian_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float[Array, "N d2"]:

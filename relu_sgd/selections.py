@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from relu_sgd import draws
 from relu_sgd.clarke import subdifferential
 from relu_sgd.network import Params, preactivations
 from relu_sgd.problem import Problem
@@ -29,7 +30,7 @@ def random() -> Selection:
 
     def slopes(params: Params, problem: Problem, key: Key[Array, ""]) -> Float[Array, "N d1"]:
         Z = preactivations(params, problem)
-        drawn = jax.random.uniform(key, (Z.shape[1] * Z.shape[0],), Z.dtype).reshape(Z.shape[::-1]).T
+        drawn = (1 + draws.uniform(key, (Z.shape[1], Z.shape[0])).T.astype(Z.dtype)) / 2
         return jnp.where(Z > 0, 1, jnp.where(Z < 0, 0, drawn))
 
     return slopes

@@ -1,8 +1,8 @@
 """A run of a protocol: drawn from its (d0, d1, seed), trained, and read off.
 
-A run's data and weights depend on (d0, d1, seed) and the protocol alone: not on its tile, padding, device or order. The
-streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for what the runs of
-a cell share), then with the number of the stream below.
+A run's data and weights depend on (d0, d1, seed) and the protocol alone, to the bit: not on its tile, padding, machine
+or order. The streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for
+what the runs of a cell share), then with the number of the stream below.
 """
 
 import functools
@@ -16,10 +16,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from relu_sgd import Descent, Params, Problem, inclusion, initialization, measurements, problem, selections
+from relu_sgd import Descent, Params, Problem, draws, inclusion, initialization, measurements, problem, selections
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
+from sweeps import arithmetic
 from sweeps.engine import STEPS_PER_CHUNK, Timings, Work, in_one_go, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, relative_tolerance
@@ -133,7 +134,8 @@ def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, la
         case "shuffled_signs":
             return initialization.shuffled_sign_output(key, d1, d2, padded_d1=padded_d1)
         case "appendix_g":
-            magnitude = jnp.linalg.norm(labels) / jnp.sqrt(protocol.num_samples * d1)
+            squares = draws.sum_of_squares(labels.reshape(1, -1))[0]
+            magnitude = jnp.sqrt(squares / jnp.asarray(protocol.num_samples * d1, squares.dtype))
             return initialization.balanced_sign_output(d1, d2, magnitude=magnitude, padded_d1=padded_d1)
         case law:
             raise ValueError(f"unknown output law {law!r}")
@@ -152,12 +154,12 @@ def draw_run(protocol: Protocol, run: Int[Array, "3"], padded: tuple[int, int]) 
     """
     d0, d1, seed = run[0], run[1], run[2]
     padded_d0, padded_d1 = padded
-    cell = jax.random.fold_in(jax.random.fold_in(jax.random.key(protocol.base_seed), d0), d1)
+    cell = jax.random.fold_in(jax.random.fold_in(arithmetic.key(protocol.base_seed), d0), d1)
     own = jax.random.fold_in(cell, 1 + seed)
     data = jax.random.fold_in(cell, 0) if protocol.data_sharing == "cell" else own
 
     rows = {"sphere": problem.sphere_rows, "cube": problem.cube_rows}[protocol.data_law]
-    radius = jnp.sqrt(d0) if protocol.data_radius == "sqrt_d0" else 1.0
+    radius = jnp.sqrt(jnp.asarray(d0, jnp.result_type(float))) if protocol.data_radius == "sqrt_d0" else 1.0
     X = rows(jax.random.fold_in(data, STREAMS["X"]), protocol.num_samples, d0, radius, padded_d0=padded_d0)
     labels = {
         "balanced": problem.balanced_labels,
@@ -215,7 +217,7 @@ def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
         return _Training(run.problem, run.batches, descent.start(run.params, run.problem))
 
     def advance(state: _Training, num_steps: int | Array) -> _Training:
-        key = jax.random.wrap_key_data(state.batches)
+        key = arithmetic.wrap(state.batches)
         left = jnp.minimum(num_steps, protocol.num_steps - jnp.maximum(state.descent.steps, 0))
         return state._replace(descent=descent.advance(state.descent, state.problem, left, key))
 
@@ -337,10 +339,16 @@ def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:
     """The runs of a tile before their first steps, stacked along a leading axis, on the host.
 
     Tiles with one `widest` share the program that draws them, whatever their widths.
+
+    Raises:
+      ValueError: the tile's axes are no sizes of networks.
     """
     d0, d1 = tile.padded
+    runs = tile.runs()
+    if runs.dtype != np.int32:
+        raise ValueError(f"networks have whole sizes, got d0 = {tile.d0} and d1 = {tile.d1}")
     draw_all = _compiled_draws(protocol, tile.num_runs, _roomy((d0, max(d1, widest))), _x64())
-    drawn = jax.device_get(draw_all(tile.runs()))
+    drawn = jax.device_get(draw_all(runs))
     return _resize(drawn, drawn.params, *tile.padded)
 
 

@@ -22,7 +22,7 @@ from absl import flags
 
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
-from sweeps import experiment, launch, limit_report
+from sweeps import arithmetic, experiment, launch, limit_report
 from sweeps.engine import Timings, in_one_go, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
@@ -192,7 +192,7 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
             optimizer=optax.sgd(step_size),
             trained_layers=trained_layers,
             batch_size=limit.batch_size or None,
-            key=jax.random.wrap_key_data(run.batches),
+            key=arithmetic.wrap(run.batches),
             stop="never",
             measure=lambda p: p,
             measure_every=every,

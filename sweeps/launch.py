@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from sweeps import plan, processes, settings
+from sweeps import arithmetic, plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
@@ -82,8 +82,8 @@ class Sweep:
 
 
 def configure_jax(precision: str, compilation_cache: str) -> None:
-    """The precision of this process, and where it keeps its compiled programs ("" for nowhere)."""
-    jax.config.update("jax_enable_x64", precision == "float64")
+    """The arithmetic of this process, and where it keeps its compiled programs ("" for nowhere)."""
+    arithmetic.pin(precision)
     if compilation_cache:
         # Compiled code holds the processor's own instructions: a home folder shared by different machines needs a
         # folder for each kind.
@@ -244,6 +244,7 @@ def _describe(store: Store, execution: Execution, num_processes: int) -> dict[st
         "device": jax.devices()[0].device_kind,
         "num_devices": len(jax.local_devices()) if num_processes == 1 else 1,
         "num_processes": num_processes,
+        **arithmetic.recorded(os.environ.get("XLA_FLAGS", "")),
         "lanes": execution.lanes or "by size",
         "steps_per_chunk": execution.steps_per_chunk,
         "shard": f"{execution.shard_index} of {execution.shard_count}",
@@ -431,6 +432,7 @@ def execute(launcher: Launcher, argv: Sequence[str]) -> None:
         if len(left) > 1:
             raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
         flags.FLAGS.mark_as_parsed()  # The logging module looks there.
+        arithmetic.check(os.environ.get("XLA_FLAGS", ""))
         launcher.run(launcher.read(values))
     except (flags.Error, UsageError) as error:
         print(f"{launcher.name}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -63,9 +63,10 @@ class Tile(NamedTuple):
         )
 
     def runs(self) -> np.ndarray:
-        """(d0, d1, seed) of every run: num_runs x 3, in the order of `shape`."""
+        """(d0, d1, seed) of every run: num_runs x 3, in the order of `shape`; whole numbers where all of them are."""
         grid = np.meshgrid(self.d0, self.d1, np.arange(self.num_seeds), indexing="ij")
-        return np.stack([axis.ravel() for axis in grid], axis=1).astype(np.int32)
+        rows = np.stack([axis.ravel() for axis in grid], axis=1)
+        return rows.astype(np.int32) if (rows == np.rint(rows)).all() else rows
 
 
 def default_block(d0: Sequence[float], d1: Sequence[float]) -> tuple[int, int]:

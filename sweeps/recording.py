@@ -21,6 +21,7 @@ from relu_sgd import differentials, measurements
 from relu_sgd.descent import Descent, DescentState
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
+from sweeps import arithmetic
 from sweeps.experiment import Run
 from sweeps.protocol import Protocol
 
@@ -105,7 +106,7 @@ def advance_and_measure(
     protocol: Protocol, descent: Descent, run: Recorded, step: Int[Array, ""]
 ) -> tuple[Recorded, dict[str, Array]]:
     """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and counts of -1."""
-    key = jax.random.wrap_key_data(run.batches)
+    key = arithmetic.wrap(run.batches)
 
     def advance(state: DescentState, target: Int[Array, ""]) -> tuple[DescentState, DescentState]:
         state = descent.advance(state, run.problem, jnp.maximum(target - jnp.maximum(state.steps, 0), 0), key)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from relu_sgd import Descent
 from relu_sgd.descent import DescentState
 from relu_sgd.network import TrainedLayers
-from sweeps import experiment, figures, launch
+from sweeps import arithmetic, experiment, figures, launch
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
@@ -110,7 +110,7 @@ def count_steps(
         trained_layers=layers,
         batch_size=None if batch_size == chosen.num_samples else batch_size,
     )
-    key = jax.random.wrap_key_data(run.batches)
+    key = arithmetic.wrap(run.batches)
 
     def reach(state: DescentState, epsilon: jax.Array) -> tuple[DescentState, jax.Array]:
         towards = dataclasses.replace(descent, criterion=lambda losses, problem: jnp.sum(losses) < epsilon)

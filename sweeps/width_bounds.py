@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from relu_sgd.problem import balanced_labels, cube_rows, sphere_rows
 from relu_sgd.theory import gram, hidden_layer, related_work, width_search, widths
 from relu_sgd.theory.width_search import Scaling
-from sweeps import figures, launch
+from sweeps import arithmetic, figures, launch
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
@@ -169,7 +169,7 @@ def _metrics(chosen: Widths) -> dict[str, tuple[Any, str]]:
 def measure(chosen: Widths, num_samples: int, delta: float, seed: int) -> dict[str, float]:
     """One data set and start: every metric of the store."""
     d0 = dimension(num_samples, delta)
-    key = jax.random.key(chosen.base_seed)
+    key = arithmetic.key(chosen.base_seed)
     for part in (seed, num_samples, d0):
         key = jax.random.fold_in(key, part)
     data, labels = jax.random.split(key)
@@ -349,7 +349,7 @@ def map_widths(folder: Path) -> pandas.DataFrame:
     for setup, (d0s, d1s) in sizes.items():
         for i, d0 in enumerate(map(int, d0s)):
             if d0 not in expected:
-                X = np.asarray(draw(jax.random.fold_in(jax.random.key(base_seed), d0), d0), float)[:, :d0]
+                X = np.asarray(draw(jax.random.fold_in(arithmetic.key(base_seed), d0), d0), float)[:, :d0]
                 Y = np.ones((num_samples, 1))
                 try:
                     expected[d0] = width_search.population_widths(X, Y)

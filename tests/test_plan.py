@@ -43,3 +43,9 @@ def test_default_block_spans_8_inputs_and_6_neurons():
     grid = {step: range(step, 20 * step, step) for step in (1, 2, 4, 10)}
     assert [plan.default_block(grid[step], grid[step]) for step in (1, 2, 4, 10)] == [(8, 6), (4, 3), (2, 2), (1, 1)]
     assert plan.default_block((7,), (3, 30)) == (8, 1)
+
+
+def test_runs_keep_values_that_are_no_sizes():
+    rows = plan.Tile("hidden", (1e-4, 0.5), (3,), 0, 0, 2).runs()
+    np.testing.assert_array_equal(rows, [[1e-4, 3, 0], [1e-4, 3, 1], [0.5, 3, 0], [0.5, 3, 1]])
+    assert plan.Tile("hidden", (2, 4), (3,), 0, 0, 2).runs().dtype == np.int32
