@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import gammaln
 
+from relu_sgd._checks import finite_arrays, whole_number
+
 __all__ = [
     "GramEstimate",
     "angles",
@@ -32,11 +34,9 @@ def _rows(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: X is no matrix, is empty, has a row of zeros or an entry that is not finite.
     """
-    X = np.asarray(X, float)
+    (X,) = finite_arrays(X=X)
     if X.ndim != 2 or not X.size:
         raise ValueError(f"X must be N x d0 with N, d0 >= 1, got {X.shape}")
-    if not np.isfinite(X).all():
-        raise ValueError(f"X of shape {X.shape} has entries that are not finite")
     lengths = np.linalg.norm(X, axis=1)
     if not (lengths > 0).all():
         raise ValueError(f"row {int(np.argmin(lengths))} of X of shape {X.shape} is zero")
@@ -80,17 +80,21 @@ def least_eigenvalue(symmetric: Float[np.ndarray, "N N"]) -> float:
     """lambda_min of a symmetric matrix. lambda(X) of the paper is that of `gram(X)`.
 
     Raises:
-      ValueError: the matrix is not square.
+      ValueError: the matrix is not square, or an entry is not finite.
     """
-    symmetric = np.asarray(symmetric, float)
+    (symmetric,) = finite_arrays(symmetric=symmetric)
     if symmetric.ndim != 2 or symmetric.shape[0] != symmetric.shape[1]:
         raise ValueError(f"need a square matrix, got {symmetric.shape}")
     return float(np.linalg.eigvalsh(symmetric)[0])
 
 
 def operator_norm(X: Matrix) -> float:
-    """||X||, the largest singular value, from the smaller of X X^T and X^T X: a singular value decomposition takes several times as long."""
-    X = np.asarray(X, float)
+    """||X||, the largest singular value, from the smaller of X X^T and X^T X, which is several times faster than a decomposition.
+
+    Raises:
+      ValueError: an entry is not finite.
+    """
+    (X,) = finite_arrays(X=X)
     product = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
     return math.sqrt(max(float(np.linalg.eigvalsh(product)[-1]), 0.0))
 
@@ -108,8 +112,7 @@ class GramEstimate(NamedTuple):
 
 
 def _sampled(X: np.ndarray, num_draws: int, seed: int, level: float) -> GramEstimate:
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, got {num_draws}")
+    num_draws = whole_number("num_draws", num_draws, 2)
     generator = np.random.default_rng(seed)
     first = np.zeros((len(X), len(X)))
     second = np.zeros_like(first)
@@ -175,8 +178,7 @@ def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"]) -> Float[np.ndarr
     Raises:
       ValueError: k is negative.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative, got {k}")
+    k = whole_number("k", k, 0)
     z = np.asarray(z, float)
     before, now = np.zeros_like(z), np.ones_like(z)
     for order in range(k):
@@ -193,8 +195,7 @@ def hermite_coefficient(k: int) -> float:
     Raises:
       ValueError: k is negative.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative, got {k}")
+    k = whole_number("k", k, 0)
     if k == 0:
         return 1 / math.sqrt(2 * math.pi)
     if k % 2:
@@ -211,8 +212,7 @@ def khatri_rao_gram(X: Matrix, r: int) -> Float[np.ndarray, "N N"]:
     Raises:
       ValueError: as `gram`, or r is less than 1.
     """
-    if r < 1:
-        raise ValueError(f"r must be at least 1, got {r}")
+    r = whole_number("r", r)
     X, _ = _rows(X)
     return (X @ X.T) ** r
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
+from relu_sgd._checks import finite_arrays, whole_number
 from relu_sgd.theory.certificate import neuron_chunks
 from relu_sgd.theory.gram import angles, least_eigenvalue, operator_norm
 from relu_sgd.theory.width_search import smallest_width
@@ -18,6 +19,7 @@ __all__ = [
     "HiddenCertificate",
     "assumption_g1_output",
     "corollary_g6_bound",
+    "corollary_g6_failure",
     "hidden_certificate",
     "jacobian_gram",
     "least_singular_value",
@@ -39,7 +41,8 @@ def assumption_g1_output(y: Float[np.ndarray, " N"], d1: int) -> Float[np.ndarra
     Raises:
       ValueError: d1 is odd or less than 2, or y is empty.
     """
-    if d1 < 2 or d1 % 2 or not len(y):
+    d1 = whole_number("d1", d1)
+    if d1 % 2 or not len(y):
         raise ValueError(f"d1 must be even and positive and y not empty, got d1 = {d1} and {len(y)} labels")
     v = np.full(d1, float(np.linalg.norm(y)) / math.sqrt(len(y) * d1))
     v[d1 // 2 :] *= -1
@@ -47,7 +50,7 @@ def assumption_g1_output(y: Float[np.ndarray, " N"], d1: int) -> Float[np.ndarra
 
 
 def _columns(v: np.ndarray, W: np.ndarray) -> np.ndarray:
-    v = np.asarray(v, float)
+    (v,) = finite_arrays(v=v)
     if v.shape == (W.shape[1], 1):
         v = v[:, 0]
     if v.shape != (W.shape[1],):
@@ -61,9 +64,9 @@ def jacobian_gram(
     """J J^T = (X X^T) o (R dg(v)^2 R^T), with R_ij = 1 where X_i W_j > 0, `chunk` neurons at a time.
 
     Raises:
-      ValueError: v does not have d1 entries.
+      ValueError: v does not have d1 entries, or an entry is not finite.
     """
-    X, v = np.asarray(X, float), _columns(v, W)
+    (X, W), v = finite_arrays(X=X, W=W), _columns(v, W)
     pattern = np.zeros((len(X), len(X)))
     for start, part in zip(range(0, W.shape[1], chunk), neuron_chunks(W, chunk), strict=True):
         weighted = (X @ part > 0) * np.abs(v[start : start + chunk])
@@ -76,13 +79,16 @@ def least_singular_value(
 ) -> float:
     """beta_0 of Proposition G.7 (beta_s at W = W_s): sigma_min(J^T). 0 where d0 d1 < N, by rank.
 
+    From J J^T, so that it ends in rounding below about 1e-8 ||J||: there it may be 0, or a number that means nothing.
+
     Raises:
-      ValueError: v does not have d1 entries.
+      ValueError: v does not have d1 entries, or an entry is not finite.
     """
-    if W.size < len(X):
-        _columns(v, W)
+    largest = float(np.abs(_columns(v, W)).max(initial=0.0))
+    if W.size < len(X) or largest == 0:
         return 0.0
-    return math.sqrt(max(least_eigenvalue(jacobian_gram(X, W, v)), 0.0))
+    # Relative to the largest output, whose square may be out of range.
+    return largest * math.sqrt(max(least_eigenvalue(jacobian_gram(X, W, np.asarray(v, float) / largest)), 0.0))
 
 
 def pattern_distance(first: Bool[np.ndarray, "N d1"], second: Bool[np.ndarray, "N d1"]) -> float:
@@ -96,7 +102,7 @@ def smallest_entry(Z: Float[np.ndarray, "N d1"], m: int) -> float:
     Raises:
       ValueError: m is not in 1, ..., d1.
     """
-    if not 1 <= m <= Z.shape[1]:
+    if whole_number("m", m) > Z.shape[1]:
         raise ValueError(f"m must be from 1 to d1 = {Z.shape[1]}, got {m}")
     return float(np.partition(np.abs(np.asarray(Z, float)), m - 1, axis=1)[:, m - 1].min())
 
@@ -116,27 +122,53 @@ def lemma_g4_radius(Z: Float[np.ndarray, "N d1"], m: int) -> float:
     return math.sqrt(m) * smallest_entry(Z, m)
 
 
+# P(|g| <= m / (2 d1)) <= q m / d1 for a standard normal g, with q = 1 / sqrt(2 pi).
+_G5_DENSITY = 1 / math.sqrt(2 * math.pi)
+# How fast the failure probability of Lemma G.5 falls with m: log(1 / q) - 1 + q = 0.3179, where the lemma is printed with 1/6.
+LEMMA_G5_RATE = -math.log(_G5_DENSITY) - 1 + _G5_DENSITY
+
+
 def lemma_g5_bound(num_samples: int, d1: int, m: int) -> tuple[float, float]:
-    """Lemma G.5: min_i ||X_i W_0||_{m-} >= m / (2 d1) with probability at least 1 - N exp(-m / 6), for unit rows and N(0, 1) entries.
+    """Lemma G.5: min_i ||X_i W_0||_{m-} >= m / (2 d1), for unit rows and N(0, 1) entries.
+
+    It fails with probability at most N exp(-`LEMMA_G5_RATE` m), which is less than the printed N exp(-m / 6). Why: ||X_i W_0||_{m-} is below
+    the bound if m of d1 independent normal numbers are, whose number has a mean of at most q m, and by Chernoff a binomial number of mean
+    q m reaches m with probability at most exp(-m (log(1 / q) - 1 + q)).
 
     Returns:
-      (m / (2 d1), N exp(-m / 6)): the bound, and how likely it fails at most (above 1 where nothing is promised).
+      (m / (2 d1), N exp(-0.3179 m)): the bound, and how likely it fails at most (above 1 where nothing is promised).
 
     Raises:
-      ValueError: m is not in 1, ..., d1, or N is less than 1.
+      ValueError: m is no whole number from 1 to d1, or N is no whole number from 1 on.
     """
-    if num_samples < 1 or not 1 <= m <= d1:
-        raise ValueError(f"need N >= 1 and m from 1 to d1, got N = {num_samples}, m = {m}, d1 = {d1}")
-    return m / (2 * d1), num_samples * math.exp(-m / 6)
+    whole_number("num_samples", num_samples)
+    if whole_number("m", m) > d1:
+        raise ValueError(f"m must be from 1 to d1 = {d1}, got {m}")
+    return m / (2 * d1), num_samples * math.exp(-LEMMA_G5_RATE * m)
+
+
+def corollary_g6_failure(num_samples: int) -> float:
+    """How likely `corollary_g6_bound` fails at most for some s: the sum of Lemma G.5's failures over all m >= 12 log N.
+
+    N exp(-r m0) / (1 - exp(-r)), r = `LEMMA_G5_RATE` and m0 = ceil(12 log N): at most 1 / N for every N >= 2, and of the order N^-2.81.
+
+    Raises:
+      ValueError: N is no whole number from 2 on.
+    """
+    num_samples = whole_number("num_samples", num_samples, 2)
+    first = math.ceil(12 * math.log(num_samples))
+    return num_samples * math.exp(-LEMMA_G5_RATE * first) / -math.expm1(-LEMMA_G5_RATE)
 
 
 def corollary_g6_bound(
     num_samples: int, d1: float, distance: Float[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:
-    """Corollary G.6: `pattern_distance` is at most 10 sqrt(log N) + 2 (d1 ||W_s - W_0||_F)^(1/3) for all s, with probability at least 1 - 1/N.
+    """Corollary G.6: `pattern_distance` is at most 10 sqrt(log N) + 2 (d1 ||W_s - W_0||_F)^(1/3) for all s at once.
 
-    For unit rows, N(0, 1) entries, N >= 2 and d1 >= N. Erratum: the step ceil(a + log N) <= a + 4 log N needs log N >= 1/3, which N >= 2 gives; but
-    d1 >= 12 log N besides, or Lemma G.5 has no such m (then the bound exceeds sqrt(d1) and is true anyway).
+    With probability at least 1 - `corollary_g6_failure`(N) >= 1 - 1/N, for unit rows, N(0, 1) entries and N >= 2. Errata: the paper's proof
+    takes Lemma G.5 for one m, which depends on s, so that it speaks about one s. For all s it has to hold for all m >= 12 log N at once, and
+    the sum of its failures with the printed rate, 6.5 / N, is more than 1 / N; with the true rate it is not. Where m exceeds d1 the
+    lemma has no such m, and sqrt(2 m) > sqrt(d1) bounds the distance anyway. The step ceil(a + 12 log N) <= a + 48 log N needs N >= 2.
 
     Raises:
       ValueError: N is less than 2, d1 less than 1, or a distance is negative.
@@ -181,9 +213,9 @@ def proposition_g7_bounds(
       "weyl": ||X|| ||v||_inf sqrt(d1), the proposition's own route. "norm": min_i ||X_i|| ||v||. "diagonal": the least diagonal entry's root.
 
     Raises:
-      ValueError: v does not have d1 entries.
+      ValueError: v does not have d1 entries, or an entry is not finite.
     """
-    X, v = np.asarray(X, float), _columns(v, W)
+    (X, W), v = finite_arrays(X=X, W=W), _columns(v, W)
     lengths = np.linalg.norm(X, axis=1)
     return {
         "weyl": float(np.linalg.norm(X, 2) * np.abs(v).max() * math.sqrt(len(v))),
@@ -250,7 +282,7 @@ class HiddenCertificate:
         """
         if self.beta <= 0:
             return math.inf
-        return float(4 * self.beta_bound(self.weight_bound(np.array(2 * self.a / self.beta**2))) / self.beta)
+        return float(4 * self.beta_bound(self.weight_bound(np.array(2 * self.a / self.beta / self.beta))) / self.beta)
 
     @property
     def is_certified(self) -> bool:
@@ -261,7 +293,7 @@ class HiddenCertificate:
         """(54)'s left side as printed, with unit constants: it is to tend to 0. inf when beta_0 is 0."""
         if self.beta <= 0:
             return math.inf
-        move = np.cbrt(self.d1 * label_norm / math.sqrt(self.d0) * self.a / self.beta**2)
+        move = np.cbrt(self.d1 * label_norm / math.sqrt(self.d0) * self.a / self.beta / self.beta)
         bracket = math.sqrt(math.log(self.num_samples)) + move
         return float(label_norm / (self.beta * math.sqrt(self.d0 * self.d1)) * bracket)
 
@@ -272,10 +304,10 @@ def hidden_certificate(
     """The certificate of Appendix G at a start.
 
     Raises:
-      ValueError: the rows of X are not of norm 1, N is less than 2, or the shapes do not fit.
+      ValueError: the rows of X are not of norm 1, N is less than 2, the shapes do not fit, or an entry is not finite.
     """
-    X, y, W = np.asarray(X, float), np.asarray(y, float).reshape(-1), np.asarray(W, float)
-    v = _columns(v, W)
+    X, y, W = finite_arrays(X=X, y=y, W=W)
+    y, v = y.reshape(-1), _columns(v, W)
     if X.ndim != 2 or len(X) < 2 or len(y) != len(X) or W.shape[0] != X.shape[1]:
         raise ValueError(f"need X: N x d0 with N >= 2, y: N, W: d0 x d1, got {X.shape}, {y.shape}, {W.shape}")
     _check_unit_rows(X)
@@ -311,9 +343,10 @@ def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -
       The width, at least N; inf where none up to 1e60 is certified.
 
     Raises:
-      ValueError: the rows of X are not of norm 1, N is less than 2, y is 0, or beta_0 is 0 up to rounding.
+      ValueError: the rows of X are not of norm 1, N is less than 2, y is 0, an entry is not finite, or beta_0 is 0 up to rounding.
     """
-    X, y = np.asarray(X, float), np.asarray(y, float).reshape(-1)
+    X, y = finite_arrays(X=X, y=y)
+    y = y.reshape(-1)
     if X.ndim != 2 or len(X) < 2 or len(y) != len(X) or not np.linalg.norm(y) > 0:
         raise ValueError(f"need X: N x d0 with N >= 2 and y: N, not 0, got {X.shape} and {y.shape}")
     _check_unit_rows(X)
