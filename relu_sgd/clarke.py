@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, ScalarLike
 
+from relu_sgd._checks import whole_number
 from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, matmul, preactivations
 from relu_sgd.problem import Problem
 from relu_sgd.zonotope import nearest_point
@@ -288,8 +289,8 @@ def subdifferential(
     sides = kink_sides(params, problem, tolerance)
     V, (X, Y) = params.V, problem
     num_samples = sides.shape[0]
-    room = num_samples if max_kinks is None else max_kinks
-    if not 1 <= room <= num_samples:
+    room = num_samples if max_kinks is None else whole_number("max_kinks", max_kinks)
+    if room > num_samples:
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
     scale = loss_scale(num_samples, Y.shape[1], normalization)
     H = hidden_layer(params, problem)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from relu_sgd._checks import whole_number
 from relu_sgd.clarke import subdifferential
 from relu_sgd.network import Params, preactivations
 from relu_sgd.problem import Problem
@@ -43,10 +44,9 @@ def minimum_norm(max_kinks: int = 8, tolerance: float | None = None) -> Selectio
       tolerance: of a zero preactivation, see `clarke.kink_sides`.
 
     Raises:
-      ValueError: `max_kinks` is less than 1.
+      ValueError: `max_kinks` is no whole number from 1 on.
     """
-    if max_kinks < 1:
-        raise ValueError(f"max_kinks must be at least 1, got {max_kinks}")
+    max_kinks = whole_number("max_kinks", max_kinks)
 
     def slopes(params: Params, problem: Problem, key: Key[Array, ""]) -> Float[Array, "N d1"]:
         del key
