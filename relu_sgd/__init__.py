@@ -3,8 +3,8 @@
 After B. Polaczyk and J. Cyranka, "Improved overparametrization bounds for global convergence of SGD for shallow neural
 networks" (TMLR 2023). Arrays go in and arrays come out; no flag, file or plot is known here.
 
-All modules are attributes: after `import relu_sgd` there are `relu_sgd.inclusion.solve`, `relu_sgd.theory.certificate` and so on, imported
-when they are first used.
+All modules are attributes: after `import relu_sgd` there are `relu_sgd.inclusion.solve`, `relu_sgd.theory.certificate`
+and so on, imported when they are first used.
 """
 
 from relu_sgd import _submodules

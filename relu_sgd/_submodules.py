@@ -1,4 +1,6 @@
-"""Submodules as attributes of their package, imported when they are first used: workers pay for none that they do not use."""
+"""Submodules as attributes of their package, imported when they are first used: workers pay for none that they do not
+use.
+"""
 
 import importlib
 import pkgutil

@@ -1,7 +1,9 @@
-"""Theorem 5.6's general case: any approximator with any loss that is a sum over samples, deep ReLU networks among them.
+"""Theorem 5.6's general case: any approximator with any loss that is a sum over samples, deep ReLU networks among
+them.
 
-An `Approximator` is a map from parameters (any pytree) and inputs to outputs, and a loss of a sample. `descend` and the measurements take one;
-without, they run on the first instance: `shallow()`, the paper's network with half the squared error.
+An `Approximator` is a map from parameters (any pytree) and inputs to outputs, and a loss of a sample. `descend` and
+the measurements take one; without, they run on the first instance: `shallow()`, the paper's network with half the
+squared error.
 """
 
 import dataclasses
@@ -56,10 +58,11 @@ def _cross_entropy(outputs: Array, labels: Array) -> Array:
     return optax.losses.softmax_cross_entropy(outputs, labels)
 
 
-# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f) and the logistic loss
-# log(1 + exp(-y f)) for labels +-1, summed over the outputs; the cross-entropy of two or more outputs as logits with labels that are
-# probabilities (one-hot, for classes). Each raises ValueError where outputs and labels differ in shape, and where labels that are known when
-# it is traced are not what it is for. Labels that are traced, as under jit, it cannot see.
+# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f) and the logistic
+# loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the cross-entropy of two or more outputs as logits
+# with labels that are probabilities (one-hot, for classes). Each raises ValueError where outputs and labels differ in
+# shape, and where labels that are known when it is traced are not what it is for. Labels that are traced, as under
+# jit, it cannot see.
 LOSSES: dict[str, SampleLoss] = {
     "squared": _squared,
     "hinge": _hinge,
@@ -135,10 +138,12 @@ class Approximator:
 
         Args:
           problem: the training set.
-          at_zero: slope of relu at 0, broadcast to N x units, units those of a hidden layer; with mini-batches the rows follow their samples.
+          at_zero: slope of relu at 0, broadcast to N x units, units those of a hidden layer; with mini-batches the
+            rows follow their samples.
 
         Raises:
-          ValueError: `at_zero` has rows, but not N, or the labels are known when traced and are none for a loss of `LOSSES`.
+          ValueError: `at_zero` has rows, but not N, or the labels are known when traced and are none for a loss of
+            `LOSSES`.
         """
         _check_labels(self.sample_loss, problem.Y)
         num_samples = problem.X.shape[0]
@@ -161,7 +166,8 @@ class Approximator:
 def shallow(loss: str | SampleLoss = "squared") -> Approximator:
     """The paper's network, theta = `Params`, with one of `LOSSES` or a loss of one's own.
 
-    With "squared" it is what `descend` runs on by default, up to rounding: the default keeps the samples contiguous, which is faster.
+    With "squared" it is what `descend` runs on by default, up to rounding: the default keeps the samples contiguous,
+    which is faster.
 
     Raises:
       ValueError: the loss is none of `LOSSES`.

@@ -93,8 +93,8 @@ class DescentState(NamedTuple):
       gradient: that the next step takes, of the trained weights at theta_k.
       objective: whose gradient that is, at theta_k: on the samples of the next step, in its normalization.
       steps: k, the number of updates made; -1 before theta_0 has been looked at.
-      loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the objective and
-        the batch.
+      loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the
+        objective and the batch.
       best_loss: the least of L(theta_0), ..., L(theta_k).
       converged_at: the first k at which the criterion held, -1 so far.
       meets: whether the criterion holds at theta_k.
@@ -203,8 +203,8 @@ class Descent:
         """What is known of theta before step k + 1.
 
         Returns:
-          A function of (trained weights, theta, k), the objective of step k + 1, with the losses that it is made of; and one of (theta, k), that
-          objective, its gradient, and the losses of all samples.
+          A function of (trained weights, theta, k), the objective of step k + 1, with the losses that it is made of;
+          and one of (theta, k), that objective, its gradient, and the losses of all samples.
         """
         num_samples, d2 = problem.Y.shape
         if self.batch_size is not None and self.batch_size > num_samples:
@@ -250,9 +250,9 @@ class Descent:
             return found
 
         num_samples = problem.Y.shape[0]
+        losses = check(None, (num_samples,))
         if self.batch_size is not None and self.batch_size <= num_samples:
             check(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32), (self.batch_size,))
-        losses = check(None, (num_samples,))
         if self.criterion is not None:
             met = jax.eval_shape(self.criterion, losses, problem)
             if getattr(met, "shape", None) != () or met.dtype != bool:
@@ -273,9 +273,10 @@ class Descent:
         """The state before theta_0 has been looked at: its first step, number 0, evaluates theta_0 and moves nothing.
 
         Raises:
-          ValueError: shapes do not fit, `losses` or the criterion is not of the right kind, or the optimizer is optax.lookahead.
+          ValueError: shapes do not fit, `losses` or the criterion is not of the right kind, or the optimizer is
+            optax.lookahead.
         """
-        losses = self._check_losses(problem, params)
+        losses = self._check_losses(Problem(*map(jnp.asarray, problem)), params)
         trained = self._trained(params)
         optimizer_state = self.optimizer.init(trained)
         if any(isinstance(node, optax.LookaheadState) for node in _nodes(optimizer_state)):
@@ -318,9 +319,10 @@ class Descent:
             must then be an int.
 
         Raises:
-          ValueError: shapes do not fit, num_steps is known and no whole number from 0 on, the batch exceeds N, mini-batches or a
-        selection have no key, or the optimizer wants what is not there.
+          ValueError: shapes do not fit, num_steps is known and no whole number from 0 on, the batch exceeds N,
+            mini-batches or a selection have no key, or the optimizer wants what is not there.
         """
+        problem = Problem(*map(jnp.asarray, problem))
         if not isinstance(num_steps, jax.Array):
             num_steps = whole_number("num_steps", num_steps, 0)
         objective, evaluate = self._evaluator(problem, key)
@@ -341,7 +343,8 @@ class Descent:
         def step(state: DescentState) -> DescentState:
             trained = self._trained(state.params)
             updates, optimizer_state = update(state, trained)
-            # One evaluation for theta_0 and all that follow: half as much to compile as with one of its own before the loop.
+            # One evaluation for theta_0 and all that follow: half as much to compile as with one of its own before the
+            # loop.
             old = (trained, state.optimizer_state)
             new = (optax.apply_updates(trained, updates), optimizer_state)
             trained, optimizer_state = jax.tree.map(lambda a, b: jnp.where(state.steps < 0, a, b), old, new)
@@ -397,27 +400,31 @@ def descend(
     """The sequence theta_{k+1} in theta_k - eta dL^b(theta_k, xi_{k+1}), or any other optax optimizer's.
 
     Equation (14) as printed lacks theta_k on its right-hand side. The theory's SGD has no momentum
-    (`optax.sgd(learning_rate)`); Section 6's experiments have. Pure: jit, vmap and forward-mode differentiation work, and
-    reverse mode with `differentiable`.
+    (`optax.sgd(learning_rate)`); Section 6's experiments have. Pure: jit, vmap and forward-mode differentiation work,
+    and reverse mode with `differentiable`.
 
     Args:
-      params: theta_0, `Params` or the pytree that `losses` is for. Its dtype is the precision of everything that follows.
+      params: theta_0, `Params` or the pytree that `losses` is for. Its dtype is the precision of everything that
+        follows.
       problem: the training set; every sample is one of the N.
       num_steps: the largest number of updates.
-      optimizer: any optax optimizer, also one that takes the objective's value or a function for it (polyak_sgd, lbfgs), on the
-        samples of the step; not optax.lookahead. None for the paper's (`paper_optimizer`), with the paper's network and loss.
-      normalization: the objective, "half_sum" (the paper's L, the sum of the sample losses), "mean" (mean squared error) or
-        "sample_mean" (the mean of the sample losses).
+      optimizer: any optax optimizer, also one that takes the objective's value or a function for it (polyak_sgd,
+        lbfgs), on the samples of the step; not optax.lookahead. None for the paper's (`paper_optimizer`), with the
+        paper's network and loss.
+      normalization: the objective, "half_sum" (the paper's L, the sum of the sample losses), "mean" (mean squared
+        error) or "sample_mean" (the mean of the sample losses).
       trained_layers: "both", or "hidden" to keep V fixed.
       batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
         None for all N. The loss over all samples is evaluated at every step all the same.
       key: of the mini-batches, and of a selection; the mini-batches are the same whatever `at_zero` is.
-      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every step.
+      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every
+        step.
       criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
-      losses: an `Approximator`, for other networks and losses than the paper's; or any function from (problem, at_zero=...) to a map
-        from (theta, samples=None) to the losses of the samples, of shape (N,), or of those whose indices are given.
+      losses: an `Approximator`, for other networks and losses than the paper's; or any function from (problem,
+        at_zero=...) to a map from (theta, samples=None) to the losses of the samples, of shape (N,), or of those whose
+        indices are given.
       measure: a function of theta whose results are recorded, at theta_0 and after every `measure_every` steps.
       measure_every: number of steps between two records; the last record is at `num_steps` rounded down to a multiple.
       differentiable: see `Descent.advance`.
@@ -426,8 +433,8 @@ def descend(
       A `DescentResult`.
 
     Raises:
-      ValueError: shapes do not fit, an option is not one of the allowed values, a number is out of its range, or `losses`, criterion
-        or optimizer are not of the right kind.
+      ValueError: shapes do not fit, an option is not one of the allowed values, a number is out of its range, or
+        `losses`, criterion or optimizer are not of the right kind.
     """
     num_steps, measure_every = whole_number("num_steps", num_steps, 0), whole_number("measure_every", measure_every)
     if optimizer is None and losses is not sample_losses:

@@ -1,7 +1,7 @@
 """Which element of the subdifferential a step of descent takes, where relu has a kink.
 
-A selection gives the slope of relu for every preactivation: 1 and 0 where it is positive and negative, and a choice in [0, 1] at
-kinks. `descend` takes a number or an array for `at_zero` (a fixed slope), or one of these.
+A selection gives the slope of relu for every preactivation: 1 and 0 where it is positive and negative, and a choice in
+[0, 1] at kinks. `descend` takes a number or an array for `at_zero` (a fixed slope), or one of these.
 """
 
 from collections.abc import Callable

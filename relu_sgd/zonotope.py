@@ -1,9 +1,9 @@
 """The nearest point of a zonotope {b + sum_k r_k G_k : r in [0, 1]^K}: least squares in a box.
 
-A primal-dual interior-point method (Mehrotra's predictor and corrector): its few dozen iterations do not depend on how the
-generators are conditioned, dependent generators included, so that it can be mapped over many neurons. It ends about sqrt(eps) away
-where a coefficient and its multiplier are both 0 (no strict complementarity). An active-set method, which mostly takes one or two
-steps from there, goes on to the accuracy of the arithmetic.
+A primal-dual interior-point method (Mehrotra's predictor and corrector): its few dozen iterations do not depend on how
+the generators are conditioned, dependent generators included, so that it can be mapped over many neurons. It ends
+about sqrt(eps) away where a coefficient and its multiplier are both 0 (no strict complementarity). An active-set
+method, which mostly takes one or two steps from there, goes on to the accuracy of the arithmetic.
 """
 
 from typing import NamedTuple
@@ -21,14 +21,15 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 class NearestPoint(NamedTuple):
     """The point of a zonotope that is nearest to the origin.
 
-    Its error is rounding of the numbers at hand, times the condition of the generators whose coefficients lie inside (0, 1). Where these
-    are nearly dependent, with a singular value below about 1e-6 of the largest, it may be more; `gap` bounds it in any case.
+    Its error is rounding of the numbers at hand, times the condition of the generators whose coefficients lie inside
+    (0, 1). Where these are nearly dependent, with a singular value below about eps^(1/4) / 10 of the largest, it may
+    be more; `gap` bounds it in any case.
 
     Attributes:
       point: p = b + sum_k r_k G_k.
       coefficients: r, in [0, 1]; not unique where generators are dependent, while p is.
-      gap: the duality gap max over q in the zonotope of <p, p - q>, not negative. It bounds the error: the true nearest point
-        p* has ||p - p*||^2 <= gap and ||p*|| >= (||p||^2 - gap) / ||p||.
+      gap: the duality gap max over q in the zonotope of <p, p - q>, not negative. It bounds the error: the true
+        nearest point p* has ||p - p*||^2 <= gap and ||p*|| >= (||p||^2 - gap) / ||p||.
     """
 
     point: Float[Array, " d"]
@@ -114,12 +115,14 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
     start = jnp.maximum(1.0, jnp.abs(gradient_at(half)))
     r, low, high, _, _ = jax.lax.while_loop(unfinished, iterate, (half, start, start, 0, jnp.bool_(True)))
 
-    # The coefficients that the multipliers hold at a bound go there, to begin with; the others, which are free, solve their
-    # least-squares problem up to the first bound. When they have, the bound coefficient that the gradient pulls at most is set free. A
-    # small multiple of the identity, applied several times, stands in for a pseudoinverse when generators are dependent.
+    # The coefficients that the multipliers hold at a bound go there, to begin with; the others, which are free, solve
+    # their least-squares problem up to the first bound. When they have, the bound coefficient that the gradient pulls
+    # at most is set free. A small multiple of the identity, applied several times, stands in for a pseudoinverse when
+    # generators are dependent.
     at_low, at_high = low > r, high > 1 - r
     start = jnp.where(at_low | idle, 0.0, jnp.where(at_high, 1.0, r)).astype(dtype)
-    # What a gradient is off by at most, as it is a product of sums of so many terms of size 1, and what it is off by mostly.
+    # What a gradient is off by at most, as it is a product of sums of so many terms of size 1, and what it is off by
+    # mostly.
     negligible, rounding = 4 * eps * (num_generators + b.shape[0]), 4 * eps
     identity = jnp.eye(num_generators, dtype=dtype)
 

@@ -10,7 +10,7 @@ import numpy_reference as reference
 import optax
 import pytest
 
-from relu_sgd import Descent, Params, Problem, Status, descend, loss, relative_error_below
+from relu_sgd import Descent, Params, Problem, Status, approximators, descend, loss, relative_error_below, selections
 from relu_sgd.descent import mean_loss_below, mean_squared_error_below, paper_optimizer
 
 
@@ -355,6 +355,14 @@ def test_losses_and_criteria_of_ones_own_that_are_not_what_they_should_be(option
     W, V, X, Y = map(jnp.asarray, draw())
     with pytest.raises(ValueError, match=message):
         descend(Params(W, V), Problem(X, Y), num_steps=1, optimizer=optax.sgd(0.1), **options)
+
+
+def test_arrays_of_numpy_are_welcome():
+    W, V, X, Y = draw()
+    options = dict(num_steps=20, optimizer=optax.sgd(0.02), batch_size=6, key=jax.random.key(0))
+    for more in ({}, {"at_zero": selections.random()}, {"losses": approximators.shallow()}):
+        found = descend(Params(W, V), Problem(X, Y), **options, **more)
+        assert_close(found.params.W, run((W, V, X, Y), **options).params.W)
 
 
 def test_a_loss_of_ones_own():

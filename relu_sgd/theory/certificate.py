@@ -46,7 +46,8 @@ def _smallest_singular_value(X: np.ndarray, chunks: Callable[[], Iterable[np.nda
     eigenvalues = np.linalg.eigvalsh(gram)
     if eigenvalues[0] > math.sqrt(np.finfo(float).eps) * eigenvalues[-1]:
         return math.sqrt(eigenvalues[0])
-    # The Gram matrix squares the condition. The triangular factor of H^T has its singular values, and can be streamed too.
+    # The Gram matrix squares the condition. The triangular factor of H^T has its singular values, and can be streamed
+    # too.
     factor = np.zeros((0, len(X)))
     for part in chunks():
         factor = np.asarray(np.linalg.qr(np.vstack([factor, np.maximum(X @ part, 0).T]), mode="r"))
@@ -57,8 +58,8 @@ def _smallest_singular_value(X: np.ndarray, chunks: Callable[[], Iterable[np.nda
 class Certificate:
     """The constants of (7) and (8) and what follows from them; everything is a number in float64.
 
-    The conditions depend on three ratios, k = ||X|| a / alpha^2, ||X|| ||W(0)||_F / alpha and ||X|| ||V(0)||_F / alpha,
-    and are computed from these: no scale of data or weights overflows.
+    The conditions depend on three ratios, k = ||X|| a / alpha^2, ||X|| ||W(0)||_F / alpha and ||X|| ||V(0)||_F /
+    alpha, and are computed from these: no scale of data or weights overflows.
 
     Attributes:
       a: sqrt(L(theta(0))), (8).
@@ -141,15 +142,16 @@ class Certificate:
     def left_side_sharp(self) -> float:
         """A weaker condition than the paper's, met where it is below 1: a / integral of (alpha - ||X|| B(y))^2 dy.
 
-        B is the sharper bound of the drift of W (`drift_bounds`), and the integral runs from 0 to where ||X|| B(y) = alpha. By
-        Weyl (4), alpha_0 >= alpha - ||X|| B(Lbar) along a solution, so that Lbar' <= a exp(-I) with I' >= (alpha - ||X|| B(Lbar))^2.
-        As a function of y = Lbar, a exp(-I) falls by at least (alpha - ||X|| B(y))^2 per unit, so Lbar stops before alpha is
-        used up if the integral exceeds a. It replaces (u - v)^2 >= u^2 - 2 u v and the two constants 1/2 in Lemma 3.3's proof.
+        B is the sharper bound of the drift of W (`drift_bounds`), and the integral runs from 0 to where ||X|| B(y) =
+        alpha. By Weyl (4), alpha_0 >= alpha - ||X|| B(Lbar) along a solution, so that Lbar' <= a exp(-I) with I' >=
+        (alpha - ||X|| B(Lbar))^2. As a function of y = Lbar, a exp(-I) falls by at least (alpha - ||X|| B(y))^2 per
+        unit, so Lbar stops before alpha is used up if the integral exceeds a. It replaces (u - v)^2 >= u^2 - 2 u v and
+        the two constants 1/2 in Lemma 3.3's proof.
 
-        It does not promise (12), whose rate needs that alpha_0^2 stays above alpha^2 / 2. What it promises is what `left_side_path`
-        does, which it implies to be below 9 acosh(2) / 2 - 3 sqrt(3) = 0.7302: the integral is largest at V(0) = 0 and
-        ||X|| ||W(0)||_F = alpha, the least that there is. So L(t) <= L(0) exp(-0.539 t alpha^2), and theta's path has at most the length
-        2.73 a / alpha, which is less than (13) allows.
+        It does not promise (12), whose rate needs that alpha_0^2 stays above alpha^2 / 2. What it promises is what
+        `left_side_path` does, which it implies to be below 9 acosh(2) / 2 - 3 sqrt(3) = 0.7302: the integral is
+        largest at V(0) = 0 and ||X|| ||W(0)||_F = alpha, the least that there is. So L(t) <= L(0) exp(-0.539 t
+        alpha^2), and theta's path has at most the length 2.73 a / alpha, which is less than (13) allows.
         """
         if self.alpha <= 0:
             return math.inf
@@ -170,12 +172,13 @@ class Certificate:
     def left_side_path(self) -> float:
         """sqrt(2) ||X|| a / alpha^2; below 1 the paths are short, and alpha_0 stays up.
 
-        It promises `path_alpha`, `path_loss_bound` and `path_length`, for every solution of the inclusion and any d2, also with Lemma
-        A.4's larger set. Why: sqrt(L) falls by (||W'||^2 + ||V'||^2) / (2 sqrt(L)) per unit of time, which is at least
-        ||W'|| ||V'|| / sqrt(L), and ||V'|| = ||H^T E||_F >= alpha_0 sqrt(2 L). So per unit of the length l of W's path sqrt(L) falls by at
-        least sqrt(2) alpha_0 >= sqrt(2) (alpha - ||X|| l), by Weyl (4). As sqrt(L) >= 0, l stays below the smaller root of
-        ||X|| l^2 / 2 - alpha l + a / sqrt(2), which is real if this condition holds. One sample, one neuron, w = v = 1 and y = 0 show that
-        sqrt(2) cannot be less. (10) implies that it is below 0.3193.
+        It promises `path_alpha`, `path_loss_bound` and `path_length`, for every solution of the inclusion and any d2,
+        also with Lemma A.4's larger set. Why: sqrt(L) falls by (||W'||^2 + ||V'||^2) / (2 sqrt(L)) per unit of time,
+        which is at least ||W'|| ||V'|| / sqrt(L), and ||V'|| = ||H^T E||_F >= alpha_0 sqrt(2 L). So per unit of the
+        length l of W's path sqrt(L) falls by at least sqrt(2) alpha_0 >= sqrt(2) (alpha - ||X|| l), by Weyl (4). As
+        sqrt(L) >= 0, l stays below the smaller root of ||X|| l^2 / 2 - alpha l + a / sqrt(2), which is real if this
+        condition holds. One sample, one neuron, w = v = 1 and y = 0 show that sqrt(2) cannot be less. (10) implies
+        that it is below 0.3193.
         """
         return math.sqrt(2) * self._k
 
@@ -192,8 +195,8 @@ class Certificate:
     def path_length(self) -> float:
         """sqrt(2) a / path_alpha, the largest length of theta's path where `left_side_path` < 1. inf elsewhere.
 
-        Per unit of that length sqrt(L) falls by ||theta'|| / (2 sqrt(L)) >= path_alpha / sqrt(2). W's own path is at most
-        (alpha - path_alpha) / ||X|| long.
+        Per unit of that length sqrt(L) falls by ||theta'|| / (2 sqrt(L)) >= path_alpha / sqrt(2). W's own path is at
+        most (alpha - path_alpha) / ||X|| long.
         """
         return math.sqrt(2) * self.a / self.path_alpha if self.path_alpha > 0 else math.inf
 
@@ -264,8 +267,8 @@ def _scaled(array: np.ndarray) -> tuple[np.ndarray, int]:
 def certificate(params: Params, problem: Problem, *, chunk: int = 4096) -> Certificate:
     """The certificate of an initialisation, (7)-(13). d2 may be any.
 
-    Memory is that of the inputs, an N x N matrix and N x chunk hidden values. The error of alpha is about eps ||H||: where H H^T
-    would hide it (below 1e-4 ||H||) it is taken from a triangular factor of H^T, streamed as well.
+    Memory is that of the inputs, an N x N matrix and N x chunk hidden values. The error of alpha is about eps ||H||:
+    where H H^T would hide it (below 1e-4 ||H||) it is taken from a triangular factor of H^T, streamed as well.
 
     Args:
       params: theta(0).
@@ -312,8 +315,8 @@ def drift_bounds(found: Certificate, integral: Float[np.ndarray, "*times"]) -> d
     """Lemma 3.1's bounds along a solution, from the integral Lbar(t) of sqrt(L) along it.
 
     Returns:
-      "theta": (5), of ||theta(t) - theta(0)||. "hidden": (6) divided by ||X||, of ||W(t) - W(0)||_F. "hidden_sharp": a sharper one
-      of the same, ||V0|| sinh(k Lbar) + ||W0|| (cosh(k Lbar) - 1) with k = sqrt(2) ||X||.
+      "theta": (5), of ||theta(t) - theta(0)||. "hidden": (6) divided by ||X||, of ||W(t) - W(0)||_F. "hidden_sharp": a
+      sharper one of the same, ||V0|| sinh(k Lbar) + ||W0|| (cosh(k Lbar) - 1) with k = sqrt(2) ||X||.
     """
     z = found.operator_norm * np.asarray(integral, float)
     k = math.sqrt(2) * z

@@ -1,8 +1,9 @@
 """The scalar comparison problem (9), and Figure 1: does Lbar(t) stay bounded, or may it explode?
 
-y(0) = 0, y' = a exp(factor alpha t (c1 y + c2 y^2) e^(c y^2) - alpha^2 t), with factor 1 as (9) is printed. Erratum: with a = c = c1
-= c2 = 1 the solutions of (9) as printed blow up for alpha below 1.7293, far from Figure 1's range [2.042, 2.045]; with factor 2 the
-threshold is 2.0441, inside it. Figure 1 must have been drawn with factor 2. Both are computed.
+y(0) = 0, y' = a exp(factor alpha t (c1 y + c2 y^2) e^(c y^2) - alpha^2 t), with factor 1 as (9) is printed. Erratum:
+with a = c = c1 = c2 = 1 the solutions of (9) as printed blow up for alpha below 1.7293, far from Figure 1's range
+[2.042, 2.045]; with factor 2 the threshold is 2.0441, inside it. Figure 1 must have been drawn with factor 2. Both are
+computed.
 """
 
 import enum
@@ -16,8 +17,8 @@ from jaxtyping import Array, Float, Int8, ScalarLike
 
 __all__ = ["ComparisonSolution", "Outcome", "blow_up_threshold", "lemma_3_3", "solve_comparison"]
 
-# The exponent is t times a function that grows with y: once it is positive it only grows, and y blows up in finite time. Where it is
-# this small nothing is added to y any more.
+# The exponent is t times a function that grows with y: once it is positive it only grows, and y blows up in finite
+# time. Where it is this small nothing is added to y any more.
 _EXPLODING, _SETTLED = 5.0, -60.0
 
 

@@ -1,4 +1,6 @@
-"""Appendix C: the Gram matrix G(X) of relu features of a random neuron, and what bounds its least eigenvalue lambda(X)."""
+"""Appendix C: the Gram matrix G(X) of relu features of a random neuron, and what bounds its least eigenvalue
+lambda(X).
+"""
 
 import math
 from typing import NamedTuple
@@ -89,7 +91,8 @@ def least_eigenvalue(symmetric: Float[np.ndarray, "N N"]) -> float:
 
 
 def operator_norm(X: Matrix) -> float:
-    """||X||, the largest singular value, from the smaller of X X^T and X^T X, which is several times faster than a decomposition.
+    """||X||, the largest singular value, from the smaller of X X^T and X^T X, which is several times faster than a
+    decomposition.
 
     Raises:
       ValueError: an entry is not finite.
@@ -140,8 +143,8 @@ def truncation_level(X: Matrix, *, repaired: bool = True, lambda_X: float | None
     """The level t of (41), at which truncation costs at most half of lambda(X).
 
     Erratum: (41), t^2 = 4 ||X||^2 max(1, log(12 ||X||^2 / lambda)), comes from the tail bound P(||relu(Xw)|| >= t) <=
-    exp(-t^2 / 2 ||X||^2), which forgets the mean of the norm, about sqrt(N d0 / 2). Repaired: t^2 = max(2 ||X||_F^2, 16 ||X||^2
-    log(48 ||X||^2 / lambda)).
+    exp(-t^2 / 2 ||X||^2), which forgets the mean of the norm, about sqrt(N d0 / 2). Repaired: t^2 = max(2 ||X||_F^2,
+    16 ||X||^2 log(48 ||X||^2 / lambda)).
 
     Args:
       X: the samples.
@@ -162,7 +165,8 @@ def truncation_level(X: Matrix, *, repaired: bool = True, lambda_X: float | None
 
 
 def truncated_gram(X: Matrix, level: float, num_draws: int, seed: int = 0) -> GramEstimate:
-    """G_t(X) = E_w[relu(Xw) relu(Xw)^T 1{||relu(Xw)|| <= t}] by Monte Carlo; lambda_t is its least eigenvalue, see (42).
+    """G_t(X) = E_w[relu(Xw) relu(Xw)^T 1{||relu(Xw)|| <= t}] by Monte Carlo; lambda_t is its least eigenvalue, see
+    (42).
 
     Raises:
       ValueError: as `gram_by_sampling`, or the level is not positive.
@@ -189,8 +193,8 @@ def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"]) -> Float[np.ndarr
 def hermite_coefficient(k: int) -> float:
     """mu_k of relu, (31): its coefficient on h_k / sqrt(k!).
 
-    mu_0 = 1 / sqrt(2 pi), mu_1 = 1/2, 0 for odd k >= 3, and (-1)^((k-2)/2) (k-3)!! / sqrt(2 pi k!) for even k >= 2. Erratum:
-    (36) is wrong at k = 1. k^2.5 mu_k^2 tends to sqrt(2 / pi) / (2 pi) along even k (Lemma C.2).
+    mu_0 = 1 / sqrt(2 pi), mu_1 = 1/2, 0 for odd k >= 3, and (-1)^((k-2)/2) (k-3)!! / sqrt(2 pi k!) for even k >= 2.
+    Erratum: (36) is wrong at k = 1. k^2.5 mu_k^2 tends to sqrt(2 / pi) / (2 pi) along even k (Lemma C.2).
 
     Raises:
       ValueError: k is negative.

@@ -1,7 +1,9 @@
-"""Appendix G: V = v stays fixed, d2 = 1 and the hidden layer is trained; the part of alpha_0 is played by beta_0 = sigma_min(J^T).
+"""Appendix G: V = v stays fixed, d2 = 1 and the hidden layer is trained; the part of alpha_0 is played by beta_0 =
+sigma_min(J^T).
 
-J = X * (R dg(v)) is the Jacobian of the predictions in W, N x d0 d1, R the 0/1 activation pattern; it is never formed, since J J^T = (X X^T) o (R dg(v)^2 R^T).
-Assumption G.1: unit rows, W0 with N(0, 1) entries, v half +||y|| / sqrt(N d1) and half -||y|| / sqrt(N d1).
+J = X * (R dg(v)) is the Jacobian of the predictions in W, N x d0 d1, R the 0/1 activation pattern; it is never formed,
+since J J^T = (X X^T) o (R dg(v)^2 R^T). Assumption G.1: unit rows, W0 with N(0, 1) entries, v half +||y|| / sqrt(N d1)
+and half -||y|| / sqrt(N d1).
 """
 
 import dataclasses
@@ -108,9 +110,11 @@ def smallest_entry(Z: Float[np.ndarray, "N d1"], m: int) -> float:
 
 
 def lemma_g4_radius(Z: Float[np.ndarray, "N d1"], m: int) -> float:
-    """Lemma G.4: while ||W_s - W_0||_F <= sqrt(m) min_i ||X_i W_0||_{m-}, `pattern_distance` is at most sqrt(2 m). For unit rows.
+    """Lemma G.4: while ||W_s - W_0||_F <= sqrt(m) min_i ||X_i W_0||_{m-}, `pattern_distance` is at most sqrt(2 m). For
+    unit rows.
 
-    Why: of more than 2 m neurons that changed on sample i, more than m had |Z_ij| of at least the m-th smallest, and each had to move that far.
+    Why: of more than 2 m neurons that changed on sample i, more than m had |Z_ij| of at least the m-th smallest, and
+    each had to move that far.
 
     Args:
       Z: X W_0.
@@ -124,16 +128,17 @@ def lemma_g4_radius(Z: Float[np.ndarray, "N d1"], m: int) -> float:
 
 # P(|g| <= m / (2 d1)) <= q m / d1 for a standard normal g, with q = 1 / sqrt(2 pi).
 _G5_DENSITY = 1 / math.sqrt(2 * math.pi)
-# How fast the failure probability of Lemma G.5 falls with m: log(1 / q) - 1 + q = 0.3179, where the lemma is printed with 1/6.
+# How fast the failure probability of Lemma G.5 falls with m: log(1 / q) - 1 + q = 0.3179, where the lemma is printed
+# with 1/6.
 LEMMA_G5_RATE = -math.log(_G5_DENSITY) - 1 + _G5_DENSITY
 
 
 def lemma_g5_bound(num_samples: int, d1: int, m: int) -> tuple[float, float]:
     """Lemma G.5: min_i ||X_i W_0||_{m-} >= m / (2 d1), for unit rows and N(0, 1) entries.
 
-    It fails with probability at most N exp(-`LEMMA_G5_RATE` m), which is less than the printed N exp(-m / 6). Why: ||X_i W_0||_{m-} is below
-    the bound if m of d1 independent normal numbers are, whose number has a mean of at most q m, and by Chernoff a binomial number of mean
-    q m reaches m with probability at most exp(-m (log(1 / q) - 1 + q)).
+    It fails with probability at most N exp(-`LEMMA_G5_RATE` m), which is less than the printed N exp(-m / 6). Why:
+    ||X_i W_0||_{m-} is below the bound if m of d1 independent normal numbers are, whose number has a mean of at most q
+    m, and by Chernoff a binomial number of mean q m reaches m with probability at most exp(-m (log(1 / q) - 1 + q)).
 
     Returns:
       (m / (2 d1), N exp(-0.3179 m)): the bound, and how likely it fails at most (above 1 where nothing is promised).
@@ -148,9 +153,11 @@ def lemma_g5_bound(num_samples: int, d1: int, m: int) -> tuple[float, float]:
 
 
 def corollary_g6_failure(num_samples: int) -> float:
-    """How likely `corollary_g6_bound` fails at most for some s: the sum of Lemma G.5's failures over all m >= 12 log N.
+    """How likely `corollary_g6_bound` fails at most for some s: the sum of Lemma G.5's failures over all m >= 12 log
+    N.
 
-    N exp(-r m0) / (1 - exp(-r)), r = `LEMMA_G5_RATE` and m0 = ceil(12 log N): at most 1 / N for every N >= 2, and of the order N^-2.81.
+    N exp(-r m0) / (1 - exp(-r)), r = `LEMMA_G5_RATE` and m0 = ceil(12 log N): at most 1 / N for every N >= 2, and of
+    the order N^-2.81.
 
     Raises:
       ValueError: N is no whole number from 2 on.
@@ -165,10 +172,11 @@ def corollary_g6_bound(
 ) -> Float[np.ndarray, "*shape"]:
     """Corollary G.6: `pattern_distance` is at most 10 sqrt(log N) + 2 (d1 ||W_s - W_0||_F)^(1/3) for all s at once.
 
-    With probability at least 1 - `corollary_g6_failure`(N) >= 1 - 1/N, for unit rows, N(0, 1) entries and N >= 2. Errata: the paper's proof
-    takes Lemma G.5 for one m, which depends on s, so that it speaks about one s. For all s it has to hold for all m >= 12 log N at once, and
-    the sum of its failures with the printed rate, 6.5 / N, is more than 1 / N; with the true rate it is not. Where m exceeds d1 the
-    lemma has no such m, and sqrt(2 m) > sqrt(d1) bounds the distance anyway. The step ceil(a + 12 log N) <= a + 48 log N needs N >= 2.
+    With probability at least 1 - `corollary_g6_failure`(N) >= 1 - 1/N, for unit rows, N(0, 1) entries and N >= 2.
+    Errata: the paper's proof takes Lemma G.5 for one m, which depends on s, so that it speaks about one s. For all s
+    it has to hold for all m >= 12 log N at once, and the sum of its failures with the printed rate, 6.5 / N, is more
+    than 1 / N; with the true rate it is not. Where m exceeds d1 the lemma has no such m, and sqrt(2 m) > sqrt(d1)
+    bounds the distance anyway. The step ceil(a + 12 log N) <= a + 48 log N needs N >= 2.
 
     Raises:
       ValueError: N is less than 2, d1 less than 1, or a distance is negative.
@@ -206,11 +214,13 @@ def proposition_g7_bounds(
 ) -> dict[str, float]:
     """Upper bounds of beta_0, which hold for every W; unit constants where the proposition has some.
 
-    Proposition G.7 says c ||y|| / sqrt(N) <= beta_0 <= C ||y||_2 / sqrt(d0) WHP. The upper one is not sharp: beta_0^2 is at most any diagonal entry of J J^T, ||X_i||^2 times
-    the sum of v_j^2 over the active neurons, so that beta_0 <= max_i ||X_i|| ||v||, which is ||y|| / sqrt(N) for unit rows: beta_0 is of that order.
+    Proposition G.7 says c ||y|| / sqrt(N) <= beta_0 <= C ||y||_2 / sqrt(d0) WHP. The upper one is not sharp: beta_0^2
+    is at most any diagonal entry of J J^T, ||X_i||^2 times the sum of v_j^2 over the active neurons, so that beta_0 <=
+    max_i ||X_i|| ||v||, which is ||y|| / sqrt(N) for unit rows: beta_0 is of that order.
 
     Returns:
-      "weyl": ||X|| ||v||_inf sqrt(d1), the proposition's own route. "norm": min_i ||X_i|| ||v||. "diagonal": the least diagonal entry's root.
+      "weyl": ||X|| ||v||_inf sqrt(d1), the proposition's own route. "norm": min_i ||X_i|| ||v||. "diagonal": the least
+      diagonal entry's root.
 
     Raises:
       ValueError: v does not have d1 entries, or an entry is not finite.
@@ -225,7 +235,8 @@ def proposition_g7_bounds(
 
 
 def population_jacobian_gram(X: Float[np.ndarray, "N d0"]) -> Float[np.ndarray, "N N"]:
-    """E J J^T / ||v||^2 over W0 with N(0, sigma^2) entries: (X X^T) o (pi - t) / (2 pi), t the angles (the arc-cosine kernel of degree 0).
+    """E J J^T / ||v||^2 over W0 with N(0, sigma^2) entries: (X X^T) o (pi - t) / (2 pi), t the angles (the arc-cosine
+    kernel of degree 0).
 
     Raises:
       ValueError: as `gram.gram`.
@@ -254,20 +265,25 @@ class HiddenCertificate:
     largest_output: float
 
     def weight_bound(self, integral: Float[np.ndarray, "*times"]) -> Float[np.ndarray, "*times"]:
-        """(52): ||W_t - W_0||_F <= sqrt(2 d1) ||X|| ||v||_inf Lbar(t), from the integral Lbar(t) of sqrt(L). Holds always."""
+        """(52): ||W_t - W_0||_F <= sqrt(2 d1) ||X|| ||v||_inf Lbar(t), from the integral Lbar(t) of sqrt(L). Holds
+        always.
+        """
         return math.sqrt(2 * self.d1) * self.operator_norm * self.largest_output * np.asarray(integral, float)
 
     def beta_bound(self, distance: Float[np.ndarray, "*times"]) -> Float[np.ndarray, "*times"]:
-        """(51): |beta_s - beta_0| <= ||X|| ||v||_inf [10 sqrt(log N) + 2 (d1 ||W_s - W_0||_F)^(1/3)], where Corollary G.6 holds."""
+        """(51): |beta_s - beta_0| <= ||X|| ||v||_inf [10 sqrt(log N) + 2 (d1 ||W_s - W_0||_F)^(1/3)], where Corollary
+        G.6 holds.
+        """
         return self.operator_norm * self.largest_output * corollary_g6_bound(self.num_samples, self.d1, distance)
 
     def loss_bound(
         self, t: Float[np.ndarray, "*times"], integral: Float[np.ndarray, "*times"]
     ) -> Float[np.ndarray, "*times"]:
-        """(53), its first line with ||W_s - W_0|| bounded by (52) at t: L(t) <= L(0) exp(-2 t beta_0^2 + 4 beta_0 t |beta_t - beta_0|'s bound).
+        """(53), its first line with ||W_s - W_0|| bounded by (52) at t: L(t) <= L(0) exp(-2 t beta_0^2 + 4 beta_0 t
+        |beta_t - beta_0|'s bound).
 
-        Where Corollary G.6 holds. Erratum: the inequality that the paper draws from (53) for y = Lbar is printed with exp(-2 t beta_0^2 [...]); y' is sqrt(L), so
-        it is sqrt(L(0)) exp(-t beta_0^2 [...]).
+        Where Corollary G.6 holds. Erratum: the inequality that the paper draws from (53) for y = Lbar is printed with
+        exp(-2 t beta_0^2 [...]); y' is sqrt(L), so it is sqrt(L(0)) exp(-t beta_0^2 [...]).
         """
         t = np.asarray(t, float)
         exponent = -2 * t * self.beta**2 + 4 * self.beta * t * self.beta_bound(self.weight_bound(integral))
@@ -275,10 +291,12 @@ class HiddenCertificate:
 
     @property
     def left_side_54(self) -> float:
-        """(54) with explicit constants: below 1, L(t) <= L(0) exp(-t beta_0^2) and Lbar < 2 a / beta_0^2 for all t, where Corollary G.6 holds.
+        """(54) with explicit constants: below 1, L(t) <= L(0) exp(-t beta_0^2) and Lbar < 2 a / beta_0^2 for all t,
+        where Corollary G.6 holds.
 
-        4 ||X|| ||v||_inf [10 sqrt(log N) + 2 (d1 sqrt(2 d1) ||X|| ||v||_inf 2 a / beta_0^2)^(1/3)] / beta_0, by Lemma 3.3's argument: as long as the bracket of (53) is at least 1/2,
-        Lbar' <= a exp(-t beta_0^2 / 2), so that Lbar < 2 a / beta_0^2, at which the bracket is still above 1/2. inf when beta_0 is 0.
+        4 ||X|| ||v||_inf [10 sqrt(log N) + 2 (d1 sqrt(2 d1) ||X|| ||v||_inf 2 a / beta_0^2)^(1/3)] / beta_0, by Lemma
+        3.3's argument: as long as the bracket of (53) is at least 1/2, Lbar' <= a exp(-t beta_0^2 / 2), so that Lbar <
+        2 a / beta_0^2, at which the bracket is still above 1/2. inf when beta_0 is 0.
         """
         if self.beta <= 0:
             return math.inf
@@ -286,7 +304,7 @@ class HiddenCertificate:
 
     @property
     def is_certified(self) -> bool:
-        """Whether (54) with explicit constants promises convergence (with probability 1 - 1/N over W0, Corollary G.6)."""
+        """Whether (54) with explicit constants promises convergence (with probability 1 - 1/N over W0, G.6)."""
         return self.left_side_54 < 1
 
     def order_54(self, label_norm: float) -> float:
@@ -336,14 +354,16 @@ def _check_unit_rows(X: np.ndarray) -> None:
 def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -> float:
     """The smallest width with `left_side_54` below 1 under Assumption G.1, with expectations in place of a draw.
 
-    beta_0^2 is lambda_min of `population_jacobian_gram` times ||v||^2 = ||y||^2 / N, and L(0) its mean, ||y||^2 (3/2 - 1 / (2 pi)) / 2. The width is of order N^5 / d0^4, with
-    a constant of about 1e12: the sixth power of what stands in (54).
+    beta_0^2 is lambda_min of `population_jacobian_gram` times ||v||^2 = ||y||^2 / N, and L(0) its mean, ||y||^2 (3/2 -
+    1 / (2 pi)) / 2. The width is of order N^5 / d0^4, with a constant of about 1e12: the sixth power of what stands in
+    (54).
 
     Returns:
       The width, at least N; inf where none up to 1e60 is certified.
 
     Raises:
-      ValueError: the rows of X are not of norm 1, N is less than 2, y is 0, an entry is not finite, or beta_0 is 0 up to rounding.
+      ValueError: the rows of X are not of norm 1, N is less than 2, y is 0, an entry is not finite, or beta_0 is 0 up
+        to rounding.
     """
     X, y = finite_arrays(X=X, y=y)
     y = y.reshape(-1)
@@ -354,8 +374,8 @@ def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -
     smallest = least_eigenvalue(population_jacobian_gram(X))
     if smallest <= N * np.finfo(float).eps:
         raise ValueError(f"beta_0 is 0 up to rounding (lambda_min {smallest:.3g}): rows of X are equal, or too close")
-    # Half of the outputs are negative, and so the mean of Yhat is 0 and that of ||Yhat||^2 is ||v||^2 times the sum of the variances of
-    # relu(g), 1/2 - 1/(2 pi), over the samples.
+    # Half of the outputs are negative, and so the mean of Yhat is 0 and that of ||Yhat||^2 is ||v||^2 times the sum of
+    # the variances of relu(g), 1/2 - 1/(2 pi), over the samples.
     loss = 0.5 * label_norm**2 * (1 + 0.5 - 1 / (2 * math.pi))
     norm = operator_norm(X)
 
@@ -369,7 +389,8 @@ def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -
 
 
 def theorem_g2_width(num_samples: float, d0: float, *, constant: float = 1.0) -> float:
-    """(49): d1 >= C max(N log(N) / d0, N^5 / d0^4), for d0 in [sqrt(N), N]; with the paper's global assumption d1 >= N.
+    """(49): d1 >= C max(N log(N) / d0, N^5 / d0^4), for d0 in [sqrt(N), N]; with the paper's global assumption d1 >=
+    N.
 
     Raises:
       ValueError: N is less than 1, d0 is not in [sqrt(N), N], or the constant is not positive.
