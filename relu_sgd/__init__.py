@@ -2,8 +2,12 @@
 
 After B. Polaczyk and J. Cyranka, "Improved overparametrization bounds for global convergence of SGD for shallow neural
 networks" (TMLR 2023). Arrays go in and arrays come out; no flag, file or plot is known here.
+
+All modules are attributes: after `import relu_sgd` there are `relu_sgd.inclusion.solve`, `relu_sgd.theory.certificate`
+and so on, imported when they are first used.
 """
 
+from relu_sgd import _submodules
 from relu_sgd.activation import relu
 from relu_sgd.descent import (
     Descent,
@@ -35,3 +39,5 @@ __all__ = [
     "relu",
     "sample_losses",
 ]
+
+__getattr__, __dir__ = _submodules.lazily(__name__, __path__, __all__)

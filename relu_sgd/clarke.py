@@ -1,13 +1,14 @@
 """The Clarke subdifferential of the loss as a set (Lemma A.4), and what can be asked of it.
 
 Lemma A.4 describes dL(theta) by {-X^T diag(r_j) E V_j^T : r_ij in [0, 1] where X_i W_j = 0} for every neuron j, and
--H^T E for V. This *product set* always contains the Clarke subdifferential. The lemma claims equality; that holds, neuron by
-neuron, if and only if the sign of c_ij = <E_i, V_j> is constant on every minimal linearly dependent set of the rows X_i with
-X_i W_j = 0 and c_ij != 0 (an erratum: linear independence of those rows suffices; duplicate, antiparallel or symmetric rows,
-or W_j = 0 with more than d0 samples, do not have it). `Subdifferential.is_exact` decides; `clarke_hull` computes the true set.
+-H^T E for V. This *product set* always contains the Clarke subdifferential. The lemma claims equality; that holds,
+neuron by neuron, if and only if the sign of c_ij = <E_i, V_j> is constant on every minimal linearly dependent set of
+the rows X_i with X_i W_j = 0 and c_ij != 0 (an erratum: linear independence of those rows suffices; duplicate,
+antiparallel or symmetric rows, or W_j = 0 with more than d0 samples, do not have it). `Subdifferential.is_exact`
+decides; `clarke_hull` computes the true set.
 
-What is computed in floating point needs a meaning of "zero preactivation": |Z_ij| <= tolerance ||X_i|| ||W_j||, with eight
-units of rounding unless told otherwise.
+What is computed in floating point needs a meaning of "zero preactivation": |Z_ij| <= tolerance ||X_i|| ||W_j||, with
+eight units of rounding unless told otherwise.
 """
 
 import enum
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, ScalarLike
 
+from relu_sgd._checks import whole_number
 from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, matmul, preactivations
 from relu_sgd.problem import Problem
 from relu_sgd.zonotope import nearest_point
@@ -62,8 +64,8 @@ class Membership(NamedTuple):
       contains: whether the distance is within the tolerance.
       distance: from the point to the set.
       slopes: N x d1, of the element that is nearest to the point: the certificate of membership.
-      direction: u, from that element to the point. When the point is outside, <point, u> exceeds the set's support in the
-        direction u by `margin` > 0, which proves it.
+      direction: u, from that element to the point. When the point is outside, <point, u> exceeds the set's support in
+        the direction u by `margin` > 0, which proves it.
       margin: <point, u> - support(u).
     """
 
@@ -106,14 +108,16 @@ def kink_sides(params: Params, problem: Problem, tolerance: ScalarLike | None = 
 
 
 class Subdifferential(NamedTuple):
-    """The product set of Lemma A.4 at one theta: for every neuron a zonotope, for V a point. Made by `subdifferential`.
+    """The product set of Lemma A.4 at one theta: for every neuron a zonotope, for V a point. Made by
+    `subdifferential`.
 
-    A pytree of arrays; every method is pure and works under jit and vmap. When `is_complete` is False a neuron has more
-    kinks than there was room for: then real results are NaN and exactness is UNDECIDED.
+    A pytree of arrays; every method is pure and works under jit and vmap. When `is_complete` is False a neuron has
+    more kinks than there was room for: then real results are NaN and exactness is UNDECIDED.
 
     Attributes:
       fixed: the element with slope 0 at every kink. V is 0 when the hidden layer alone is trained.
-      generators: d1 x max_kinks x d0; neuron j's zonotope is fixed.W_j + sum_k r_k generators[j, k], with r_k in [0, 1].
+      generators: d1 x max_kinks x d0; neuron j's zonotope is fixed.W_j + sum_k r_k generators[j, k], with r_k in [0,
+        1].
       rows: d1 x max_kinks x d0, the samples X_i that the generators are multiples of; zeros where there is none.
       coefficients: d1 x max_kinks, c_ij; 0 where there is no kink.
       coefficient_rounding: d1 x max_kinks, below which c_ij may have either sign.
@@ -214,9 +218,9 @@ def _exactness(
 ) -> Int8[Array, ""]:
     """Whether the sign of the coefficients is constant on every circuit of the rows whose coefficient is not 0.
 
-    Two rows lie on a common circuit if and only if they are connected through the fundamental circuits of one basis (Krogdahl
-    1977), so one elimination decides, however many kinks there are. A pivot or entry that is neither clearly zero nor clearly
-    not leaves the answer open, and so does a coefficient of unknown sign on a circuit.
+    Two rows lie on a common circuit if and only if they are connected through the fundamental circuits of one basis
+    (Krogdahl 1977), so one elimination decides, however many kinks there are. A pivot or entry that is neither clearly
+    zero nor clearly not leaves the answer open, and so does a coefficient of unknown sign on a circuit.
     """
     num_rows, d0 = rows.shape
     eps = jnp.finfo(rows.dtype).eps
@@ -277,8 +281,8 @@ def subdifferential(
       trained_layers: "both", or "hidden" when V is fixed (then the V-block is {0}).
       normalization: of the loss.
       tolerance: of a zero preactivation, relative to ||X_i|| ||W_j||; see `kink_sides`.
-      max_kinks: room for the kinks of one neuron, N when None. The cost of the methods grows with its cube. Kinks with c_ij
-        exactly 0 need no room: they add nothing to the set.
+      max_kinks: room for the kinks of one neuron, N when None. The cost of the methods grows with its cube. Kinks with
+        c_ij exactly 0 need no room: they add nothing to the set.
 
     Raises:
       ValueError: the shapes do not fit, an option is not allowed, or `max_kinks` is not in [1, N].
@@ -288,8 +292,8 @@ def subdifferential(
     sides = kink_sides(params, problem, tolerance)
     V, (X, Y) = params.V, problem
     num_samples = sides.shape[0]
-    room = num_samples if max_kinks is None else max_kinks
-    if not 1 <= room <= num_samples:
+    room = num_samples if max_kinks is None else whole_number("max_kinks", max_kinks)
+    if room > num_samples:
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
     scale = loss_scale(num_samples, Y.shape[1], normalization)
     H = hidden_layer(params, problem)

@@ -2,14 +2,17 @@
 
 import dataclasses
 import enum
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real, ScalarLike
 
+from relu_sgd._checks import whole_number
 from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, normalize, sample_losses
 from relu_sgd.problem import Problem
 from relu_sgd.selections import Selection
@@ -42,24 +45,37 @@ class Status(enum.IntEnum):
     DIVERGED = 3
 
 
-def relative_error_below(tolerance: float) -> Criterion:
-    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3)."""
+def _tolerance(value: ScalarLike) -> ScalarLike:
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"a tolerance must be positive, or nothing is below it; got {value}")
+    return value
+
+
+def relative_error_below(tolerance: ScalarLike) -> Criterion:
+    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3).
+
+    Raises:
+      ValueError: the tolerance is known when traced and is not positive; so for all criteria here.
+    """
+    tolerance = _tolerance(tolerance)
     return lambda losses, problem: jnp.sqrt(2 * jnp.sum(losses)) / jnp.linalg.norm(problem.Y) < tolerance
 
 
-def mean_squared_error_below(tolerance: float) -> Criterion:
+def mean_squared_error_below(tolerance: ScalarLike) -> Criterion:
     """The released code's criterion, MSE / sqrt(N) < tolerance.
 
     For labels +-1 it is the relative error below sqrt(tolerance sqrt(N)): 0.188 at N = 200 with 2.5e-3, 75 times laxer
     than the paper's.
     """
+    tolerance = _tolerance(tolerance)
     return lambda losses, problem: (
         normalize(losses, problem.Y.shape[1], "mean") < tolerance * jnp.sqrt(problem.Y.shape[0])
     )
 
 
-def mean_loss_below(tolerance: float) -> Criterion:
+def mean_loss_below(tolerance: ScalarLike) -> Criterion:
     """The mean of the sample losses below a tolerance, for losses other than the squared one."""
+    tolerance = _tolerance(tolerance)
     return lambda losses, problem: jnp.mean(losses) < tolerance
 
 
@@ -75,9 +91,10 @@ class DescentState(NamedTuple):
       params: theta_k, `Params` or the pytree of another approximator.
       optimizer_state: of the trained weights.
       gradient: that the next step takes, of the trained weights at theta_k.
+      objective: whose gradient that is, at theta_k: on the samples of the next step, in its normalization.
       steps: k, the number of updates made; -1 before theta_0 has been looked at.
-      loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the objective and
-        the batch.
+      loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the
+        objective and the batch.
       best_loss: the least of L(theta_0), ..., L(theta_k).
       converged_at: the first k at which the criterion held, -1 so far.
       meets: whether the criterion holds at theta_k.
@@ -86,6 +103,7 @@ class DescentState(NamedTuple):
     params: Any
     optimizer_state: PyTree
     gradient: PyTree
+    objective: Float[Array, ""]
     steps: Int[Array, ""]
     loss: Float[Array, ""]
     best_loss: Float[Array, ""]
@@ -112,6 +130,23 @@ class DescentResult(NamedTuple):
     converged_at: Int[Array, ""]
     measured_at: Int[Array, " records"] | None = None
     measurements: PyTree = None
+
+
+def _takes(function: Callable, *arguments: Any, **keywords: Any) -> bool:
+    """Whether a function can be called like this; True where Python cannot tell."""
+    try:
+        inspect.signature(function).bind(*arguments, **keywords)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _nodes(tree: PyTree) -> list[Any]:
+    """The tree and all trees in it that are tuples, lists or dictionaries."""
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
+    return [tree] + [node for child in children for node in _nodes(child)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +177,19 @@ class Descent:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if callable(self.at_zero) and self.losses is not sample_losses:
+        if self.batch_size is not None:
+            whole_number("batch_size", self.batch_size)
+        if self.losses is sample_losses:
+            return
+        if callable(self.at_zero):
             raise ValueError("a selection of slopes is for the shallow network with the squared loss")
+        if not _takes(self.losses, None, at_zero=0.0):
+            raise ValueError("losses must take a problem and the keyword at_zero, and return the map to the losses")
+        if self.normalization == "mean" and not getattr(self.losses, "is_squared", False):
+            raise ValueError(
+                "normalization='mean' is the mean of squared errors, for the squared loss alone; "
+                "the mean of the losses is 'sample_mean'"
+            )
 
     def _trained(self, params: Any) -> PyTree:
         if self.trained_layers == "hidden" and not isinstance(params, Params):
@@ -155,55 +199,65 @@ class Descent:
     def _with_trained(self, params: Any, trained: PyTree) -> Any:
         return params._replace(W=trained) if self.trained_layers == "hidden" else trained
 
-    def _evaluator(self, problem: Problem, key: Key[Array, ""] | None) -> Callable:
-        """A function of (theta, k): the gradient that step k + 1 takes, and the losses of all samples."""
-        num_samples, d2 = problem.Y.shape
-        if callable(self.at_zero):
-            return self._selecting_evaluator(problem, key, self.at_zero)
-        losses_of = self.losses(problem, at_zero=self.at_zero)
+    def _evaluator(self, problem: Problem, key: Any) -> tuple[Callable, Callable]:
+        """What is known of theta before step k + 1.
 
-        def objective(trained: PyTree, params: Params, samples: Int[Array, " batch"] | None) -> tuple[Array, Array]:
-            losses = losses_of(self._with_trained(params, trained), samples)
+        Returns:
+          A function of (trained weights, theta, k), the objective of step k + 1, with the losses that it is made of;
+          and one of (theta, k), that objective, its gradient, and the losses of all samples.
+        """
+        num_samples, d2 = problem.Y.shape
+        if self.batch_size is not None and self.batch_size > num_samples:
+            raise ValueError(f"batch_size {self.batch_size} exceeds the number of samples N = {num_samples}")
+        if key is None and self.batch_size is not None:
+            raise ValueError("mini-batches need a key")
+        if key is None and callable(self.at_zero):
+            raise ValueError("a selection of slopes needs a key")
+        losses_of = self.losses(problem) if callable(self.at_zero) else self.losses(problem, at_zero=self.at_zero)
+        # No step has this number, so that slopes and mini-batches are independent.
+        choices: Any = key if key is None else jax.random.fold_in(key, np.uint32(2**32 - 1))
+
+        def losses_of_step(params: Any, step: Int[Array, ""]) -> Float[Array, " batch"]:
+            samples = None
+            if self.batch_size is not None:
+                samples = jax.random.permutation(jax.random.fold_in(key, step), num_samples)[: self.batch_size]
+            if not callable(self.at_zero):
+                return losses_of(params, samples)
+            batch = problem if samples is None else Problem(problem.X[samples], problem.Y[samples])
+            slopes = self.at_zero(jax.lax.stop_gradient(params), batch, jax.random.fold_in(choices, step))
+            return sample_losses(batch, slopes=jax.lax.stop_gradient(slopes))(params)
+
+        def objective(trained: PyTree, params: Any, step: Int[Array, ""]) -> tuple[Array, Array]:
+            losses = losses_of_step(self._with_trained(params, trained), step)
             return normalize(losses, d2, self.normalization), losses
 
-        gradient_and_losses = jax.grad(objective, has_aux=True)
-        if self.batch_size is None:
-            return lambda params, step: gradient_and_losses(self._trained(params), params, None)
-        if self.batch_size > num_samples:
-            raise ValueError(f"batch_size {self.batch_size} exceeds the number of samples N = {num_samples}")
-        if key is None:
-            raise ValueError("mini-batches need a key")
+        def evaluate(params: Any, step: Int[Array, ""]) -> tuple[Array, PyTree, Array]:
+            (value, losses), gradient = jax.value_and_grad(objective, has_aux=True)(self._trained(params), params, step)
+            return value, gradient, losses if self.batch_size is None else losses_of(params, None)
 
-        def evaluate(params: Params, step: Int[Array, ""]) -> tuple[PyTree, Array]:
-            batch = jax.random.permutation(jax.random.fold_in(key, step), num_samples)[: self.batch_size]
-            gradient, _ = gradient_and_losses(self._trained(params), params, batch)
-            return gradient, losses_of(params)
+        return objective, evaluate
 
-        return evaluate
+    def _check_losses(self, problem: Problem, params: Any) -> jax.ShapeDtypeStruct:
+        """The shape of the losses of all samples, when it is right, and so is that of a batch and of the criterion."""
+        losses_of = self.losses(problem, at_zero=0.0)
+        if not _takes(losses_of, None, None):
+            raise ValueError("the map from theta to the losses must take theta and, as an option, which samples")
 
-    def _selecting_evaluator(self, problem: Problem, key: Key[Array, ""] | None, selection: Selection) -> Callable:
-        """As `_evaluator`, with the slopes of relu chosen anew at every theta."""
-        num_samples, d2 = problem.Y.shape
-        size = num_samples if self.batch_size is None else self.batch_size
-        if size > num_samples:
-            raise ValueError(f"batch_size {size} exceeds the number of samples N = {num_samples}")
-        if key is None:
-            raise ValueError("a selection of slopes needs a key")
-        batches, choices = jax.random.split(key)
+        def check(samples: Any, expected: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+            found = jax.eval_shape(losses_of, params, samples)
+            if getattr(found, "shape", None) != expected or not jnp.issubdtype(found.dtype, jnp.floating):
+                raise ValueError(f"the losses of {expected[0]} samples must be floats of shape {expected}, got {found}")
+            return found
 
-        def evaluate(params: Params, step: Int[Array, ""]) -> tuple[PyTree, Array]:
-            batch = problem
-            if size < num_samples:
-                rows = jax.random.permutation(jax.random.fold_in(batches, step), num_samples)[:size]
-                batch = Problem(problem.X[rows], problem.Y[rows])
-            slopes = selection(params, batch, jax.random.fold_in(choices, step))
-            losses_of = sample_losses(batch, slopes=jax.lax.stop_gradient(slopes))
-            objective = lambda trained: normalize(
-                losses_of(self._with_trained(params, trained)), d2, self.normalization
-            )
-            return jax.grad(objective)(self._trained(params)), sample_losses(problem)(params)
-
-        return evaluate
+        num_samples = problem.Y.shape[0]
+        losses = check(None, (num_samples,))
+        if self.batch_size is not None and self.batch_size <= num_samples:
+            check(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32), (self.batch_size,))
+        if self.criterion is not None:
+            met = jax.eval_shape(self.criterion, losses, problem)
+            if getattr(met, "shape", None) != () or met.dtype != bool:
+                raise ValueError(f"the criterion must return one truth value, got {met}")
+        return losses
 
     def _observe(self, state: DescentState, losses: Float[Array, " N"], problem: Problem) -> DescentState:
         loss = jnp.sum(losses)
@@ -219,14 +273,20 @@ class Descent:
         """The state before theta_0 has been looked at: its first step, number 0, evaluates theta_0 and moves nothing.
 
         Raises:
-          ValueError: shapes do not fit.
+          ValueError: shapes do not fit, `losses` or the criterion is not of the right kind, or the optimizer is
+            optax.lookahead.
         """
-        losses = jax.eval_shape(self.losses(problem), params)
+        losses = self._check_losses(Problem(*map(jnp.asarray, problem)), params)
         trained = self._trained(params)
+        optimizer_state = self.optimizer.init(trained)
+        if any(isinstance(node, optax.LookaheadState) for node in _nodes(optimizer_state)):
+            raise ValueError("optax.lookahead needs parameters of its own kind, and is not for descend")
         return DescentState(
             params=params,
-            optimizer_state=self.optimizer.init(trained),
-            gradient=jax.tree.map(jnp.zeros_like, trained),
+            optimizer_state=optimizer_state,
+            # What the first step does with it is thrown away, but has to have finite derivatives.
+            gradient=jax.tree.map(jnp.ones_like, trained),
+            objective=jnp.ones((), losses.dtype),
             steps=jnp.int32(-1),
             loss=jnp.zeros((), losses.dtype),
             best_loss=jnp.full((), jnp.inf, losses.dtype),
@@ -254,25 +314,45 @@ class Descent:
           state: where to go on from.
           problem: the training set.
           num_steps: at most so many updates; traced or not.
-          key: of the mini-batches; step k + 1 draws its batch from `fold_in(key, k)`.
+          key: of the mini-batches and of a selection; step k + 1 draws its batch from `fold_in(key, k)`.
           differentiable: use a loop of fixed length, which reverse-mode differentiation can go through. `num_steps`
             must then be an int.
 
         Raises:
-          ValueError: shapes do not fit, the batch exceeds N, or mini-batches have no key.
+          ValueError: shapes do not fit, num_steps is known and no whole number from 0 on, the batch exceeds N,
+            mini-batches or a selection have no key, or the optimizer wants what is not there.
         """
-        evaluate = self._evaluator(problem, key)
+        problem = Problem(*map(jnp.asarray, problem))
+        if not isinstance(num_steps, jax.Array):
+            num_steps = whole_number("num_steps", num_steps, 0)
+        objective, evaluate = self._evaluator(problem, key)
+        optimizer = optax.with_extra_args_support(self.optimizer)
+
+        def update(state: DescentState, trained: PyTree) -> tuple[PyTree, PyTree]:
+            """The optimizer's updates and state; some want the objective, and line searches a function for it."""
+            value_fn = lambda trial: objective(trial, state.params, jnp.maximum(state.steps, 0))[0]
+            known = dict(value=state.objective, grad=state.gradient, value_fn=value_fn)
+            try:
+                updates, new = optimizer.update(state.gradient, state.optimizer_state, trained, **known)
+            except (AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"the optimizer must do with the gradient, the weights, value, grad and value_fn: {error}"
+                ) from error
+            return updates, jax.tree.map(lambda a, b: jnp.asarray(b, jnp.result_type(a)), state.optimizer_state, new)
 
         def step(state: DescentState) -> DescentState:
             trained = self._trained(state.params)
-            updates, optimizer_state = self.optimizer.update(state.gradient, state.optimizer_state, trained)
-            # One evaluation for theta_0 and all that follow: half as much to compile as with one of its own before the loop.
+            updates, optimizer_state = update(state, trained)
+            # One evaluation for theta_0 and all that follow: half as much to compile as with one of its own before the
+            # loop.
             old = (trained, state.optimizer_state)
             new = (optax.apply_updates(trained, updates), optimizer_state)
             trained, optimizer_state = jax.tree.map(lambda a, b: jnp.where(state.steps < 0, a, b), old, new)
             params, steps = self._with_trained(state.params, trained), state.steps + 1
-            gradient, losses = evaluate(params, steps)
-            moved = state._replace(params=params, optimizer_state=optimizer_state, gradient=gradient, steps=steps)
+            value, gradient, losses = evaluate(params, steps)
+            moved = state._replace(
+                params=params, optimizer_state=optimizer_state, gradient=gradient, objective=value, steps=steps
+            )
             return self._observe(moved, losses, problem)
 
         last = jnp.maximum(state.steps, 0) + num_steps
@@ -320,26 +400,31 @@ def descend(
     """The sequence theta_{k+1} in theta_k - eta dL^b(theta_k, xi_{k+1}), or any other optax optimizer's.
 
     Equation (14) as printed lacks theta_k on its right-hand side. The theory's SGD has no momentum
-    (`optax.sgd(learning_rate)`); Section 6's experiments have. Pure: jit, vmap and forward-mode differentiation work, and
-    reverse mode with `differentiable`.
+    (`optax.sgd(learning_rate)`); Section 6's experiments have. Pure: jit, vmap and forward-mode differentiation work,
+    and reverse mode with `differentiable`.
 
     Args:
-      params: theta_0, `Params` or the pytree that `losses` is for. Its dtype is the precision of everything that follows.
+      params: theta_0, `Params` or the pytree that `losses` is for. Its dtype is the precision of everything that
+        follows.
       problem: the training set; every sample is one of the N.
       num_steps: the largest number of updates.
-      optimizer: any optax optimizer; None for the paper's (`paper_optimizer`).
-      normalization: the objective, "half_sum" (the paper's L, the sum of the sample losses), "mean" (mean squared error) or
-        "sample_mean" (the mean of the sample losses).
+      optimizer: any optax optimizer, also one that takes the objective's value or a function for it (polyak_sgd,
+        lbfgs), on the samples of the step; not optax.lookahead. None for the paper's (`paper_optimizer`), with the
+        paper's network and loss.
+      normalization: the objective, "half_sum" (the paper's L, the sum of the sample losses), "mean" (mean squared
+        error) or "sample_mean" (the mean of the sample losses).
       trained_layers: "both", or "hidden" to keep V fixed.
       batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
         None for all N. The loss over all samples is evaluated at every step all the same.
-      key: of the mini-batches, and of a selection.
-      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every step.
+      key: of the mini-batches, and of a selection; the mini-batches are the same whatever `at_zero` is.
+      at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every
+        step.
       criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
-      losses: from (problem, at_zero=...) to the map from theta to the losses of the samples: `Approximator.sample_losses` for other
-        networks and losses than the paper's.
+      losses: an `Approximator`, for other networks and losses than the paper's; or any function from (problem,
+        at_zero=...) to a map from (theta, samples=None) to the losses of the samples, of shape (N,), or of those whose
+        indices are given.
       measure: a function of theta whose results are recorded, at theta_0 and after every `measure_every` steps.
       measure_every: number of steps between two records; the last record is at `num_steps` rounded down to a multiple.
       differentiable: see `Descent.advance`.
@@ -348,12 +433,14 @@ def descend(
       A `DescentResult`.
 
     Raises:
-      ValueError: shapes do not fit, an option is not one of the allowed values, or a number is out of its range.
+      ValueError: shapes do not fit, an option is not one of the allowed values, a number is out of its range, or
+        `losses`, criterion or optimizer are not of the right kind.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps must not be negative, got {num_steps}")
-    if measure_every < 1:
-        raise ValueError(f"measure_every must be at least 1, got {measure_every}")
+    num_steps, measure_every = whole_number("num_steps", num_steps, 0), whole_number("measure_every", measure_every)
+    if optimizer is None and losses is not sample_losses:
+        raise ValueError(
+            "without an optimizer descend takes the paper's, which is for the paper's network and loss: give one"
+        )
     if trained_layers not in get_args(TrainedLayers):
         raise ValueError(f"trained_layers must be one of {get_args(TrainedLayers)}, got {trained_layers!r}")
     descent = Descent(

@@ -1,7 +1,7 @@
 """The one-hidden-layer ReLU network Yhat = relu(X W) V, its loss, and the Gram matrix of its Jacobian (Section 2).
 
-Matrix products ask for the highest precision, because the default one is bfloat16 on a TPU and TensorFloat-32 on a GPU:
-either would drown the zeros of the preactivations, which this project counts, in rounding.
+Matrix products ask for the highest precision, because the default one is bfloat16 on a TPU and TensorFloat-32 on a
+GPU: either would drown the zeros of the preactivations, which this project counts, in rounding.
 """
 
 import functools
@@ -106,7 +106,8 @@ def predict(params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#sha
 
 
 def loss_scale(num_samples: int, d2: int, normalization: Normalization) -> float:
-    """The objective divided by the half sum: 1 for "half_sum", 2 / (samples d2) for "mean", 1 / samples for "sample_mean".
+    """The objective divided by the half sum: 1 for "half_sum", 2 / (samples d2) for "mean", 1 / samples for
+    "sample_mean".
 
     Raises:
       ValueError: `normalization` is none of them.
@@ -124,8 +125,8 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
     """The objective that a step descends on, from the sample losses 1/2 ||Y_i - Yhat_i||^2.
 
     "half_sum" is their sum, the paper's L (and L^b on a mini-batch, Section 5). "mean" is the mean squared error over
-    all entries, (2 / (samples d2)) times the sum, which the authors' released code descends on. "sample_mean" is the mean of the
-    sample losses, whatever they are.
+    all entries, (2 / (samples d2)) times the sum, which the authors' released code descends on. "sample_mean" is the
+    mean of the sample losses, whatever they are.
 
     Raises:
       ValueError: `normalization` is none of them.
@@ -146,8 +147,8 @@ def _product_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, 
     out = _product(WT, XT, X)
     tangent = jnp.zeros_like(out)
     if not isinstance(tangents[0], SymbolicZero):
-        # The same product again. Its transpose, which reverse mode evaluates, is D X with X as it lies in memory; that of
-        # W^T X^T is D (X^T)^T.
+        # The same product again. Its transpose, which reverse mode evaluates, is D X with X as it lies in memory; that
+        # of W^T X^T is D (X^T)^T.
         tangent += jnp.einsum("jk,ik->ji", tangents[0], X, precision=jax.lax.Precision.HIGHEST)
     if not isinstance(tangents[1], SymbolicZero):
         tangent += matmul(WT, tangents[1])
@@ -159,8 +160,8 @@ def sample_losses(
 ) -> SampleLosses:
     """The map from theta to the losses 1/2 ||Y_i - Yhat_i||^2 of the samples, ready to be evaluated many times.
 
-    It keeps the samples contiguous in memory (Z^T = W^T X^T, with X transposed once, here, and in its own order for the
-    gradient): on a CPU that makes a step of gradient descent faster than in the textbook order.
+    It keeps the samples contiguous in memory (Z^T = W^T X^T, with X transposed once, here, and in its own order for
+    the gradient): on a CPU that makes a step of gradient descent faster than in the textbook order.
 
     Args:
       problem: the training set.
@@ -168,12 +169,12 @@ def sample_losses(
       slopes: the slope of relu everywhere, in place of `at_zero`; see `selections`.
 
     Returns:
-      A function of `params` and, optionally, of the indices of the wanted samples; it raises ValueError when the shapes
-      do not fit.
+      A function of `params` and, optionally, of the indices of the wanted samples; it raises ValueError when the
+      shapes do not fit.
     """
     inputs, labels = problem.X.T, problem.Y.T
-    # D X is faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (tried with 256-bit
-    # registers in float32).
+    # D X is faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (tried with
+    # 256-bit registers in float32).
     whole_registers = problem.X.shape[1] == 8 or problem.X.shape[1] % 16 == 0
 
     def losses(params: Params, samples: Int[Array, " samples"] | None = None) -> Float[Array, " samples"]:
@@ -232,10 +233,9 @@ def jacobian_gram(
 ) -> Float[Array, "rows rows"]:
     """J J^T for the Jacobian J of Yhat with respect to the trained weights, without forming J.
 
-    For d2 = 1 it is (X X^T) o (M diag(v)^2 M^T) + H H^T, with M the slopes of relu and o the entrywise product; the second
-    term is there only when V is trained. In general entry ((i, a), (k, b)) is
-    (X_i . X_k) sum_j M_ij M_kj V_ja V_jb + [a = b] (H H^T)_ik. It costs O(N^2 (d0 + d1)) for d2 = 1, where J has
-    N x (d0 d1 + d1) entries.
+    For d2 = 1 it is (X X^T) o (M diag(v)^2 M^T) + H H^T, with M the slopes of relu and o the entrywise product; the
+    second term is there only when V is trained. In general entry ((i, a), (k, b)) is (X_i . X_k) sum_j M_ij M_kj V_ja
+    V_jb + [a = b] (H H^T)_ik. It costs O(N^2 (d0 + d1)) for d2 = 1, where J has N x (d0 d1 + d1) entries.
 
     Args:
       params: the weights.

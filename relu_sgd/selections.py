@@ -1,7 +1,7 @@
 """Which element of the subdifferential a step of descent takes, where relu has a kink.
 
-A selection gives the slope of relu for every preactivation: 1 and 0 where it is positive and negative, and a choice in [0, 1] at
-kinks. `descend` takes a number or an array for `at_zero` (a fixed slope), or one of these.
+A selection gives the slope of relu for every preactivation: 1 and 0 where it is positive and negative, and a choice in
+[0, 1] at kinks. `descend` takes a number or an array for `at_zero` (a fixed slope), or one of these.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from relu_sgd import draws
+from relu_sgd._checks import whole_number
 from relu_sgd.clarke import subdifferential
 from relu_sgd.network import Params, preactivations
 from relu_sgd.problem import Problem
@@ -44,10 +45,9 @@ def minimum_norm(max_kinks: int = 8, tolerance: float | None = None) -> Selectio
       tolerance: of a zero preactivation, see `clarke.kink_sides`.
 
     Raises:
-      ValueError: `max_kinks` is less than 1.
+      ValueError: `max_kinks` is no whole number from 1 on.
     """
-    if max_kinks < 1:
-        raise ValueError(f"max_kinks must be at least 1, got {max_kinks}")
+    max_kinks = whole_number("max_kinks", max_kinks)
 
     def slopes(params: Params, problem: Problem, key: Key[Array, ""]) -> Float[Array, "N d1"]:
         del key

@@ -23,8 +23,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 
-from relu_sgd.theory.certificate import Certificate
-from relu_sgd.theory.comparison import Outcome, blow_up_threshold, solve_comparison
+from relu_sgd.theory.comparison import Outcome, blow_up_threshold, lemma_3_3, solve_comparison
 from sweeps import figures, launch
 from sweeps.launch import Launcher
 from sweeps.protocol import fingerprint
@@ -90,7 +89,7 @@ def read(values: flags.FlagValues) -> Comparison:
 
 def left_side_10(chosen: Comparison, alpha: float) -> float:
     """The left side of (10) for the chosen constants."""
-    return Certificate(chosen.a, alpha, chosen.c, chosen.c1, chosen.c2, 1.0, 1.0, 1.0).left_side_10
+    return lemma_3_3(alpha, a=chosen.a, c=chosen.c, c1=chosen.c1, c2=chosen.c2)
 
 
 def compute(chosen: Comparison) -> Mapping[str, pandas.DataFrame]:

@@ -10,8 +10,8 @@ import numpy_reference as reference
 import optax
 import pytest
 
-from relu_sgd import Descent, Params, Problem, Status, descend, loss, relative_error_below
-from relu_sgd.descent import mean_squared_error_below, paper_optimizer
+from relu_sgd import Descent, Params, Problem, Status, approximators, descend, loss, relative_error_below, selections
+from relu_sgd.descent import mean_loss_below, mean_squared_error_below, paper_optimizer
 
 
 def draw(seed=0, num_samples=20, d0=5, d1=8, d2=1):
@@ -254,10 +254,141 @@ def test_reverse_mode_equals_forward_mode_and_finite_differences():
     np.testing.assert_allclose(reverse, difference, rtol=1e-5)
 
 
+EXTRA_ARGUMENTS = {
+    "lbfgs": optax.lbfgs,
+    "polyak_sgd": lambda: optax.polyak_sgd(0.05),
+    "reduce_on_plateau": lambda: optax.chain(
+        optax.sgd(0.03), optax.contrib.reduce_on_plateau(factor=0.5, patience=5, accumulation_size=2)
+    ),
+    "backtracking": lambda: optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)),
+    "noisy_sgd": lambda: optax.noisy_sgd(0.02, key=jax.random.key(0)),
+    "accumulated": lambda: optax.MultiSteps(optax.adam(0.02), 2),
+    "schedule_free": lambda: optax.contrib.schedule_free_sgd(0.02),
+}
+
+
+@pytest.mark.parametrize("name", list(EXTRA_ARGUMENTS))
+@pytest.mark.parametrize("trained_layers", ["hidden", "both"])
+def test_optimizers_that_want_the_objective_train(name, trained_layers):
+    arrays = draw()
+    before = reference.half_sum(*arrays)
+    found = run(arrays, num_steps=60, optimizer=EXTRA_ARGUMENTS[name](), trained_layers=trained_layers)
+    assert found.steps == 60
+    assert found.loss < 0.7 * before
+    if trained_layers == "hidden":
+        np.testing.assert_array_equal(found.params.V, arrays[1])
+
+
+def test_polyak_sgd_equals_its_formula_on_the_mini_batches():
+    """The step is min(max_learning_rate, value / ||gradient||^2) times the gradient, both of the batch of the step."""
+    W, V, X, Y = draw()
+    key, rate = jax.random.key(5), 0.4
+    options = dict(num_steps=15, optimizer=optax.polyak_sgd(rate), batch_size=4, key=key, normalization="sample_mean")
+    found = run((W, V, X, Y), **options)
+    steps = []
+    for step in range(15):
+        rows = np.asarray(jax.random.permutation(jax.random.fold_in(key, step), 20)[:4])
+        gradients = [g / 4 for g in reference.gradients(W, V, X[rows], Y[rows], 0.0)]
+        value = reference.half_sum(W, V, X[rows], Y[rows]) / 4
+        steps.append(min(rate, value / sum(np.sum(g**2) for g in gradients)))
+        W, V = W - steps[-1] * gradients[0], V - steps[-1] * gradients[1]
+    assert_close(found.params.W, W)
+    assert_close(found.params.V, V)
+    assert 0 < sum(step < rate for step in steps) < 15
+
+
+def test_optimizers_that_cannot_be_used_say_so():
+    wants_more = optax.GradientTransformationExtraArgs(lambda _: (), lambda g, s, p=None, *, hessian, **_: (g, s))
+    for optimizer, words in [
+        (optax.lookahead(optax.sgd(0.1), 5, 0.5), "optax.lookahead"),
+        (optax.chain(optax.identity(), optax.lookahead(optax.sgd(0.1), 5, 0.5)), "optax.lookahead"),
+        (wants_more, "hessian"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            run(draw(), num_steps=2, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam, optax.polyak_sgd])
+def test_reverse_mode_does_not_see_the_step_that_is_thrown_away(optimizer):
+    """At theta_0 the optimizer is asked before there is a gradient; with one of 0 its derivative would be 0 / 0."""
+    W, V, X, Y = map(jnp.asarray, draw())
+    final = lambda rate: (
+        descend(Params(W, V), Problem(X, Y), num_steps=5, optimizer=optimizer(rate), differentiable=True).loss
+    )
+    difference = (final(0.01 + 1e-6) - final(0.01 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(final)(0.01), difference, rtol=1e-4)
+
+
+def of_own(function):
+    """An own loss: from theta and the rows of X and Y that are asked for."""
+
+    def losses(problem, *, at_zero=0.0):
+        def of(params, samples=None):
+            X, Y = problem if samples is None else (problem.X[samples], problem.Y[samples])
+            return function(Y - jnp.maximum(X @ params.W, 0) @ params.V)
+
+        return of
+
+    return losses
+
+
+def ignores_samples(problem, *, at_zero=0.0):
+    return lambda params, samples=None: of_own(lambda E: jnp.sum(E**2, axis=1))(problem)(params)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(losses=of_own(jnp.sum)), r"losses of 20 samples must be floats of shape \(20,\), got .*shape=\(\)"),
+        (dict(losses=of_own(lambda E: E**2)), r"shape \(20,\), got .*\(20, 1\)"),
+        (dict(losses=of_own(lambda E: jnp.sum(E > 0, axis=1))), "floats"),
+        (dict(losses=lambda problem: None), "at_zero"),
+        (dict(losses=lambda problem, *, at_zero: lambda params: jnp.zeros(20)), "which samples"),
+        (dict(losses=lambda problem, *, at_zero: 0.0), "which samples"),
+        (dict(losses=ignores_samples, batch_size=4, key=jax.random.key(0)), r"of 4 samples .* \(4,\), got .*\(20,\)"),
+        (dict(losses=ignores_samples, normalization="mean"), "sample_mean"),
+        (dict(criterion=lambda losses, problem: losses < 1), "one truth value"),
+        (dict(criterion=lambda losses, problem: jnp.sum(losses)), "one truth value"),
+    ],
+)
+def test_losses_and_criteria_of_ones_own_that_are_not_what_they_should_be(options, message):
+    W, V, X, Y = map(jnp.asarray, draw())
+    with pytest.raises(ValueError, match=message):
+        descend(Params(W, V), Problem(X, Y), num_steps=1, optimizer=optax.sgd(0.1), **options)
+
+
+def test_arrays_of_numpy_are_welcome():
+    W, V, X, Y = draw()
+    options = dict(num_steps=20, optimizer=optax.sgd(0.02), batch_size=6, key=jax.random.key(0))
+    for more in ({}, {"at_zero": selections.random()}, {"losses": approximators.shallow()}):
+        found = descend(Params(W, V), Problem(X, Y), **options, **more)
+        assert_close(found.params.W, run((W, V, X, Y), **options).params.W)
+
+
+def test_a_loss_of_ones_own():
+    squared = of_own(lambda E: 0.5 * jnp.sum(E**2, axis=1))
+    options = dict(num_steps=20, optimizer=optax.sgd(0.02), batch_size=6, key=jax.random.key(0))
+    assert_close(run(draw(), losses=squared, **options).params.W, run(draw(), **options).params.W)
+    W, V, X, Y = map(jnp.asarray, draw())
+    with pytest.raises(ValueError, match="give one"):
+        descend(Params(W, V), Problem(X, Y), num_steps=1, losses=squared)
+
+
+@pytest.mark.parametrize("criterion", [mean_loss_below, relative_error_below, mean_squared_error_below])
+def test_a_criterion_that_can_never_hold(criterion):
+    for tolerance in (0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="must be positive"):
+            criterion(tolerance)
+    assert jax.jit(lambda t: criterion(t)(jnp.zeros(3), Problem(jnp.ones((3, 1)), jnp.ones((3, 1)))))(0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(num_steps=-1), "num_steps"),
+        (dict(num_steps=2.5), "num_steps must be a whole number, got 2.5"),
+        (dict(num_steps=1, batch_size=2.5, key=jax.random.key(0)), "batch_size must be a whole number"),
+        (dict(num_steps=1, measure=lambda params: 0, measure_every=1.5), "measure_every must be a whole number"),
         (dict(num_steps=1, normalization="sum"), "normalization"),
         (dict(num_steps=1, trained_layers="output"), "trained_layers"),
         (dict(num_steps=1, stop="soon"), "stop"),

@@ -75,12 +75,14 @@ def test_lemma_g5_by_the_exact_law(d1):
     """For one sample the number of |Z_ij| below the bound is binomial; the lemma says that m of them are rare."""
     for m in (1, 5, 20, 40):
         bound, failure = hidden_layer.lemma_g5_bound(1, d1, m)
-        assert (bound, failure) == (m / (2 * d1), math.exp(-m / 6))
+        assert bound == m / (2 * d1)
+        assert failure == pytest.approx(math.exp(-0.31788081 * m), rel=1e-5)
+        assert failure < math.exp(-m / 6)  # As the lemma is printed.
         exact = lambda size, m=m: stats.binom.sf(m - 1, d1, 2 * stats.norm.cdf(size) - 1)
         assert exact(bound) <= failure
     if d1 == 400:
         assert exact(2 * bound) > failure  # At m = 40 twice the bound would fail.
-    assert hidden_layer.lemma_g5_bound(7, d1, 3)[1] == pytest.approx(7 * math.exp(-0.5))
+    assert hidden_layer.lemma_g5_bound(7, d1, 3)[1] == pytest.approx(7 * math.exp(-3 * 0.31788081), rel=1e-6)
 
 
 def test_lemma_g5_by_simulation():
@@ -100,6 +102,47 @@ def test_corollary_g6_where_it_is_nearly_attained():
     bound = float(hidden_layer.corollary_g6_bound(2, d1, np.array(distance)))
     assert math.sqrt(switched) <= bound
     assert math.sqrt(switched) > bound / 2  # Half of the bound would not do.
+
+
+@pytest.mark.parametrize("N", [2, 3, 10, 100, 10**6])
+def test_corollary_g6_for_all_s_by_the_exact_law(N):
+    """The union over m >= 12 log N, with the binomial law of the number of small preactivations of a sample."""
+    failure = hidden_layer.corollary_g6_failure(N)
+    assert failure <= 1 / N
+    first = math.ceil(12 * math.log(N))
+    assert N * math.exp(-first / 6) / (1 - math.exp(-1 / 6)) > 1 / N  # The printed rate does not give it.
+    m = np.arange(first, first + 400)
+    assert failure == pytest.approx(N * np.exp(-hidden_layer.LEMMA_G5_RATE * m).sum(), rel=1e-9)
+    for d1 in (N, 10 * N, 10**9):
+        tails = stats.binom.sf(m - 1, d1, 2 * stats.norm.cdf(m / (2 * d1)) - 1)[m <= d1]
+        assert N * tails.sum() <= failure
+        assert (tails <= np.exp(-hidden_layer.LEMMA_G5_RATE * m[m <= d1])).all()
+    # The rate is the true one: a Poisson number of mean m / sqrt(2 pi) reaches m with this exponent, up to a power of m.
+    assert stats.poisson.logsf(1999, 2000 / math.sqrt(2 * math.pi)) / 2000 == pytest.approx(
+        -hidden_layer.LEMMA_G5_RATE, abs=3e-3
+    )
+
+
+def test_corollary_g6_for_all_s_by_simulation():
+    """All distances at once: k preactivations of a sample are switched the cheapest way, by a move of the k smallest to 0."""
+    N, d1, failures, without = 2, 30, 0, 0
+    for seed in range(2000):
+        z = np.sort(np.abs(np.random.default_rng(seed).normal(size=(N, d1))), axis=1)
+        distance = np.sqrt(np.cumsum(z**2, axis=1))
+        failures += (np.sqrt(np.arange(1, d1 + 1)) > hidden_layer.corollary_g6_bound(N, d1, distance)).any()
+        without += (np.sqrt(np.arange(1, d1 + 1)) > 2 * np.cbrt(d1 * distance)).any()
+    assert failures / 2000 <= hidden_layer.corollary_g6_failure(N)
+    assert without > 0  # The first term is needed.
+
+
+def test_beta_at_extreme_outputs():
+    X, W, v = unit_rows(4, 3), np.random.default_rng(0).normal(size=(3, 20)), np.random.default_rng(1).normal(size=20)
+    plain = hidden_layer.least_singular_value(X, W, v)
+    for scale in (1e-200, 1e200):
+        assert hidden_layer.least_singular_value(X, W, v * scale) == pytest.approx(plain * scale, rel=1e-9)
+    tiny = hidden_layer.HiddenCertificate(100, 20, 1000, 1e-170, 1e-170, 2.5, 1e-171)
+    assert 0 < tiny.left_side_54 < math.inf
+    assert hidden_layer.least_singular_value(X, W, 0 * v) == 0
 
 
 def test_proposition_g7():
@@ -264,7 +307,12 @@ X2, Y2 = np.eye(2), np.ones(2)
         (lambda: hidden_layer.least_singular_value(X2, np.ones((2, 3)), np.ones((3, 2))), "d2 = 1"),
         (lambda: hidden_layer.smallest_entry(np.ones((2, 3)), 4), "m must be"),
         (lambda: hidden_layer.lemma_g4_radius(np.ones((2, 3)), 0), "m must be"),
-        (lambda: hidden_layer.lemma_g5_bound(0, 3, 1), "N >= 1"),
+        (lambda: hidden_layer.lemma_g5_bound(0, 3, 1), "num_samples"),
+        (lambda: hidden_layer.lemma_g5_bound(2, 3, 4), "m must be"),
+        (lambda: hidden_layer.corollary_g6_failure(1), "num_samples"),
+        (lambda: hidden_layer.least_singular_value(X2, np.full((2, 3), np.nan), np.ones(3)), "W .* not finite"),
+        (lambda: hidden_layer.jacobian_gram(X2, np.ones((2, 3)), np.full(3, np.inf)), "v .* not finite"),
+        (lambda: hidden_layer.hidden_certificate(X2, Y2 * np.nan, np.ones((2, 4)), np.ones(4)), "y .* not finite"),
         (lambda: hidden_layer.corollary_g6_bound(1, 3, np.ones(1)), "N >= 2"),
         (lambda: hidden_layer.corollary_g6_bound(2, 3, -np.ones(1)), "not negative"),
         (lambda: hidden_layer.lemma_h2_bound(X2, np.ones(3), X2), "p x N"),

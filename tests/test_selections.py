@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from relu_sgd import Params, Problem, descend, loss, selections
+from relu_sgd import Descent, Params, Problem, descend, loss, selections
 from relu_sgd.initialization import balanced_sign_output, normal_hidden
 from relu_sgd.problem import balanced_labels, sphere_rows
 
@@ -65,6 +65,49 @@ def test_off_the_kinks_a_selection_changes_nothing_but_the_batches(selection, ba
     if batch_size is None:
         fixed = descend(params, problem, **keywords)
         np.testing.assert_allclose(chosen.params.W, fixed.params.W, atol=1e-12)
+
+
+@pytest.mark.parametrize("selection", [selections.random(), selections.minimum_norm()])
+def test_a_selection_trains_on_the_mini_batches_of_a_fixed_slope(selection):
+    """Off the kinks all slopes are the same, so that the same key gives the same run, to rounding."""
+    params, problem = generic()
+    keywords = dict(num_steps=50, optimizer=optax.sgd(0.01), key=jax.random.key(1), batch_size=7)
+    chosen = descend(params, problem, at_zero=selection, **keywords)
+    fixed = descend(params, problem, at_zero=0, **keywords)
+    np.testing.assert_allclose(chosen.params.W, fixed.params.W, atol=1e-12)
+    np.testing.assert_allclose(chosen.loss, fixed.loss, rtol=1e-12)
+    other = descend(params, problem, at_zero=0, **{**keywords, "key": jax.random.key(2)})
+    assert np.abs(other.params.W - fixed.params.W).max() > 1e-3
+
+
+def test_random_slopes_are_independent_of_the_mini_batches():
+    """In threefry fold_in(key, i) is split(key)[i]: slopes must not be drawn from a key that a permutation uses."""
+    seen = []
+
+    def spy(params, problem, key):
+        seen.append(key)
+        return jnp.where(problem.X @ params.W > 0, 1.0, 0.0)
+
+    params, problem = generic()
+    descent = Descent(optax.sgd(0.01), batch_size=7, at_zero=spy)
+    key = jax.random.key(4)
+    used = set()
+    for step in range(30):
+        _, evaluate = descent._evaluator(problem, key)
+        evaluate(params, jnp.int32(step))
+        batch = jax.random.fold_in(key, step)
+        for made in (batch, *jax.random.split(batch), *jax.random.split(jax.random.split(batch)[0])):
+            used.add(tuple(np.asarray(jax.random.key_data(made)).tolist()))
+    drawn = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in seen}
+    assert len(drawn) == 30
+    assert not drawn & used
+
+
+def test_a_line_search_sees_the_selection():
+    params, problem = generic()
+    for selection in (selections.random(), selections.minimum_norm()):
+        end = descend(params, problem, num_steps=10, optimizer=optax.lbfgs(), at_zero=selection, key=jax.random.key(0))
+        assert end.loss < 0.5 * loss(params, problem)
 
 
 def test_random_slopes_do_not_depend_on_padding():

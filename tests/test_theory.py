@@ -164,9 +164,77 @@ def test_conditions_are_nested(a, alpha, norm, hidden, output):
 
 def test_figure_1_constants():
     """(10) holds for alpha above 1.98398 and (11) above 2.24036 when a = c = c1 = c2 = 1."""
-    at = lambda alpha: Certificate(1.0, alpha, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    at = lambda alpha: Certificate(1.0, alpha, 1.0, 1 / 2, 1 / math.sqrt(8))
+    assert (at(2.0).c, at(2.0).c1, at(2.0).c2) == (1, pytest.approx(1), 1)
     assert brentq(lambda alpha: at(alpha).left_side_10 - 1, 1.5, 4) == pytest.approx(1.98398, abs=1e-5)
     assert brentq(lambda alpha: at(alpha).F - 1 / 8, 1.5, 4) == pytest.approx(2.24036, abs=1e-5)
+
+
+@given(st.floats(0.1, 3), st.floats(0.5, 5), st.floats(0.1, 3), st.floats(0, 3), st.floats(0, 3))
+def test_lemma_3_3_is_10_for_the_constants_of_a_network(a, alpha, norm, hidden, output):
+    found = Certificate(a, alpha, norm, hidden, output)
+    expected = comparison.lemma_3_3(alpha, a=a, c=found.c, c1=found.c1, c2=found.c2)
+    assert found.left_side_10 == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_the_conditions_imply_at_worst():
+    """With V(0) = 0 and ||W(0)||_F as small as alpha / ||X|| lets it be: the least that (10) and the sharp condition say about the path."""
+    worst = lambda k: Certificate(k, 1.0, 1.0, 1.0, 0.0)
+    of_sharp = brentq(lambda k: worst(k).left_side_sharp - 1, 0.1, 0.9)
+    assert worst(of_sharp).left_side_path == pytest.approx(4.5 * math.acosh(2) - 3 * math.sqrt(3), rel=1e-9)
+    assert 2 * worst(of_sharp).path_alpha ** 2 > 0.539
+    assert math.sqrt(2) / worst(of_sharp).path_alpha < 2.73
+    of_10 = brentq(lambda k: worst(k).left_side_10 - 1, 0.01, 0.9)
+    assert worst(of_10).left_side_path < 0.3193
+    assert 2 * worst(of_10).path_alpha ** 2 > 1  # So (10) gives (12) in this way too.
+
+
+@given(st.floats(1e-3, 3), st.floats(1, 30), st.floats(0, 30))
+def test_the_path_condition_is_the_weakest(k, hidden, output):
+    """For every network ||X|| ||W(0)||_F is at least alpha."""
+    found = Certificate(k, 1.0, 1.0, hidden, output)
+    if found.left_side_sharp < 1:
+        assert found.left_side_path < 0.7302
+        assert found.path_length < found.drift  # What (13) allows.
+    if found.left_side_10 < 1:
+        assert found.left_side_sharp < 1
+    reference, _ = integrate.quad(
+        lambda y: max(1 - output * math.sinh(2**0.5 * y) - hidden * (math.cosh(2**0.5 * y) - 1), 0) ** 2,
+        0,
+        3,
+        limit=500,
+    )
+    assert found.left_side_sharp == pytest.approx(k / reference, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-90, 1e-40, 1e-12, 1e40, 1e90])
+def test_no_scale_of_weights_or_data_is_out_of_range(scale):
+    """The conditions depend on ratios: with W and V times s and Y times s^2 they stay, and so with X times s and Y times s."""
+    (W, V), (X, Y) = draw(0, scale=0.1)
+    plain = certificate.certificate(Params(W, V), Problem(X, Y))
+    for weights, data in [((W * scale, V * scale), (X, Y * scale**2)), ((W, V), (X * scale, Y * scale))]:
+        found = certificate.certificate(Params(*weights), Problem(*data))
+        for name in ("left_side_10", "F", "left_side_sharp", "left_side_path"):
+            assert getattr(found, name) == pytest.approx(getattr(plain, name), rel=1e-8), name
+        assert found.margins["path"] == pytest.approx(plain.margins["path"], rel=1e-8)
+        factor = found.hidden_norm / plain.hidden_norm
+        assert found.drift == pytest.approx(plain.drift * factor, rel=1e-8)
+    nothing = certificate.certificate(Params(W * 0, V * 0), Problem(X * scale, Y))
+    assert nothing.left_side_10 == nothing.left_side_sharp == nothing.drift == nothing.sharp_drift == math.inf
+
+
+@pytest.mark.parametrize("angle", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_alpha_is_not_lost_in_the_gram_matrix(angle):
+    """Two nearly equal samples: eigenvalues of H H^T stop at eps ||H||^2, so that alpha would stop near 1e-8 ||H||."""
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(3, 500))
+    x, y = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+    X = np.array([x, x * math.cos(angle) + y * math.sin(angle), [0, 0, 1.0]])
+    found = certificate.certificate(Params(W, np.ones((500, 1))), Problem(X, np.ones((3, 1))), chunk=64)
+    singular = np.linalg.svd(np.maximum(X @ W, 0).T, compute_uv=False)
+    assert found.alpha == pytest.approx(singular[-1], rel=1e-3)
+    # About as far apart as the samples are: sqrt(500 / 2) / sqrt(2) times the angle.
+    assert found.alpha == pytest.approx(math.sqrt(500) / 2 * angle, rel=0.1)
 
 
 def population(N, d0, d1, seed=0):
@@ -223,7 +291,8 @@ def test_a_certified_run_keeps_every_promise():
     assert solution.loss[-1] < 0.05 * solution.loss[0]
     path = Params(*(np.concatenate([first[None], rest]) for first, rest in zip(params, solution.params, strict=True)))
     along = trajectory.slack(path, problem, np.concatenate([[0.0], times]))
-    assert set(along) == {"(4)", "(5)", "(6)", "(6), sharp", "(9)", "Proposition 2.1", "(12)", "(13)", "(13), sharp"}
+    always = {"(4)", "(5)", "(6)", "(6), sharp", "(9)", "Proposition 2.1"}
+    assert set(along) == always | {"(12)", "(13)", "(13), sharp"} | set(PATH_PROMISES)
     for name, slack in along.items():
         assert (slack >= -1e-12).all(), name
     assert (along["(6), sharp"] <= along["(6)"] + 1e-9).all()
@@ -269,6 +338,61 @@ def test_12_would_show_twice_the_rate():
     assert (slack["(12)"] >= 0).all()
     loss = start.loss_bound(times) - slack["(12)"]
     assert loss[-1] > start.a**2 * math.exp(-2 * times[-1] * start.alpha**2)
+
+
+# What `Certificate.left_side_path` promises.
+PATH_PROMISES = ("path, alpha", "path, loss", "path, hidden", "path, length")
+
+
+def test_the_sharp_condition_promises_less_than_12():
+    """A start that the sharp condition certifies and (10) does not: (12) and (13) are not promised, the bounds of the path are, and hold."""
+    params, problem = scalar(1.0, 0.3, 0.3 + math.sqrt(2) * 0.35)
+    start = certificate.certificate(params, problem)
+    assert start.left_side_sharp < 1 < start.left_side_10
+    assert 2 * start.path_alpha**2 < start.alpha**2 * 1.05
+    slack = trajectory.slack(*(lambda path, times: (path, problem, times))(*flow(params, problem, 5e-3, 600)))
+    assert not {"(12)", "(13)", "(13), sharp"} & set(slack)
+    for name in PATH_PROMISES:
+        assert (slack[name] >= -1e-9).all(), name
+
+
+def test_12_fails_where_the_path_condition_alone_holds():
+    """One sample, w = v = 1, a label near 0: w and v fall together, and the rate ends at 4 times the label where (12) says 1."""
+    params, problem = scalar(1.0, 1.0, 0.02)
+    start = certificate.certificate(params, problem)
+    assert start.left_side_path == pytest.approx(0.98)
+    path, times = flow(params, problem, 2e-3, 10_000)
+    path, times = Params(path.W[::100], path.V[::100]), times[::100]
+    slack = trajectory.slack(path, problem, times)
+    for name in PATH_PROMISES:
+        assert (slack[name] >= -1e-9).all(), name
+    loss = start.path_loss_bound(times) - slack["path, loss"]
+    assert (start.loss_bound(times) < loss).any()
+    # Nearly attained: half of the path of W, or twice the least alpha, would be too much to promise.
+    assert slack["path, hidden"][-1] < 0.1 * (start.alpha - start.path_alpha)
+    assert slack["path, alpha"][-1] < start.path_alpha
+
+
+@pytest.mark.parametrize(
+    ("N", "d1", "d2", "seed", "crosses"),
+    [(2, 4, 1, 0, False), (2, 3, 1, 1, False), (3, 6, 1, 5, True), (3, 5, 3, 0, True)],
+)
+def test_the_path_promises_along_a_flow(N, d1, d2, seed, crosses):
+    """Starts at 0.9 of the path condition, some with kinks crossed on the way, and alpha_0 moves."""
+    params, problem = draw(seed, N=N, d0=2, d1=d1, d2=d2, scale=2.0 if d1 == 3 else 3.0)
+    predicted = np.maximum(problem.X @ params.W, 0) @ params.V
+    error = np.random.default_rng(seed).normal(size=predicted.shape)
+    unit = certificate.certificate(params, Problem(problem.X, predicted + error))
+    problem = Problem(problem.X, predicted + error * 0.9 / unit.left_side_path)
+    start = certificate.certificate(params, problem)
+    assert start.left_side_path == pytest.approx(0.9)
+    step = 0.02 / (start.operator_norm * (start.hidden_norm + start.output_norm)) ** 2
+    path, times = flow(params, problem, step, 4000)
+    assert np.diff(np.sign(problem.X @ path.W), axis=0).any() == crosses
+    slack = trajectory.slack(Params(path.W[::40], path.V[::40]), problem, times[::40])
+    for name in PATH_PROMISES:
+        assert (slack[name] >= -1e-9).all(), (name, slack[name].min())
+    assert abs(slack["path, alpha"][-1] + start.path_alpha - start.alpha) > 0.02 * start.alpha
 
 
 def test_no_width_no_certificate():
@@ -324,12 +448,22 @@ def test_comparison_problem_is_mapped_over_alpha():
         (lambda: gram.gram_by_sampling(np.ones((1, 1)), 1), "num_draws"),
         (lambda: gram.truncated_gram(np.ones((1, 1)), 0.0, 10), "level"),
         (lambda: gram.truncation_level(np.ones((2, 1))), "lambda"),
-        (lambda: gram.hermite_coefficient(-1), "negative"),
-        (lambda: gram.hermite_polynomial(-1, np.ones(1)), "negative"),
+        (lambda: gram.hermite_coefficient(-1), "k must be at least 0"),
+        (lambda: gram.hermite_polynomial(-1, np.ones(1)), "k must be at least 0"),
+        (lambda: gram.hermite_coefficient(2.5), "k must be a whole number"),
+        (lambda: gram.least_eigenvalue(np.full((2, 2), np.nan)), "not finite"),
+        (lambda: gram.operator_norm(np.full((2, 2), np.inf)), "not finite"),
         (lambda: gram.khatri_rao_gram(np.ones((1, 1)), 0), "at least 1"),
         (lambda: certificate.certificate_of(-1.0, 1, 1, 1, 1), "loss"),
         (lambda: certificate.certificate_of(1.0, 1, np.inf, 1, 1), "operator_norm"),
         (lambda: certificate.certificate(*draw(0), chunk=0), "chunk"),
+        (lambda: certificate.certificate(*draw(0), chunk=2.5), "chunk must be a whole number"),
+        (lambda: list(certificate.neuron_chunks(np.ones((2, 3)), 0)), "chunk"),
+        (lambda: certificate.certificate(draw(0)[0], Problem(draw(0)[1].X * np.nan, draw(0)[1].Y)), "X .* not finite"),
+        (lambda: certificate.certificate(draw(0)[0]._replace(W=np.full((5, 60), np.inf)), draw(0)[1]), "W .* not fin"),
+        (lambda: certificate.certificate(Params(*(1e200 * p for p in draw(0)[0])), draw(0)[1]), "a must be finite"),
+        (lambda: certificate.certificate_of(1.0, np.nan, 1, 1, 1), "alpha"),
+        (lambda: comparison.lemma_3_3(0.0), "alpha must be positive"),
         (lambda: certificate.certificate(draw(0)[0], draw(1, d2=1)[1]), "d1 x d2"),
         (
             lambda: trajectory.slack(

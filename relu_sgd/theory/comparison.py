@@ -1,11 +1,13 @@
 """The scalar comparison problem (9), and Figure 1: does Lbar(t) stay bounded, or may it explode?
 
-y(0) = 0, y' = a exp(factor alpha t (c1 y + c2 y^2) e^(c y^2) - alpha^2 t), with factor 1 as (9) is printed. Erratum: with a = c = c1
-= c2 = 1 the solutions of (9) as printed blow up for alpha below 1.7293, far from Figure 1's range [2.042, 2.045]; with factor 2 the
-threshold is 2.0441, inside it. Figure 1 must have been drawn with factor 2. Both are computed.
+y(0) = 0, y' = a exp(factor alpha t (c1 y + c2 y^2) e^(c y^2) - alpha^2 t), with factor 1 as (9) is printed. Erratum:
+with a = c = c1 = c2 = 1 the solutions of (9) as printed blow up for alpha below 1.7293, far from Figure 1's range
+[2.042, 2.045]; with factor 2 the threshold is 2.0441, inside it. Figure 1 must have been drawn with factor 2. Both are
+computed.
 """
 
 import enum
+import math
 from typing import NamedTuple
 
 import diffrax
@@ -13,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, ScalarLike
 
-__all__ = ["ComparisonSolution", "Outcome", "blow_up_threshold", "solve_comparison"]
+__all__ = ["ComparisonSolution", "Outcome", "blow_up_threshold", "lemma_3_3", "solve_comparison"]
 
-# The exponent is t times a function that grows with y: once it is positive it only grows, and y blows up in finite time. Where it is
-# this small nothing is added to y any more.
+# The exponent is t times a function that grows with y: once it is positive it only grows, and y blows up in finite
+# time. Where it is this small nothing is added to y any more.
 _EXPLODING, _SETTLED = 5.0, -60.0
 
 
@@ -109,6 +111,22 @@ def solve_comparison(
     )
     after = jnp.where(outcome == Outcome.BOUNDED, last, jnp.nan)
     return ComparisonSolution(jnp.where(times <= end, y, after), outcome.astype(jnp.int8), end)
+
+
+def lemma_3_3(alpha: float, *, a: float = 1.0, c: float = 1.0, c1: float = 1.0, c2: float = 1.0) -> float:
+    """The left side of (10) for arbitrary constants: below 1, solutions of (9) stay below 2 a / alpha^2 (Lemma 3.3).
+
+    For the constants of a network it is `Certificate.left_side_10`.
+
+    Raises:
+      ValueError: alpha is not positive, or another constant is negative or not finite.
+    """
+    if not (0 < alpha < math.inf and all(0 <= constant < math.inf for constant in (a, c, c1, c2))):
+        raise ValueError(f"alpha must be positive and a, c, c1, c2 not negative, got {alpha}, {a}, {c}, {c1}, {c2}")
+    ratio = a / alpha / alpha
+    exponent = 4 * c * ratio * ratio
+    terms = 4 * (ratio * c1 + 2 * ratio * ratio * c2) / alpha
+    return terms * math.exp(exponent) if exponent < 700 else math.inf
 
 
 def blow_up_threshold(

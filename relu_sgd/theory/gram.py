@@ -1,4 +1,6 @@
-"""Appendix C: the Gram matrix G(X) of relu features of a random neuron, and what bounds its least eigenvalue lambda(X)."""
+"""Appendix C: the Gram matrix G(X) of relu features of a random neuron, and what bounds its least eigenvalue
+lambda(X).
+"""
 
 import math
 from typing import NamedTuple
@@ -6,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from scipy.special import gammaln
+
+from relu_sgd._checks import finite_arrays, whole_number
 
 __all__ = [
     "GramEstimate",
@@ -32,11 +36,9 @@ def _rows(X: Matrix) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: X is no matrix, is empty, has a row of zeros or an entry that is not finite.
     """
-    X = np.asarray(X, float)
+    (X,) = finite_arrays(X=X)
     if X.ndim != 2 or not X.size:
         raise ValueError(f"X must be N x d0 with N, d0 >= 1, got {X.shape}")
-    if not np.isfinite(X).all():
-        raise ValueError(f"X of shape {X.shape} has entries that are not finite")
     lengths = np.linalg.norm(X, axis=1)
     if not (lengths > 0).all():
         raise ValueError(f"row {int(np.argmin(lengths))} of X of shape {X.shape} is zero")
@@ -80,17 +82,22 @@ def least_eigenvalue(symmetric: Float[np.ndarray, "N N"]) -> float:
     """lambda_min of a symmetric matrix. lambda(X) of the paper is that of `gram(X)`.
 
     Raises:
-      ValueError: the matrix is not square.
+      ValueError: the matrix is not square, or an entry is not finite.
     """
-    symmetric = np.asarray(symmetric, float)
+    (symmetric,) = finite_arrays(symmetric=symmetric)
     if symmetric.ndim != 2 or symmetric.shape[0] != symmetric.shape[1]:
         raise ValueError(f"need a square matrix, got {symmetric.shape}")
     return float(np.linalg.eigvalsh(symmetric)[0])
 
 
 def operator_norm(X: Matrix) -> float:
-    """||X||, the largest singular value, from the smaller of X X^T and X^T X: a singular value decomposition takes several times as long."""
-    X = np.asarray(X, float)
+    """||X||, the largest singular value, from the smaller of X X^T and X^T X, which is several times faster than a
+    decomposition.
+
+    Raises:
+      ValueError: an entry is not finite.
+    """
+    (X,) = finite_arrays(X=X)
     product = X.T @ X if X.shape[0] >= X.shape[1] else X @ X.T
     return math.sqrt(max(float(np.linalg.eigvalsh(product)[-1]), 0.0))
 
@@ -108,8 +115,7 @@ class GramEstimate(NamedTuple):
 
 
 def _sampled(X: np.ndarray, num_draws: int, seed: int, level: float) -> GramEstimate:
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, got {num_draws}")
+    num_draws = whole_number("num_draws", num_draws, 2)
     generator = np.random.default_rng(seed)
     first = np.zeros((len(X), len(X)))
     second = np.zeros_like(first)
@@ -137,8 +143,8 @@ def truncation_level(X: Matrix, *, repaired: bool = True, lambda_X: float | None
     """The level t of (41), at which truncation costs at most half of lambda(X).
 
     Erratum: (41), t^2 = 4 ||X||^2 max(1, log(12 ||X||^2 / lambda)), comes from the tail bound P(||relu(Xw)|| >= t) <=
-    exp(-t^2 / 2 ||X||^2), which forgets the mean of the norm, about sqrt(N d0 / 2). Repaired: t^2 = max(2 ||X||_F^2, 16 ||X||^2
-    log(48 ||X||^2 / lambda)).
+    exp(-t^2 / 2 ||X||^2), which forgets the mean of the norm, about sqrt(N d0 / 2). Repaired: t^2 = max(2 ||X||_F^2,
+    16 ||X||^2 log(48 ||X||^2 / lambda)).
 
     Args:
       X: the samples.
@@ -159,7 +165,8 @@ def truncation_level(X: Matrix, *, repaired: bool = True, lambda_X: float | None
 
 
 def truncated_gram(X: Matrix, level: float, num_draws: int, seed: int = 0) -> GramEstimate:
-    """G_t(X) = E_w[relu(Xw) relu(Xw)^T 1{||relu(Xw)|| <= t}] by Monte Carlo; lambda_t is its least eigenvalue, see (42).
+    """G_t(X) = E_w[relu(Xw) relu(Xw)^T 1{||relu(Xw)|| <= t}] by Monte Carlo; lambda_t is its least eigenvalue, see
+    (42).
 
     Raises:
       ValueError: as `gram_by_sampling`, or the level is not positive.
@@ -175,8 +182,7 @@ def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"]) -> Float[np.ndarr
     Raises:
       ValueError: k is negative.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative, got {k}")
+    k = whole_number("k", k, 0)
     z = np.asarray(z, float)
     before, now = np.zeros_like(z), np.ones_like(z)
     for order in range(k):
@@ -187,14 +193,13 @@ def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"]) -> Float[np.ndarr
 def hermite_coefficient(k: int) -> float:
     """mu_k of relu, (31): its coefficient on h_k / sqrt(k!).
 
-    mu_0 = 1 / sqrt(2 pi), mu_1 = 1/2, 0 for odd k >= 3, and (-1)^((k-2)/2) (k-3)!! / sqrt(2 pi k!) for even k >= 2. Erratum:
-    (36) is wrong at k = 1. k^2.5 mu_k^2 tends to sqrt(2 / pi) / (2 pi) along even k (Lemma C.2).
+    mu_0 = 1 / sqrt(2 pi), mu_1 = 1/2, 0 for odd k >= 3, and (-1)^((k-2)/2) (k-3)!! / sqrt(2 pi k!) for even k >= 2.
+    Erratum: (36) is wrong at k = 1. k^2.5 mu_k^2 tends to sqrt(2 / pi) / (2 pi) along even k (Lemma C.2).
 
     Raises:
       ValueError: k is negative.
     """
-    if k < 0:
-        raise ValueError(f"k must not be negative, got {k}")
+    k = whole_number("k", k, 0)
     if k == 0:
         return 1 / math.sqrt(2 * math.pi)
     if k % 2:
@@ -211,8 +216,7 @@ def khatri_rao_gram(X: Matrix, r: int) -> Float[np.ndarray, "N N"]:
     Raises:
       ValueError: as `gram`, or r is less than 1.
     """
-    if r < 1:
-        raise ValueError(f"r must be at least 1, got {r}")
+    r = whole_number("r", r)
     X, _ = _rows(X)
     return (X @ X.T) ** r
 

@@ -1,4 +1,4 @@
-"""Section 3 along a trajectory: every bound minus the value it bounds, for descent or for a solution of the inclusion."""
+"""Section 3 along a trajectory: every bound minus the value it bounds, for descent or a solution of the inclusion."""
 
 import numpy as np
 from jaxtyping import Float
@@ -15,13 +15,19 @@ def _cumulative(times: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(np.diff(times) * (values[1:] + values[:-1]) / 2)])
 
 
+def _length(*paths: Float[np.ndarray, "times rows columns"]) -> Float[np.ndarray, " times"]:
+    """The length of the chords of a path up to every time; of several matrices together."""
+    squares = sum(np.sum(np.diff(path, axis=0) ** 2, axis=(1, 2)) for path in paths)
+    return np.concatenate([[0.0], np.cumsum(np.sqrt(squares))])
+
+
 def slack(
     path: Params, problem: Problem, times: Float[np.ndarray, " times"], *, chunk: int = 4096
 ) -> dict[str, Float[np.ndarray, " times"]]:
     """Bound minus value along a trajectory on which both layers move; not negative for solutions of the inclusion (3).
 
-    The integrals of sqrt(L) and alpha_0^2 are taken by trapezoids over the given times, so that a small negative value says that they are too far apart. Descent
-    obeys the bounds up to its step size: iterate k is at time k eta.
+    The integrals of sqrt(L) and alpha_0^2 are taken by trapezoids over the given times, so that a small negative value
+    says that they are too far apart. Descent obeys the bounds up to its step size: iterate k is at time k eta.
 
     Args:
       path: theta at the times, stacked along a leading axis; the first is theta(0).
@@ -30,9 +36,12 @@ def slack(
       chunk: neurons at a time.
 
     Returns:
-      By statement: "(4)", ||X|| ||W(t) - W(0)|| - |alpha_0(t) - alpha_0(0)|. "Proposition 2.1", L(0) exp(-2 integral of alpha_0^2) - L(t). "(5)" and "(6)", Lemma 3.1 for theta and
-      for ||X|| ||W(t) - W(0)||; "(6), sharp" with sinh and cosh. "(9)", the right side of the differential inequality minus sqrt(L(t)). Where (10) certifies
-      the start, also "(12)", "(13)" and "(13), sharp", which are promised only there.
+      By statement: "(4)", ||X|| ||W(t) - W(0)|| - |alpha_0(t) - alpha_0(0)|. "Proposition 2.1", L(0) exp(-2 integral
+      of alpha_0^2) - L(t). "(5)" and "(6)", Lemma 3.1 for theta and for ||X|| ||W(t) - W(0)||; "(6), sharp" with sinh
+      and cosh. "(9)", the right side of the differential inequality minus sqrt(L(t)). Where (10) certifies the start,
+      also "(12)", "(13)" and "(13), sharp", which are promised only there. Where `Certificate.left_side_path` < 1 (the sharp condition
+      implies it), "path, alpha", "path, loss", "path, hidden" and "path, length": of alpha_0, of L, and of the lengths
+      of the chords of W's and theta's paths.
 
     Raises:
       ValueError: the times do not increase from 0, or shapes do not fit.
@@ -64,5 +73,12 @@ def slack(
             "(12)": start.loss_bound(times) - loss,
             "(13)": start.drift - moved,
             "(13), sharp": start.sharp_drift - moved,
+        }
+    if start.left_side_path < 1:
+        found |= {
+            "path, alpha": alpha - start.path_alpha,
+            "path, loss": start.path_loss_bound(times) - loss,
+            "path, hidden": (start.alpha - start.path_alpha) / start.operator_norm - _length(W),
+            "path, length": start.path_length - _length(W, V),
         }
     return found

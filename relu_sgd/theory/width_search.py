@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 
+from relu_sgd._checks import finite_arrays, whole_number
 from relu_sgd.theory.certificate import Certificate, certificate_of
 from relu_sgd.theory.gram import gram, least_eigenvalue, operator_norm
 
@@ -22,7 +23,7 @@ __all__ = [
     "smallest_width",
 ]
 
-# Each is at most 1 where it certifies, so that they can be compared.
+# Each is below 1 where it certifies, so that they can be compared. "(11)" and "(10)" promise (12) and (13), "sharp" what it says.
 CONDITIONS: Mapping[str, Callable[[Certificate], float]] = {
     "(11)": lambda found: 8 * found.F,
     "(10)": lambda found: found.left_side_10,
@@ -56,11 +57,9 @@ class Scaling:
 
 
 def _checked(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    X, Y = np.asarray(X, float), np.asarray(Y, float)
+    X, Y = finite_arrays(X=X, Y=Y)
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y) or not X.size or not Y.size:
         raise ValueError(f"need X: N x d0 and Y: N x d2 with N >= 1, got {X.shape} and {Y.shape}")
-    if not (np.isfinite(X).all() and np.isfinite(Y).all()):
-        raise ValueError("X or Y has entries that are not finite")
     return X, Y
 
 
@@ -129,7 +128,8 @@ def certificates(
       ValueError: the shapes do not fit, an entry is not finite, or the widths are not increasing from 1 on.
     """
     X, Y = _checked(X, Y)
-    if list(widths) != sorted(set(widths)) or not widths or widths[0] < 1:
+    widths = [whole_number("a width", width) for width in widths]
+    if list(widths) != sorted(set(widths)) or not widths:
         raise ValueError(f"widths must be increasing and at least 1, got {list(widths)}")
     norm = operator_norm(X)
     sums = _empty(X, Y)
@@ -157,7 +157,7 @@ def certified_widths(
 
     The width doubles from N on until all conditions hold; then each is bisected inside the octave where it first held. Neurons are
     prefixes of one sequence, so alpha_0 grows with the width and is accumulated: the neurons beyond the last width that was not certified
-    are all that a step adds. Doubling draws fewer than twice the final number of neurons and each bisection fewer than half of it;
+    are all that a step adds. alpha_0 comes from H H^T, so that it ends in rounding below about 1e-8 ||H||. Doubling draws fewer than twice the final number of neurons and each bisection fewer than half of it;
     log2(final / N) and, for each condition, log2(1 / tolerance) eigenvalue problems. Below N neurons alpha_0 = 0.
 
     Args:
@@ -176,7 +176,7 @@ def certified_widths(
     X, Y = _checked(X, Y)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
-    if max_width < len(X):
+    if whole_number("max_width", max_width) < len(X):
         raise ValueError(f"max_width must be at least N = {len(X)}, below which alpha_0 is 0, got {max_width}")
     norm = operator_norm(X)
     scaling = scaling or Scaling()
