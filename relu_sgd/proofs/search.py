@@ -13,7 +13,7 @@ import scipy.optimize
 from jaxtyping import Bool, Float
 
 
-__all__ = ["Candidate", "descend_to_minimum"]
+__all__ = ["Candidate", "descend_to_minimum", "multipliers_of"]
 
 _TOLERANCE = 1e-12
 
@@ -53,19 +53,21 @@ class _Neurons:
                 diagonal = np.abs(np.diag(triangle))
                 free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
             moved = np.where(active[:, None], self.X @ free, 0.0)
-            columns = (moved[:, None, :] * self.V[j][None, :, None]).reshape(-1, free.shape[1])
+            columns = (moved[:, None, :] * self.V[j][None, :, None]).reshape(self.X.shape[0] * self.V.shape[1], free.shape[1])
             self._kept[j] = key, free, columns
         return self._kept[j][1:]
 
 
 def _least_squares(
-    jacobian: Float[np.ndarray, "rows free"], error: Float[np.ndarray, " rows"]
+    jacobian: Float[np.ndarray, "rows free"], error: Float[np.ndarray, " rows"], damping: float
 ) -> Float[np.ndarray, " free"]:
-    """The least-squares solution of least norm: by normal equations where they are well conditioned."""
+    """The least-squares solution of least norm, or Levenberg and Marquardt's step: by normal equations where they are well conditioned."""
     rows, free = jacobian.shape
     wide = rows <= free
     try:
-        factor = scipy.linalg.cho_factor(jacobian @ jacobian.T if wide else jacobian.T @ jacobian, check_finite=False)
+        gram = jacobian @ jacobian.T if wide else jacobian.T @ jacobian
+        gram[np.diag_indices_from(gram)] += damping
+        factor = scipy.linalg.cho_factor(gram, check_finite=False)
         diagonal = np.abs(np.diag(factor[0]))
         if diagonal.size and diagonal.min() > 1e-5 * diagonal.max():
             if wide:
@@ -112,7 +114,7 @@ def _first_minimum(
     return (lowest if np.isfinite(lowest) else now), None
 
 
-def _multipliers(
+def multipliers_of(
     X: Float[np.ndarray, "N d0"],
     C: Float[np.ndarray, "N d1"],
     kinks: Bool[np.ndarray, "N d1"],
@@ -144,6 +146,7 @@ def descend_to_minimum(
     W: Float[np.ndarray, "d0 d1"],
     V: Float[np.ndarray, "d1 d2"],
     held: Bool[np.ndarray, "N d1"] | None = None,
+    damping: float = 0.0,
     max_iterations: int = 1000,
 ) -> Candidate:
     """From W down to a minimum of L(., V).
@@ -181,7 +184,8 @@ def descend_to_minimum(
         active = positive & ~kinks
         E = Y - np.where(active, Z, 0.0) @ V
         jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
-        step = _least_squares(jacobian, E.ravel())
+        step = _least_squares(jacobian, E.ravel(), damping)
+        damping = damping / 2 if damping > 1e-12 else 0.0
         parts = np.split(step, np.cumsum([free.shape[1] for free, _ in pieces])[:-1])
         D = np.stack([free @ part for (free, _), part in zip(pieces, parts, strict=True)], axis=1)
         gain = float((jacobian @ step) @ E.ravel())
@@ -207,21 +211,26 @@ def descend_to_minimum(
             last += 1
             continue
         C = E @ V.T
-        multipliers = _multipliers(X, C, kinks, active)
+        multipliers = multipliers_of(X, C, kinks, active)
         excess = np.where(kinks, np.maximum(multipliers, C - multipliers), -np.inf) * scale
         tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
         if not np.any(excess > tolerance):
+            # What a solution came to rest on without being pushed there is a kink as well; it holds from now on.
+            resting = (np.abs(Z) <= 1e-9 * scale * np.linalg.norm(W, axis=0)) & ~kinks & nonzero & alive
+            if resting.any() and not is_stationary:
+                kinks, is_stationary, last = kinks | resting, True, 0
+                continue
             is_stationary = True
             break
         worst = np.zeros_like(kinks)
         columns = [int(np.argmax(excess.max(axis=0)))] if one_at_a_time else np.flatnonzero(excess.max(axis=0) > tolerance)
         worst[excess.argmax(axis=0)[columns], columns] = True
-        one_at_a_time, last = False, 0
+        one_at_a_time, is_stationary, last = False, False, 0
         positive = np.where(worst, C - multipliers > multipliers, positive)
         kinks, let_go = kinks & ~worst, let_go | worst
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
-    return Candidate(W, kinks, active, _multipliers(X, C, kinks, active), is_stationary)
+    return Candidate(W, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
 
 
 def _depends(

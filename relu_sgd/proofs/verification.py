@@ -6,9 +6,11 @@ active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and neurons into
 (1) Neurons J1: W*_J1 minimises q(W) = 1/2 sum over I1 of ||Y_i - sum over J1 of M_ij <x_i, W_j> V_j||^2 on the linear space N = {<x_i, W_j> = 0 on S}.
     If A^T A + K^T K >= lambda I, A the Jacobian of q's predictions and K rows of constraints, then q is strongly convex with modulus lambda on N, so W*_J1 exists and is unique.
     From the computed W, let W' be its projection onto N: ||W' - W|| <= ||K W|| / sigma_K. The gradient of q at W' along N is the projection of g + A^T A (W' - W),
-    g = -A^T E - K^T mu for any mu. So ||W*_J1 - W|| <= delta + (||g|| + ||A||^2 delta) / lambda, delta = ||K W|| / sigma_K.
+    g = -A^T E - K^T mu for any mu, so its norm is at most e = ||g|| + ||A||^2 delta, delta = ||K W|| / sigma_K. With D = W*_J1 - W',
+    ||A D||^2 = -<grad q(W'), D> <= e ||D|| and ||A D||^2 >= lambda ||D||^2: hence ||D|| <= e / lambda, ||A D|| <= e / sqrt(lambda),
+    ||W*_J1 - W|| <= delta + e / lambda and ||E* - E|| <= ||A|| delta + e / sqrt(lambda) on I1.
 (2) Multipliers: -A^T E* is orthogonal to N, so it is K^T mu* for some mu*; one is mu plus a change on K's independent rows of norm at most
-    (||g|| + ||A||^2 error) / sigma_K.
+    (||g|| + ||A|| ||E* - E||) / sigma_K.
 (3) Neurons J0: the equations sum over j of M_ij <x_i, W_j> V_j = Y_i on I0 and <x_i, W_j> = 0 on S, linear in W_J0 with W*_J1 inserted. If their matrix has full row rank, least singular
     value at least sigma, then a solution lies within (||residual|| + ||X|| ||V|| error_1) / sigma of W_J0.
 (4) Rows of X that S holds beyond linearly independent ones are held exactly where they are exact combinations of those (`kinks.spans`).
@@ -37,7 +39,7 @@ from relu_sgd.proofs.rounding import (
 )
 from relu_sgd.proofs.search import Candidate
 
-__all__ = ["Evaluation", "evaluate", "verify"]
+__all__ = ["Evaluation", "evaluate", "no_proof", "power_of_two", "verify"]
 
 # Samples with errors below this, relative to the labels, are tried as interpolated ones.
 _INTERPOLATED = 1e-9
@@ -86,7 +88,7 @@ def evaluate(
     )
 
 
-def _no_proof(reason: str, candidate: Candidate, V: Float[np.ndarray, "d1 d2"], layers: TrainedLayers) -> Proof:
+def no_proof(reason: str, candidate: Candidate, V: Float[np.ndarray, "d1 d2"], layers: TrainedLayers) -> Proof:
     return Proof(
         Verdict.UNDECIDED,
         reason,
@@ -99,7 +101,7 @@ def _no_proof(reason: str, candidate: Candidate, V: Float[np.ndarray, "d1 d2"], 
     )
 
 
-def _power_of_two(value: float) -> float:
+def power_of_two(value: float) -> float:
     return float(2.0 ** np.round(np.log2(value))) if np.isfinite(value) and value > 0 else 1.0
 
 
@@ -117,7 +119,7 @@ def verify(
     """
     V, W = params.V, candidate.W
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
-    undecided = lambda reason: _no_proof(reason, candidate, V, trained_layers)
+    undecided = lambda reason: no_proof(reason, candidate, V, trained_layers)
     if not (np.all(np.isfinite(W)) and np.all(np.isfinite(mu))):
         return undecided("the search left the finite numbers")
     nonzero = np.any(X != 0, axis=1)
@@ -142,7 +144,7 @@ def verify(
 
     sigmas = []
     # (1), (2)
-    error_1, mu_error = 0.0, 0.0
+    error_1, mu_error, E_change = 0.0, 0.0, 0.0
     if rigid.any():
         at_kinks = np.argwhere(independent & rigid)
         sigma_K = least_singular_value(np.eye(W.shape[1])[at_kinks[:, 1]], X[at_kinks[:, 0]])
@@ -154,7 +156,7 @@ def verify(
         )
         if A.shape[1] > len(A) + len(at_kinks):
             return undecided("more free weights than errors to fix them: the minimum is not isolated")
-        scale = _power_of_two(float(np.sqrt(np.sum(A * A) / max(1, A.shape[1]))))
+        scale = power_of_two(float(np.sqrt(np.sum(A * A) / max(1, A.shape[1]))))
         K = np.zeros((len(at_kinks), X.shape[1], len(neurons)))
         K[np.arange(len(at_kinks)), :, np.searchsorted(neurons, at_kinks[:, 1])] = X[at_kinks[:, 0]] * scale
         both = np.vstack([A, K.reshape(len(at_kinks), -1)])
@@ -168,8 +170,10 @@ def verify(
         off = np.where(independent & rigid, np.abs(at.Z) + at.Z_error, 0.0)
         delta = frobenius(off) / sigma_K if off.any() else 0.0
         A_norm = X_norm * V_norm
-        error_1 = float(at_most(delta + (g + A_norm**2 * delta) / convexity))
-        mu_error = float(at_most((g + A_norm**2 * error_1) / sigma_K)) if len(at_kinks) else 0.0
+        along = g + A_norm**2 * delta
+        error_1 = float(at_most(delta + along / convexity))
+        E_change = float(at_most(A_norm * delta + along / np.sqrt(convexity)))
+        mu_error = float(at_most((g + A_norm * E_change) / sigma_K)) if len(at_kinks) else 0.0
         sigmas += [sigma_K, float(at_least(np.sqrt(convexity)))]
 
     # (3)
@@ -192,7 +196,7 @@ def verify(
         weights = np.concatenate(
             [np.sqrt(np.sum(fit * fit, axis=1)) * norms[rows[:, 0], 0], norms[at_kinks[:, 0], 0]]
         )
-        scales = np.array([1 / _power_of_two(float(weight)) for weight in weights])
+        scales = np.array([1 / power_of_two(float(weight)) for weight in weights])
         residual = np.concatenate(
             [
                 (np.abs(at.E) + at.E_error)[rows[:, 0], rows[:, 1]],
@@ -216,8 +220,8 @@ def verify(
     errors = np.where(rigid, error_1, np.where(loose, error_0, 0.0))
     off_kinks = pairs & ~S
     sure = np.where(active, at.Z, -at.Z) - at_most(at.Z_error + norms * errors)
-    room = np.where(off_kinks, sure / np.where(nonzero[:, None], norms, 1.0), np.inf) * (1 - 2.0**-30)
-    E_change = X_norm * V_norm * error_1
+    norms_or_one = np.where(nonzero[:, None], norms, 1.0)
+    room = np.where(off_kinks, sure / norms_or_one, np.inf) * (1 - 2.0**-30)
     V_rows = at_most(np.sqrt(np.sum(V * V, axis=1)))
     C_sure = at_most(at.C_error + np.where(rigid.any() & active.any(axis=1)[:, None], E_change * V_rows, 0.0))
     C_sure = np.where((at.C_error == 0) & ~active.any(axis=1)[:, None], 0.0, C_sure)
@@ -258,5 +262,13 @@ def verify(
     if not low > 0:
         return dataclasses.replace(blank, reason="the loss of the minimum is not proved to be positive")
     if trained_layers == "both":
-        return dataclasses.replace(blank, reason="both layers")
+        if rigid.any():
+            return dataclasses.replace(blank, reason="the output layer is not proved to be stationary")
+        # V moves too: neurons without a say may get one, and c_ij changes by at most ||Y_i|| ||change of V_j||.
+        silent = np.where(I1[:, None] & nonzero[:, None] & ~has_say, (-at.Z - at.Z_error) / norms_or_one, np.inf)
+        Y_rows = at_most(np.sqrt(np.sum(Y * Y, axis=1)))[:, None]
+        turn = np.where(np.isfinite(coefficient), coefficient / Y_rows, np.inf)
+        reach = min(reach, float(np.min(silent, initial=np.inf)), float(np.min(turn, initial=np.inf))) * (1 - 2.0**-30)
+        if not reach > 0:
+            return dataclasses.replace(blank, reason="a sample without active neurons is not proved to be out of reach")
     return dataclasses.replace(blank, verdict=Verdict.LOCAL_MINIMUM, radius=reach)
