@@ -22,7 +22,6 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Bool, Float
 
-from relu_sgd.network import Params
 from relu_sgd.proofs import kinks as rows_of_kinks
 from relu_sgd.proofs.result import Proof, Verdict
 from relu_sgd.proofs.rounding import (
@@ -43,7 +42,7 @@ __all__ = ["descend_to_stationary_point", "verify_both_layers"]
 
 def _hessian(
     X: Float[np.ndarray, "N d0"],
-    params: Params,
+    V: Float[np.ndarray, "d1 d2"],
     E: Float[np.ndarray, "N d2"],
     H: Float[np.ndarray, "N d1"],
     active: Bool[np.ndarray, "N d1"],
@@ -51,7 +50,7 @@ def _hessian(
 ) -> tuple[Float[np.ndarray, "rows weights"], Float[np.ndarray, "hidden output"]]:
     """The Jacobian J of Yhat and the block -sum over i of M_ij E_ia x_i between W_j and V_ja; weights of W first, neuron by neuron, then those of V."""
     (N, d0), d2, n = X.shape, E.shape[1], len(neurons)
-    V = params.V[neurons]
+    V = V[neurons]
     hidden = (np.where(active[:, neurons], 1.0, 0.0)[:, None, :] * V.T)[:, :, :, None] * X[:, None, None, :]
     output = np.einsum("ij,ab->iajb", H[:, neurons], np.eye(d2)).reshape(N * d2, n * d2)
     jacobian = np.hstack([hidden.reshape(N * d2, n * d0), output])
@@ -104,15 +103,16 @@ def _first_minimum(
 def descend_to_stationary_point(
     X: Float[np.ndarray, "N d0"],
     Y: Float[np.ndarray, "N d2"],
-    params: Params,
+    W: Float[np.ndarray, "d0 d1"],
+    V: Float[np.ndarray, "d1 d2"],
     held: Bool[np.ndarray, "N d1"] | None = None,
     max_iterations: int = 300,
-) -> tuple[Params, Candidate]:
+) -> Candidate:
     """From theta down to a point that looks like a minimum of L(W, V): Newton's method along the kinks that hold, absolute values of eigenvalues for the Hessian's.
 
     Kinks join and leave as in `search`. Nothing is proved here.
     """
-    W, V = np.array(params.W), np.array(params.V)
+    W, V = np.array(W), np.array(V)
     N, d0 = X.shape
     d1, d2 = V.shape
     nonzero = np.any(X != 0, axis=1)[:, None]
@@ -136,7 +136,7 @@ def descend_to_stationary_point(
         active = positive & ~kinks
         H = np.where(active, Z, 0.0)
         E = Y - H @ V
-        jacobian, mixed = _hessian(X, Params(W, V), E, H, active, np.arange(d1))
+        jacobian, mixed = _hessian(X, V, E, H, active, np.arange(d1))
         along = scipy.linalg.block_diag(*bases)
         jacobian = np.hstack([jacobian[:, : d0 * d1] @ along, jacobian[:, d0 * d1 :]])
         hessian = jacobian.T @ jacobian
@@ -150,7 +150,12 @@ def descend_to_stationary_point(
         step = -vectors[:, kept] @ (inner / np.abs(values[kept]))
         gain = -float(gradient @ step)
         D = np.stack(
-            [b @ part for b, part in zip(bases, np.split(step[:hidden], np.cumsum([b.shape[1] for b in bases])[:-1]), strict=True)],
+            [
+                b @ part
+                for b, part in zip(
+                    bases, np.split(step[:hidden], np.cumsum([b.shape[1] for b in bases])[:-1]), strict=True
+                )
+            ],
             axis=1,
         )
         dV = step[hidden:].reshape(d1, d2)
@@ -180,36 +185,38 @@ def descend_to_stationary_point(
             is_stationary = True
             break
         worst = np.zeros_like(kinks)
-        columns = [int(np.argmax(excess.max(axis=0)))] if one_at_a_time else np.flatnonzero(excess.max(axis=0) > tolerance)
+        columns = (
+            [int(np.argmax(excess.max(axis=0)))] if one_at_a_time else np.flatnonzero(excess.max(axis=0) > tolerance)
+        )
         worst[excess.argmax(axis=0)[columns], columns] = True
         one_at_a_time, last = False, 0
         positive = np.where(worst, C - multipliers > multipliers, positive)
         kinks, let_go = kinks & ~worst, let_go | worst
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
-    return Params(W, V), Candidate(W, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
+    return Candidate(W, V, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
 
 
 def verify_both_layers(
     X: Float[np.ndarray, "N d0"],
     Y: Float[np.ndarray, "N d2"],
-    theta: Params,
-    params: Params,
+    W_before: Float[np.ndarray, "d0 d1"],
+    V_before: Float[np.ndarray, "d1 d2"],
     candidate: Candidate,
 ) -> Proof:
-    """What is proved about a local minimum of L(W, V) beside `params`; `theta` is where the question was asked, for the distance.
+    """What is proved about a local minimum of L(W, V) beside a stationary point; W_before and V_before are those of theta, for the distance.
 
     W' is the projection of W onto the constraints, ||W' - W|| <= delta = ||K W|| / sigma_K; the setting holds at (W', V), so every computed quantity gets what
     moving by delta can change: E by ||X|| ||V|| delta, H by ||X|| delta, and so on. Rounding as in `verification`.
     """
-    W, V = params
+    W, V = candidate.W, candidate.V
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
-    undecided = lambda reason: no_proof(reason, candidate, V, "both")
+    undecided = lambda reason: no_proof(reason, candidate, "both")
     if not (np.all(np.isfinite(W)) and np.all(np.isfinite(V)) and np.all(np.isfinite(mu))):
         return undecided("the search left the finite numbers")
     nonzero = np.any(X != 0, axis=1)[:, None]
     active, S = active & nonzero, S & nonzero
-    at = evaluate(X, Y, params, active)
+    at = evaluate(X, Y, W, V, active)
     norms = at_most(np.sqrt(np.sum(X * X, axis=1)))[:, None]
     live = active.any(axis=0) | S.any(axis=0)
     if np.any(live & ~np.any(V != 0, axis=1)):
@@ -232,17 +239,17 @@ def verify_both_layers(
     delta = float(at_most(frobenius(off) / sigma_K)) if off.any() else 0.0
 
     # Second order: 2 q + s^2 K^T K + slice, at the computed W.
-    jacobian, mixed = _hessian(X, params, at.E, H, active, neurons)
+    jacobian, mixed = _hessian(X, V, at.E, H, active, neurons)
     size = len(neurons)
     scale = power_of_two(float(np.sqrt(np.sum(jacobian[:, : d0 * size] ** 2) / (d0 * size))))
     K = np.zeros((len(at_kinks), size, d0))
     K[np.arange(len(at_kinks)), np.searchsorted(neurons, at_kinks[:, 1])] = X[at_kinks[:, 0]] * scale
     lengths = np.sqrt(np.sum(W[:, neurons] ** 2, axis=0) + np.sum(V[neurons] ** 2, axis=1))
-    slices = [power_of_two(float(scale / length)) for length in lengths]
+    slices = np.array([power_of_two(float(scale / length)) for length in lengths])
     G = np.zeros((size, size, d0))
     G[np.arange(size), np.arange(size)] = (W[:, neurons] * slices).T
     G_V = np.zeros((size, size, d2))
-    G_V[np.arange(size), np.arange(size)] = -V[neurons] * np.array(slices)[:, None]
+    G_V[np.arange(size), np.arange(size)] = -V[neurons] * slices[:, None]
     stacked = np.vstack(
         [
             jacobian,
@@ -280,7 +287,9 @@ def verify_both_layers(
     g_W = frobenius(np.abs(X.T @ T) + np.abs(X).T @ T_error + gamma(len(X)) * (np.abs(X).T @ np.abs(T)))
     H_size = np.abs(H) + H_error
     E_size = np.abs(at.E) + at.E_error
-    g_V = frobenius(np.abs(H.T @ at.E) + H_error.T @ E_size + H_size.T @ at.E_error + gamma(len(X)) * (H_size.T @ E_size))
+    g_V = frobenius(
+        np.abs(H.T @ at.E) + H_error.T @ E_size + H_size.T @ at.E_error + gamma(len(X)) * (H_size.T @ E_size)
+    )
     E_norm = frobenius(E_size)
     slack = X_norm * V_norm * E_change + X_norm * delta * (E_norm + E_change) + frobenius(H_size) * E_change
     slope_error = float(at_most(g_W + g_V + slack))
@@ -310,10 +319,9 @@ def verify_both_layers(
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.where(S, np.where(at.C < 0, np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
-    moved = np.sqrt(frobenius(W - theta.W) ** 2 + frobenius(V - theta.V) ** 2)
+    moved = np.sqrt(frobenius(W - W_before) ** 2 + frobenius(V - V_before) ** 2)
     found = dataclasses.replace(
         undecided(""),
-        params=params,
         kinks=S,
         active=active,
         slopes=slopes,
@@ -329,7 +337,9 @@ def verify_both_layers(
     if not room > 0:
         return dataclasses.replace(found, reason="a sign off the kinks is not proved")
     if not 2 * inner < radius:
-        return dataclasses.replace(found, reason=f"the minimum is proved within {inner:.1e}, and L to grow within {radius:.1e} only")
+        return dataclasses.replace(
+            found, reason=f"the minimum is proved within {inner:.1e}, and L to grow within {radius:.1e} only"
+        )
     if not loss[0] > 0:
         return dataclasses.replace(found, reason="the loss of the minimum is not proved to be positive")
     # Every theta near theta* can be rescaled into the slice at no more than ten times the distance, where each neuron's length allows it.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from relu_sgd.network import Params, TrainedLayers
+from relu_sgd.network import TrainedLayers
 from relu_sgd.problem import Problem
 
 __all__ = ["Proof", "Verdict", "load_certificate", "save_certificate"]
@@ -36,12 +36,12 @@ class Proof:
       verdict: what is proved.
       reason: why nothing is, "" otherwise.
       trained_layers: "hidden" where theta* minimises over W alone, "both" over W and V. A global minimum is one of either.
-      params: a network within `error` of theta*, d0 x d1 and d1 x d2.
+      W, V: a network within `error` of theta*, d0 x d1 and d1 x d2.
       kinks: N x d1, the set S: where Z*_ij = 0 exactly (V fixed), or to `error` ||x_i|| (both layers).
       active: N x d1, where Z*_ij > 0.
       slopes: N x d1, r_ij: 1 where active, 0 where not, computed between them on the kinks.
       multipliers: N x d1, mu_ij = r_ij c_ij on the kinks, computed; 0 elsewhere.
-      error: upper bound of ||theta* - params||.
+      error: upper bound of ||theta* - (W, V)||.
       distance: upper bound of ||theta* - theta||, theta the network that was asked about.
       loss: L* between these, 0 and 0 for a global minimum.
       relative_error: ||Y - Yhat*|| / ||Y|| between these.
@@ -54,7 +54,8 @@ class Proof:
     verdict: Verdict
     reason: str
     trained_layers: TrainedLayers
-    params: Params
+    W: Float[np.ndarray, "d0 d1"]
+    V: Float[np.ndarray, "d1 d2"]
     kinks: Bool[np.ndarray, "N d1"]
     active: Bool[np.ndarray, "N d1"]
     slopes: Float[np.ndarray, "N d1"]
@@ -77,13 +78,11 @@ def save_certificate(path: Path | str, proof: Proof, problem: Problem) -> None:
         path,
         X=np.asarray(problem.X),
         Y=np.asarray(problem.Y),
-        W=proof.params.W,
-        V=proof.params.V,
         verdict=proof.verdict.name,
         **{
             field.name: getattr(proof, field.name)
             for field in dataclasses.fields(proof)
-            if field.name not in {"verdict", "params", "margins"}
+            if field.name not in {"verdict", "margins"}
         },
         **{f"margin_{name}": value for name, value in proof.margins.items()},
     )
@@ -99,11 +98,14 @@ def load_certificate(path: Path | str) -> tuple[Proof, Problem]:
         arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
     try:
         problem = Problem(arrays.pop("X"), arrays.pop("Y"))
-        params = Params(arrays.pop("W"), arrays.pop("V"))
         verdict = Verdict[str(arrays.pop("verdict"))]
-        margins = {name.removeprefix("margin_"): float(arrays.pop(name)) for name in list(arrays) if name[:7] == "margin_"}
-        intervals = {name: (float(low), float(high)) for name in ("loss", "relative_error") for low, high in [arrays.pop(name)]}
+        margins = {
+            name.removeprefix("margin_"): float(arrays.pop(name)) for name in list(arrays) if name[:7] == "margin_"
+        }
+        intervals = {
+            name: (float(low), float(high)) for name in ("loss", "relative_error") for low, high in [arrays.pop(name)]
+        }
         plain = {name: value if value.ndim else value.item() for name, value in arrays.items()}
-        return Proof(verdict=verdict, params=params, margins=margins, **intervals, **plain), problem
+        return Proof(verdict=verdict, margins=margins, **intervals, **plain), problem
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a certificate: {error}") from error

@@ -12,7 +12,6 @@ import scipy.linalg
 import scipy.optimize
 from jaxtyping import Bool, Float
 
-
 __all__ = ["Candidate", "descend_to_minimum", "multipliers_of"]
 
 _TOLERANCE = 1e-12
@@ -23,12 +22,13 @@ class Candidate:
     """What the search proposes; arrays as in `result.Proof`.
 
     Attributes:
-      W: the hidden layer, with Z_ij = 0 to rounding on the kinks.
+      W, V: the network, with Z_ij = 0 to rounding on the kinks.
       kinks, active, multipliers: see `result.Proof`.
       is_stationary: whether every multiplier lies in [c, 0] to rounding.
     """
 
     W: Float[np.ndarray, "d0 d1"]
+    V: Float[np.ndarray, "d1 d2"]
     kinks: Bool[np.ndarray, "N d1"]
     active: Bool[np.ndarray, "N d1"]
     multipliers: Float[np.ndarray, "N d1"]
@@ -53,7 +53,9 @@ class _Neurons:
                 diagonal = np.abs(np.diag(triangle))
                 free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
             moved = np.where(active[:, None], self.X @ free, 0.0)
-            columns = (moved[:, None, :] * self.V[j][None, :, None]).reshape(self.X.shape[0] * self.V.shape[1], free.shape[1])
+            columns = (moved[:, None, :] * self.V[j][None, :, None]).reshape(
+                self.X.shape[0] * self.V.shape[1], free.shape[1]
+            )
             self._kept[j] = key, free, columns
         return self._kept[j][1:]
 
@@ -120,7 +122,7 @@ def multipliers_of(
     kinks: Bool[np.ndarray, "N d1"],
     active: Bool[np.ndarray, "N d1"],
 ) -> Float[np.ndarray, "N d1"]:
-    """mu with sum over the active i of c_ij x_i plus sum over the kinks of mu_ij x_i as near 0 as can be; within [c, 0] where rows are dependent."""
+    """The mu with sum over the active i of c_ij x_i plus sum over the kinks of mu_ij x_i as near 0 as can be; within [c, 0] where rows are dependent."""
     gradient = X.T @ np.where(active, C, 0.0)
     found = np.zeros_like(C)
     for j in np.flatnonzero(kinks.any(axis=0)):
@@ -173,7 +175,9 @@ def descend_to_minimum(
             W[:, j] = pieces[j][0] @ (pieces[j][0].T @ W[:, j])
         Z = np.where(kinks | let_go, 0.0, X @ W)
         # What is zero with the kinks, by linear dependence, is one of them.
-        dependent = (np.abs(Z) <= 1e-13 * scale * (np.linalg.norm(W, axis=0) + 1e-3)) & nonzero & alive & ~kinks & ~let_go
+        dependent = (
+            (np.abs(Z) <= 1e-13 * scale * (np.linalg.norm(W, axis=0) + 1e-3)) & nonzero & alive & ~kinks & ~let_go
+        )
         dependent &= kinks.any(axis=0)
         if dependent.any() and not one_at_a_time:
             joins = np.array([_depends(X, kinks[:, j], dependent[:, j]) for j in range(W.shape[1])]).T
@@ -223,14 +227,16 @@ def descend_to_minimum(
             is_stationary = True
             break
         worst = np.zeros_like(kinks)
-        columns = [int(np.argmax(excess.max(axis=0)))] if one_at_a_time else np.flatnonzero(excess.max(axis=0) > tolerance)
+        columns = (
+            [int(np.argmax(excess.max(axis=0)))] if one_at_a_time else np.flatnonzero(excess.max(axis=0) > tolerance)
+        )
         worst[excess.argmax(axis=0)[columns], columns] = True
         one_at_a_time, is_stationary, last = False, False, 0
         positive = np.where(worst, C - multipliers > multipliers, positive)
         kinks, let_go = kinks & ~worst, let_go | worst
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
-    return Candidate(W, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
+    return Candidate(W, V, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
 
 
 def _depends(
@@ -244,5 +250,3 @@ def _depends(
         outside = np.linalg.norm(rows - (rows @ q) @ q.T, axis=1)
         found[others] = outside <= 1e-9 * np.linalg.norm(rows, axis=1)
     return found
-
-

@@ -24,7 +24,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
-from relu_sgd.network import Params, TrainedLayers
+from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs import kinks as rows_of_kinks
 from relu_sgd.proofs.result import Proof, Verdict
 from relu_sgd.proofs.rounding import (
@@ -66,11 +66,11 @@ class Evaluation:
 def evaluate(
     X: Float[np.ndarray, "N d0"],
     Y: Float[np.ndarray, "N d2"],
-    params: Params,
+    W: Float[np.ndarray, "d0 d1"],
+    V: Float[np.ndarray, "d1 d2"],
     active: Bool[np.ndarray, "N d1"],
 ) -> Evaluation:
     """Z, E and C on the linear pieces where `active` says which neurons act."""
-    W, V = params
     (d0, d1), d2 = W.shape, V.shape[1]
     Z, size = X @ W, np.abs(X) @ np.abs(W)
     E = Y - np.where(active, Z, 0.0) @ V
@@ -83,17 +83,17 @@ def evaluate(
     C_error = gamma(d2) * (np.abs(E) @ np.abs(V).T) + E_error @ np.abs(V).T
     # For d2 = 1 and E exact the sign of the product is exact; where a factor is 0 so is the product.
     exact = np.all(E_error == 0, axis=1)[:, None] & np.all((E[:, None, :] == 0) | (V[None] == 0), axis=2)
-    return Evaluation(
-        Z, at_most(gamma(d0) * size), E, E_error, E @ V.T, np.where(exact, 0.0, at_most(C_error))
-    )
+    return Evaluation(Z, at_most(gamma(d0) * size), E, E_error, E @ V.T, np.where(exact, 0.0, at_most(C_error)))
 
 
-def no_proof(reason: str, candidate: Candidate, V: Float[np.ndarray, "d1 d2"], layers: TrainedLayers) -> Proof:
+def no_proof(reason: str, candidate: Candidate, layers: TrainedLayers) -> Proof:
+    """An undecided network, with what was proposed for it."""
     return Proof(
         Verdict.UNDECIDED,
         reason,
         layers,
-        Params(candidate.W, V),
+        candidate.W,
+        candidate.V,
         candidate.kinks,
         candidate.active,
         candidate.active.astype(float),
@@ -102,31 +102,32 @@ def no_proof(reason: str, candidate: Candidate, V: Float[np.ndarray, "d1 d2"], l
 
 
 def power_of_two(value: float) -> float:
+    """The power of two nearest to a positive number: scaling by it is exact."""
     return float(2.0 ** np.round(np.log2(value))) if np.isfinite(value) and value > 0 else 1.0
 
 
 def verify(
     X: Float[np.ndarray, "N d0"],
     Y: Float[np.ndarray, "N d2"],
-    params: Params,
+    W_before: Float[np.ndarray, "d0 d1"],
     candidate: Candidate,
     trained_layers: TrainedLayers = "hidden",
 ) -> Proof:
-    """What is proved about the minimum that `candidate` proposes for L(., V); theta = `params`, for the distance.
+    """What is proved about the minimum that `candidate` proposes for L(., V); `W_before` is that of theta, for the distance.
 
     With `trained_layers` "both" a local minimum is one of L(W, V) and is proved here where J1 is empty: where what is not interpolated is out of
     reach of every neuron, whatever V is.
     """
-    V, W = params.V, candidate.W
+    W, V = candidate.W, candidate.V
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
-    undecided = lambda reason: no_proof(reason, candidate, V, trained_layers)
+    undecided = lambda reason: no_proof(reason, candidate, trained_layers)
     if not (np.all(np.isfinite(W)) and np.all(np.isfinite(mu))):
         return undecided("the search left the finite numbers")
     nonzero = np.any(X != 0, axis=1)
     has_say = np.any(V != 0, axis=1)
     pairs = nonzero[:, None] & has_say
     active, S = active & pairs, S & pairs
-    at = evaluate(X, Y, Params(W, V), active)
+    at = evaluate(X, Y, W, V, active)
     norms = at_most(np.sqrt(np.sum(X * X, axis=1)))[:, None]
     X_norm, V_norm = spectral_norm(X), spectral_norm(V)
 
@@ -193,9 +194,7 @@ def verify(
     if len(rows) + len(at_kinks):
         fit = np.where(active[rows[:, 0]] & loose, V.T[rows[:, 1]], 0.0)
         hold = np.eye(W.shape[1])[at_kinks[:, 1]]
-        weights = np.concatenate(
-            [np.sqrt(np.sum(fit * fit, axis=1)) * norms[rows[:, 0], 0], norms[at_kinks[:, 0], 0]]
-        )
+        weights = np.concatenate([np.sqrt(np.sum(fit * fit, axis=1)) * norms[rows[:, 0], 0], norms[at_kinks[:, 0], 0]])
         scales = np.array([1 / power_of_two(float(weight)) for weight in weights])
         residual = np.concatenate(
             [
@@ -240,9 +239,11 @@ def verify(
     least_labels = float(at_least(np.sqrt(np.sum(Y * Y))))
     bounds = dict(
         error=error,
-        distance=float(at_most(frobenius(W - params.W) * (1 + 2 * UNIT_ROUNDOFF) + error)),
+        distance=float(at_most(frobenius(W - W_before) * (1 + 2 * UNIT_ROUNDOFF) + error)),
         loss=(float(at_least(low**2 / 2)), float(at_most(high**2 / 2)) if high else 0.0),
-        relative_error=(low / labels * (1 - 2.0**-30), high / least_labels * (1 + 2.0**-30)) if least_labels else (0.0, 0.0),
+        relative_error=(low / labels * (1 - 2.0**-30), high / least_labels * (1 + 2.0**-30))
+        if least_labels
+        else (0.0, 0.0),
         singular_value=min(sigmas, default=np.inf),
         margins=margins,
     )
