@@ -179,7 +179,7 @@ def descend_to_stationary_point(
             continue
         C = E @ V.T
         multipliers = multipliers_of(X, C, kinks, active)
-        excess = np.where(kinks, np.maximum(multipliers, C - multipliers), -np.inf) * scale
+        excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
         tolerance = 1e-10 * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
         if not np.any(excess > tolerance):
             is_stationary = True
@@ -253,7 +253,7 @@ def verify_both_layers(
     stacked = np.vstack(
         [
             jacobian,
-            np.hstack([K.reshape(-1, d0 * size), np.zeros((len(at_kinks), d2 * size))]),
+            np.hstack([K.reshape(len(at_kinks), d0 * size), np.zeros((len(at_kinks), d2 * size))]),
             np.hstack([G.reshape(size, -1), G_V.reshape(size, -1)]),
         ]
     )

@@ -216,7 +216,7 @@ def descend_to_minimum(
             continue
         C = E @ V.T
         multipliers = multipliers_of(X, C, kinks, active)
-        excess = np.where(kinks, np.maximum(multipliers, C - multipliers), -np.inf) * scale
+        excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
         tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
         if not np.any(excess > tolerance):
             # What a solution came to rest on without being pushed there is a kink as well; it holds from now on.

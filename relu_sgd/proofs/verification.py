@@ -160,7 +160,7 @@ def verify(
         scale = power_of_two(float(np.sqrt(np.sum(A * A) / max(1, A.shape[1]))))
         K = np.zeros((len(at_kinks), X.shape[1], len(neurons)))
         K[np.arange(len(at_kinks)), :, np.searchsorted(neurons, at_kinks[:, 1])] = X[at_kinks[:, 0]] * scale
-        both = np.vstack([A, K.reshape(len(at_kinks), -1)])
+        both = np.vstack([A, K.reshape(len(at_kinks), A.shape[1])])
         # An entry of A has one rounding, and an entry of the Gram matrix sums len(both) products.
         convexity = least_eigenvalue(both.T @ both, float(at_most(gamma(len(both) + 2) * frobenius(both) ** 2)))
         if convexity <= 0:
@@ -182,10 +182,9 @@ def verify(
     loose = flexible & has_say
     rows = np.argwhere(np.repeat(I0[:, None], Y.shape[1], axis=1))
     rows = rows[np.any(active[rows[:, 0]] & loose & (V.T[rows[:, 1]] != 0), axis=1)] if len(rows) else rows
-    missing = np.setdiff1d(np.flatnonzero(I0), rows[:, 0]) if Y.shape[1] == 1 else []
     uncovered = np.ones(Y.shape, bool)
     uncovered[tuple(rows.T)] = False
-    if len(missing) or np.any(uncovered[I0]):
+    if np.any(uncovered[I0]):
         return undecided("an output of an interpolated sample depends on no neuron that is free to fit it")
     if len(rows):  # A sample that repeats another one asks for nothing new.
         asked = np.hstack([X[rows[:, 0]], Y[rows[:, 0], rows[:, 1]][:, None], rows[:, 1:]]) + 0.0
