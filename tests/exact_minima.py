@@ -89,7 +89,7 @@ class Exact:
 
     def row(self, i, j):
         """The coefficients of Z_ij."""
-        return [self.X[i][k] if l == j else Fraction(0) for l in range(self.d1) for k in range(self.d0)]
+        return [self.X[i][k] if other == j else Fraction(0) for other in range(self.d1) for k in range(self.d0)]
 
     def output(self, i, a, active):
         """The coefficients of Yhat_ia where the pairs in `active` act."""

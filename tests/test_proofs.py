@@ -231,7 +231,7 @@ def test_the_checker_agrees_and_refuses_planted_faults(name, proofs, checker):
     assert checker.check(arrays) == verdict.name
 
     def refused(**changes):
-        with pytest.raises(checker.Refused):
+        with pytest.raises(ArithmeticError):
             checker.check(arrays | {key: np.asarray(value) for key, value in changes.items()})
 
     flipped = proof.active.copy()

@@ -122,6 +122,7 @@ def descend_to_stationary_point(
     let_go = np.zeros_like(kinks)
     one_at_a_time, is_stationary, last = False, False, 0
     label_norm = float(np.sum(Y**2))
+    best, since = np.inf, 0
     for _ in range(max_iterations):
         bases = []
         for j in range(d1):
@@ -136,6 +137,10 @@ def descend_to_stationary_point(
         active = positive & ~kinks
         H = np.where(active, Z, 0.0)
         E = Y - H @ V
+        loss = float(np.sum(E**2))
+        best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
+        if since > 40:
+            break
         jacobian, mixed = _hessian(X, V, E, H, active, np.arange(d1))
         along = scipy.linalg.block_diag(*bases)
         jacobian = np.hstack([jacobian[:, : d0 * d1] @ along, jacobian[:, d0 * d1 :]])
@@ -159,7 +164,7 @@ def descend_to_stationary_point(
             axis=1,
         )
         dV = step[hidden:].reshape(d1, d2)
-        if gain > 1e-24 * label_norm and gain > 1e-15 * float(np.sum(E**2)):
+        if gain > 1e-24 * label_norm and gain > 1e-15 * loss:
             dZ = np.where(kinks, 0.0, X @ D)
             wrong = (Z == 0) & ~kinks & nonzero & (dZ != 0) & ((dZ > 0) != positive)
             if wrong.any():

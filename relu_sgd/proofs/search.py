@@ -150,13 +150,16 @@ def descend_to_minimum(
     held: Bool[np.ndarray, "N d1"] | None = None,
     damping: float = 0.0,
     max_iterations: int = 1000,
+    patience: int = 40,
 ) -> Candidate:
     """From W down to a minimum of L(., V).
 
     Args:
       X, Y, W, V: the problem and the network; zero rows of V are left alone.
       held: N x d1, kinks to begin with; none by default.
+      damping: that of the first least-squares problem (Levenberg and Marquardt), halved after every one: shorter steps find nearer minima.
       max_iterations: least-squares problems that may be solved.
+      patience: how many of them may pass without L falling, before the search gives up.
     """
     W = np.array(W)
     alive = np.any(V != 0, axis=1)
@@ -169,6 +172,7 @@ def descend_to_minimum(
     label_norm = float(np.sum(Y**2))
     last = 0
     let_go = np.zeros_like(kinks)  # At 0 until the next step, with the side known.
+    best, since = np.inf, 0
     for _ in range(max_iterations):
         pieces = [neurons(j, kinks[:, j], positive[:, j] & ~kinks[:, j]) for j in range(W.shape[1])]
         for j in np.flatnonzero(kinks.any(axis=0)):
@@ -194,6 +198,9 @@ def descend_to_minimum(
         D = np.stack([free @ part for (free, _), part in zip(pieces, parts, strict=True)], axis=1)
         gain = float((jacobian @ step) @ E.ravel())
         loss = float(np.sum(E**2))
+        best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
+        if since > patience:
+            break
         if gain > 1e-24 * label_norm and gain > 1e-15 * loss:
             dZ = np.where(kinks, 0.0, X @ D)
             # A kink that let go and would move to the wrong side holds again.
