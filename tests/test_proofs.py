@@ -20,8 +20,10 @@ from relu_sgd.proofs import (
     local_minimum,
     rounding,
     save_certificate,
+    verification,
 )
 from relu_sgd.proofs import kinks as rows_of_kinks
+from relu_sgd.proofs.search import Candidate
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "verify_proofs"
 
@@ -167,6 +169,20 @@ def test_dead_samples_are_minima_of_either_set_up():
     refused = global_minimum(params, problem)
     assert refused.verdict == Verdict.UNDECIDED
     assert "positive loss" in refused.reason
+
+
+def test_a_multiplier_at_a_fitted_sample_is_not_a_slope():
+    # Neuron 1 fits sample 0, where neuron 0 has its kink: c = 0 there, so no slope can balance the pull of sample 1 on neuron 0.
+    s = 0.25
+    problem = Problem(np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), np.array([[1.0], [1 + s], [1 - s]]))
+    W, V = np.array([[0.0, 1.0], [1.0, -5.0]]), np.ones((2, 1))
+    kinks = np.array([[True, False], [False, False], [False, False]])
+    active = np.array([[False, True], [True, False], [True, False]])
+    proof = verification.verify(*problem, W, Candidate(W, V, kinks, active, np.where(kinks, -s, 0.0), True))
+    assert proof.verdict == Verdict.UNDECIDED
+    assert "slope" in proof.reason
+    D = np.array([[1e-3, -1e-3], [0.0, 0.0]])
+    assert loss(W + D, V, problem) < loss(W, V, problem)  # And it is none.
 
 
 # Networks after descent.

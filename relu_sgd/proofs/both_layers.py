@@ -266,7 +266,7 @@ def verify_both_layers(
     hessian[: d0 * size, d0 * size :] += mixed
     hessian[d0 * size :, : d0 * size] += mixed.T
     # Entries of the Jacobian: one rounding, or the error of H; of `mixed`: sums of N products with the error of E. Two additions at the end.
-    beta = float(at_most(np.sqrt((X_norm * V_norm) ** 2 + (frobenius(H) + frobenius(H_error)) ** 2)))
+    beta = float(at_most(np.sqrt((X_norm * V_norm) ** 2 + (frobenius(H) + frobenius(H_error)) ** 2) + X_norm * delta))
     stacked_norm = frobenius(stacked)
     H_total = float(at_most(frobenius(H_error) * np.sqrt(d2) + X_norm * delta))
     E_change = float(at_most(X_norm * V_norm * delta))
@@ -306,8 +306,6 @@ def verify_both_layers(
     room_at = np.where(nonzero & ~S, sure / np.where(nonzero, norms, 1.0), np.inf)
     room = float(np.min(room_at, initial=np.inf)) * (1 - 2.0**-30)
     bend = float(at_most(scale**2 * x / 2 + E_largest + beta * V_norm))
-    # H moves by ||X|| delta from the computed one: beta with it.
-    beta = float(at_most(beta + X_norm * delta))
     limits = [room, convexity / (2 * beta * X_norm), kappa / bend if S.any() else np.inf]
     radius = float(min(limits)) * (1 - 2.0**-20)
     inner = float(at_most(4 * slope_error / convexity))
@@ -347,7 +345,9 @@ def verify_both_layers(
         )
     if not loss[0] > 0:
         return dataclasses.replace(found, reason="the loss of the minimum is not proved to be positive")
-    # Every theta near theta* can be rescaled into the slice at no more than ten times the distance, where each neuron's length allows it.
+    # Every theta near theta* can be rescaled into the slice, at most 7.5 times as far away, where the length of every neuron allows it.
     shortest = float(np.min(at_least(lengths)))
-    reach = min((radius - inner) / 10, shortest / 8) * (1 - 2.0**-20)
+    reach = min((radius - inner) / 10, shortest / 12 - error) * (1 - 2.0**-20)
+    if not reach > 0:
+        return dataclasses.replace(found, reason="a neuron is too short to be rescaled safely")
     return dataclasses.replace(found, verdict=Verdict.LOCAL_MINIMUM, radius=reach)

@@ -69,7 +69,7 @@ def spectral_norm(matrix: Float[np.ndarray, "rows columns"]) -> float:
 
 
 def least_eigenvalue(computed: Float[np.ndarray, "n n"], error: float) -> float:
-    """A lower bound of the least eigenvalue of a symmetric matrix G with ||G - computed||_F <= error; -inf where none is found.
+    """A lower bound of the least eigenvalue of a symmetric matrix G with ||G - computed|| <= error (operator norm); -inf where none is found.
 
     With any c and any L, G = c I + L L^T + (G - computed) + (computed - c I - L L^T) and L L^T is positive semidefinite, so lambda_min(G) >= c - error -
     ||computed - c I - L L^T||_F. c is a little below a computed eigenvalue and L a computed Cholesky factor of computed - c I. The last norm is

@@ -15,7 +15,7 @@ active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and neurons into
     value at least sigma, then a solution lies within (||residual|| + ||X|| ||V|| error_1) / sigma of W_J0.
 (4) Rows of X that S holds beyond linearly independent ones are held exactly where they are exact combinations of those (`kinks.spans`).
 
-What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for j in J1. That gives Theorems 1 and 2 of docs/proofs.md:
+What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of docs/proofs.md:
 E* = 0 on I0, and every neuron is stationary with slopes mu_ij / c_ij (J1) or 0 (J0). Bounds are those of `rounding`; what is not an error is computed plainly.
 """
 
@@ -223,7 +223,7 @@ def verify(
     V_rows = at_most(np.sqrt(np.sum(V * V, axis=1)))
     C_sure = at_most(at.C_error + np.where(rigid.any() & active.any(axis=1)[:, None], E_change * V_rows, 0.0))
     C_sure = np.where((at.C_error == 0) & ~active.any(axis=1)[:, None], 0.0, C_sure)
-    slope = np.where(S & rigid & I1[:, None], np.minimum(-mu, mu - at.C - C_sure) - at_most(mu_error), np.inf)
+    slope = np.where(S & rigid, np.minimum(-mu, mu - at.C - C_sure) - at_most(mu_error), np.inf)
     coefficient = np.where(S & ~rigid & I1[:, None], -at.C - C_sure, np.inf)
     margins = {
         "sign": float(np.min(room, initial=np.inf)),
