@@ -1,4 +1,5 @@
-"""Minima of L(., V) of tiny problems in exact rational arithmetic, by enumeration of regions: what `relu_sgd.proofs` must never contradict.
+"""Minima of L(., V) of tiny problems in exact rational arithmetic, by enumeration of regions: what `relu_sgd.proofs`
+must never contradict.
 
 `python tests/exact_minima.py 500` decides 500 random integer problems both ways and counts.
 """
@@ -15,7 +16,8 @@ from relu_sgd.proofs import Proof, Verdict, decide
 
 
 def feasible(inequalities, equations=()):
-    """Whether some x has a . x + b >= 0 (> 0 where strict) for every (a, b, strict), and a . x + b = 0 for every (a, b): Fourier and Motzkin."""
+    """Whether some x has a . x + b >= 0 (> 0 where strict) for every (a, b, strict), and a . x + b = 0 for every (a,
+    b): Fourier and Motzkin."""
     inequalities = [(list(a), b, strict) for a, b, strict in inequalities]
     equations = [(list(a), b) for a, b in equations]
     while equations:
@@ -126,7 +128,8 @@ class Exact:
         return sum(e * e for row in E for e in row) / 2, E, Z
 
     def is_local_minimum(self, w):
-        """Whether L grows, to first order, into every closed region that meets at w: on each L is convex, so that is the whole truth.
+        """Whether L grows, to first order, into every closed region that meets at w: on each L is convex, so that is
+        the whole truth.
 
         To first order L changes by a sum over neurons, so each is asked on its own.
         """

@@ -1,4 +1,5 @@
-"""Proofs of minima: against exact enumeration, closed forms, sampling, and the independent checker with planted faults."""
+"""Proofs of minima: against exact enumeration, closed forms, sampling, and the independent checker with planted
+faults."""
 
 import dataclasses
 import fractions
@@ -172,7 +173,8 @@ def test_dead_samples_are_minima_of_either_set_up():
 
 
 def test_a_multiplier_at_a_fitted_sample_is_not_a_slope():
-    # Neuron 1 fits sample 0, where neuron 0 has its kink: c = 0 there, so no slope can balance the pull of sample 1 on neuron 0.
+    # Neuron 1 fits sample 0, where neuron 0 has its kink: c = 0 there, so no slope can balance the pull of sample 1 on
+    # neuron 0.
     s = 0.25
     problem = Problem(np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), np.array([[1.0], [1 + s], [1 - s]]))
     W, V = np.array([[0.0, 1.0], [1.0, -5.0]]), np.ones((2, 1))
@@ -201,7 +203,8 @@ CASES = {
 def proofs():
     found = {}
     for name, (seed, N, d0, d1, d2, layers, verdict) in CASES.items():
-        params, problem = descended(seed, N, d0, d1, d2, both=layers == "both", rate=0.02 if layers == "both" else 0.05)
+        both = layers == "both"
+        params, problem = descended(seed, N, d0, d1, d2, both=both, rate=0.02 if both else 0.05)
         found[name] = params, problem, decide(params, problem, trained_layers=layers), verdict
     return found
 

@@ -1,7 +1,9 @@
-"""Theorems about the network at hand: a global or a local minimum beside it, proved with bounds on every rounding (docs/proofs.md).
+"""Theorems about the network at hand: a global or a local minimum beside it, proved with bounds on every rounding
+(docs/proofs.md).
 
-The search for the minimum is in floating point and proves nothing; the verification is short and rigorous, and answers UNDECIDED where it cannot prove. It is NumPy
-and SciPy in float64 on the host. A proved global minimum beside theta says nothing about where descent from theta would go, and neither does a local one.
+The search for the minimum is in floating point and proves nothing; the verification is short and rigorous, and answers
+UNDECIDED where it cannot prove. It is NumPy and SciPy in float64 on the host. A proved global minimum beside theta
+says nothing about where descent from theta would go, and neither does a local one.
 """
 
 import dataclasses
@@ -53,7 +55,7 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
     for name, array in arrays.items():
         if array.dtype != np.float64:
             raise ValueError(
-                f"{name} must be float64, got {array.dtype}: what is proved is proved about the numbers given, so convert them knowingly"
+                f"{name} must be float64, got {array.dtype}: proofs are about the numbers given, so convert them knowingly"
             )
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{name} has entries that are not finite")
@@ -87,19 +89,22 @@ def decide(
 ) -> Proof:
     """Whether there is a minimum below theta that can be proved, and which.
 
-    The search goes down from theta, so the minimum's loss is at most that of theta, up to what holding `chattering` costs; see `Proof.distance` for how far it is.
+    The search goes down from theta, so the minimum's loss is at most that of theta, up to what holding `chattering`
+    costs; see `Proof.distance` for how far it is.
 
     Args:
       params: theta = (W, V), float64.
       problem: the training set, float64.
-      trained_layers: "hidden" for minima of L(., V), "both" for minima of L. A global minimum of zero loss keeps V in either case.
+      trained_layers: "hidden" for minima of L(., V), "both" for minima of L. A global minimum of zero loss keeps V in
+        either case.
       chattering: N x d1, which preactivations changed sign over the last steps, as a further start of the search.
 
     Returns:
       The first proof that succeeds, or the last that did not.
 
     Raises:
-      ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute value.
+      ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
+        value.
     """
     given = _checked(params, problem)
     if trained_layers not in ("hidden", "both"):
@@ -124,7 +129,8 @@ def _only(verdict: Verdict, proof: Proof, otherwise: str) -> Proof:
 
 
 def global_minimum(params: Params, problem: Problem) -> Proof:
-    """Whether there is W* with L(W*, V) = 0 below theta: Theorem 1 of docs/proofs.md. V is kept, so it is a minimum of either set-up.
+    """Whether there is W* with L(W*, V) = 0 below theta: Theorem 1 of docs/proofs.md. V is kept, so it is a minimum of
+    either set-up.
 
     Arguments and errors as for `decide`.
     """

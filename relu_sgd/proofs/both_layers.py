@@ -1,19 +1,26 @@
-"""A local minimum of L(W, V), both layers trained: the search for a stationary point, and the proof that a minimum is beside it.
+"""A local minimum of L(W, V), both layers trained: the search for a stationary point, and the proof that a minimum is
+beside it.
 
-L does not change under W_j -> a W_j, V_j -> V_j / a, a > 0. So L is studied on the slice <W_j, D_j> = <V_j, d_j> (for every neuron), D and d being the changes of W and V: the slice
-meets every orbit near theta, and a local minimum on the slice is one of L (Theorem 3 of docs/proofs.md).
+L does not change under W_j -> a W_j, V_j -> V_j / a, a > 0. So L is studied on the slice <W_j, D_j> = <V_j, d_j> (for
+every neuron), D and d being the changes of W and V: the slice meets every orbit near theta, and a local minimum on the
+slice is one of L (Theorem 3 of docs/proofs.md).
 
-Setting of the proof. At theta = (W, V) with Z_ij = 0 on S: M, E, c, H as in `verification`, K the rows of the constraints on S, J (D, d) = (M o X D) V + H d, beta = sqrt(||X||^2 ||V||^2 + ||H||^2) >= ||J||,
-multipliers mu, kappa = min over S of min(-mu_ij, mu_ij - c_ij), e = norm of the two gradients -X^T (M o C) - K^T mu and -H^T E, q(D, d) = 1/2 ||J (D, d)||^2 - <E, (M o X D) d>. If
+Setting of the proof. At theta = (W, V) with Z_ij = 0 on S: M, E, c, H as in `verification`, K the rows of the
+constraints on S, J (D, d) = (M o X D) V + H d, beta = sqrt(||X||^2 ||V||^2 + ||H||^2) >= ||J||, multipliers mu, kappa
+= min over S of min(-mu_ij, mu_ij - c_ij), e = norm of the two gradients -X^T (M o C) - K^T mu and -H^T E, q(D, d) =
+1/2 ||J (D, d)||^2 - <E, (M o X D) d>. If
 
     2 q(D, d) + s^2 ||K D||^2 + ||slice residual||^2 >= lambda ||(D, d)||^2,
 
-and rho = ||(D, d)|| is at most R, in the slice, then with t = X D on S, x = max ||x_i||, and signs off S kept (x R below |Z_ij|),
+and rho = ||(D, d)|| is at most R, in the slice, then with t = X D on S, x = max ||x_i||, and signs off S kept (x R
+below |Z_ij|),
 
-    L(theta + (D, d)) - L(theta) >= rho (lambda rho / 2 - e - beta ||X|| rho^2 / 2) + ||t||_1 (kappa - R (s^2 x / 2 + max ||E_i|| + beta ||V||)).
+    L(theta + (D, d)) - L(theta) >= rho (lambda rho / 2 - e - beta ||X|| rho^2 / 2) + ||t||_1 (kappa - R (s^2 x / 2 +
+    max ||E_i|| + beta ||V||)).
 
-Hence with R small enough for the second bracket to be positive and R <= lambda / (2 beta ||X||), L exceeds L(theta) where 4 e / lambda < rho <= R: the least value on the slice's
-ball of radius R is attained at a distance of at most 4 e / lambda, inside, and is a local minimum.
+Hence with R small enough for the second bracket to be positive and R <= lambda / (2 beta ||X||), L exceeds L(theta)
+where 4 e / lambda < rho <= R: the least value on the slice's ball of radius R is attained at a distance of at most 4 e
+/ lambda, inside, and is a local minimum.
 """
 
 import dataclasses
@@ -48,7 +55,9 @@ def _hessian(
     active: Bool[np.ndarray, "N d1"],
     neurons: np.ndarray,
 ) -> tuple[Float[np.ndarray, "rows weights"], Float[np.ndarray, "hidden output"]]:
-    """The Jacobian J of Yhat and the block -sum over i of M_ij E_ia x_i between W_j and V_ja; weights of W first, neuron by neuron, then those of V."""
+    """The Jacobian J of Yhat and the block -sum over i of M_ij E_ia x_i between W_j and V_ja; weights of W first,
+    neuron by neuron, then those of V.
+    """
     (N, d0), d2, n = X.shape, E.shape[1], len(neurons)
     V = V[neurons]
     hidden = (np.where(active[:, neurons], 1.0, 0.0)[:, None, :] * V.T)[:, :, :, None] * X[:, None, None, :]
@@ -108,7 +117,8 @@ def descend_to_stationary_point(
     held: Bool[np.ndarray, "N d1"] | None = None,
     max_iterations: int = 300,
 ) -> Candidate:
-    """From theta down to a point that looks like a minimum of L(W, V): Newton's method along the kinks that hold, absolute values of eigenvalues for the Hessian's.
+    """From theta down to a point that looks like a minimum of L(W, V): Newton's method along the kinks that hold,
+    absolute values of eigenvalues for the Hessian's.
 
     Kinks join and leave as in `search`. Nothing is proved here.
     """
@@ -209,9 +219,11 @@ def verify_both_layers(
     V_before: Float[np.ndarray, "d1 d2"],
     candidate: Candidate,
 ) -> Proof:
-    """What is proved about a local minimum of L(W, V) beside a stationary point; W_before and V_before are those of theta, for the distance.
+    """What is proved about a local minimum of L(W, V) beside a stationary point; W_before and V_before are those of
+    theta, for the distance.
 
-    W' is the projection of W onto the constraints, ||W' - W|| <= delta = ||K W|| / sigma_K; the setting holds at (W', V), so every computed quantity gets what
+    W' is the projection of W onto the constraints, ||W' - W|| <= delta = ||K W|| / sigma_K; the setting holds at (W',
+    V), so every computed quantity gets what
     moving by delta can change: E by ||X|| ||V|| delta, H by ||X|| delta, and so on. Rounding as in `verification`.
     """
     W, V = candidate.W, candidate.V
@@ -265,7 +277,8 @@ def verify_both_layers(
     hessian = stacked.T @ stacked
     hessian[: d0 * size, d0 * size :] += mixed
     hessian[d0 * size :, : d0 * size] += mixed.T
-    # Entries of the Jacobian: one rounding, or the error of H; of `mixed`: sums of N products with the error of E. Two additions at the end.
+    # Entries of the Jacobian: one rounding, or the error of H; of `mixed`: sums of N products with the error of E. Two
+    # additions at the end.
     beta = float(at_most(np.sqrt((X_norm * V_norm) ** 2 + (frobenius(H) + frobenius(H_error)) ** 2) + X_norm * delta))
     stacked_norm = frobenius(stacked)
     H_total = float(at_most(frobenius(H_error) * np.sqrt(d2) + X_norm * delta))
@@ -345,7 +358,8 @@ def verify_both_layers(
         )
     if not loss[0] > 0:
         return dataclasses.replace(found, reason="the loss of the minimum is not proved to be positive")
-    # Every theta near theta* can be rescaled into the slice, at most 7.5 times as far away, where the length of every neuron allows it.
+    # Every theta near theta* can be rescaled into the slice, at most 7.5 times as far away, where the length of every
+    # neuron allows it.
     shortest = float(np.min(at_least(lengths)))
     reach = min((radius - inner) / 10, shortest / 12 - error) * (1 - 2.0**-20)
     if not reach > 0:

@@ -12,7 +12,9 @@ _RANK_TOLERANCE = 1e-9
 
 
 def basis(X: Float[np.ndarray, "N d0"], kinks: Bool[np.ndarray, "N d1"]) -> Bool[np.ndarray, "N d1"]:
-    """Of every neuron's kinks, some with rows that look linearly independent and span the others (nothing is proved here)."""
+    """Of every neuron's kinks, some with rows that look linearly independent and span the others (nothing is proved
+    here).
+    """
     chosen = np.zeros_like(kinks)
     for j in np.flatnonzero(kinks.any(axis=0)):
         indices = np.flatnonzero(kinks[:, j])

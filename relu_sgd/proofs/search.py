@@ -1,8 +1,10 @@
-"""A minimum of L(., V) below a given W, found in floating point: an active-set descent. Nothing here is proved; `verification` does that.
+"""A minimum of L(., V) below a given W, found in floating point: an active-set descent. Nothing here is proved;
+`verification` does that.
 
-On a region of one pattern L is a convex quadratic. With the kinks S held at 0 its minimiser is a linear least-squares problem; the way to it is followed
-to the first local minimum of L along it, where either a kink holds (L would grow beyond: it joins S) or the pattern has changed. At the minimiser for S
-a kink whose multiplier mu leaves [c, 0] lets go, to the side on which L falls. L never grows, so no region is left twice.
+On a region of one pattern L is a convex quadratic. With the kinks S held at 0 its minimiser is a linear least-squares
+problem; the way to it is followed to the first local minimum of L along it, where either a kink holds (L would grow
+beyond: it joins S) or the pattern has changed. At the minimiser for S a kink whose multiplier mu leaves [c, 0] lets
+go, to the side on which L falls. L never grows, so no region is left twice.
 """
 
 import dataclasses
@@ -36,7 +38,9 @@ class Candidate:
 
 
 class _Neurons:
-    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along them; kept while its pattern stays."""
+    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along
+    them; kept while its pattern stays.
+    """
 
     def __init__(self, X: Float[np.ndarray, "N d0"], V: Float[np.ndarray, "d1 d2"]):
         self.X, self.V = X, V
@@ -63,7 +67,9 @@ class _Neurons:
 def _least_squares(
     jacobian: Float[np.ndarray, "rows free"], error: Float[np.ndarray, " rows"], damping: float
 ) -> Float[np.ndarray, " free"]:
-    """The least-squares solution of least norm, or Levenberg and Marquardt's step: by normal equations where they are well conditioned."""
+    """The least-squares solution of least norm, or Levenberg and Marquardt's step: by normal equations where they are
+    well conditioned.
+    """
     rows, free = jacobian.shape
     wide = rows <= free
     try:
@@ -88,7 +94,9 @@ def _first_minimum(
     active: Bool[np.ndarray, "N d1"],
     may_cross: Bool[np.ndarray, "N d1"],
 ) -> tuple[float, tuple[int, int] | None]:
-    """The first local minimum of 1/2 ||Y - Yhat||^2 along Z + t direction, t >= 0, and the kink at which it lies, if any."""
+    """The first local minimum of 1/2 ||Y - Yhat||^2 along Z + t direction, t >= 0, and the kink at which it lies, if
+    any.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         times = np.where(may_cross & (Z != 0), -Z / direction, np.inf)
     times[~(times > 0)] = np.inf
@@ -122,7 +130,9 @@ def multipliers_of(
     kinks: Bool[np.ndarray, "N d1"],
     active: Bool[np.ndarray, "N d1"],
 ) -> Float[np.ndarray, "N d1"]:
-    """The mu with sum over the active i of c_ij x_i plus sum over the kinks of mu_ij x_i as near 0 as can be; within [c, 0] where rows are dependent."""
+    """The mu with sum over the active i of c_ij x_i plus sum over the kinks of mu_ij x_i as near 0 as can be; within
+    [c, 0] where rows are dependent.
+    """
     gradient = X.T @ np.where(active, C, 0.0)
     found = np.zeros_like(C)
     for j in np.flatnonzero(kinks.any(axis=0)):
@@ -157,7 +167,8 @@ def descend_to_minimum(
     Args:
       X, Y, W, V: the problem and the network; zero rows of V are left alone.
       held: N x d1, kinks to begin with; none by default.
-      damping: that of the first least-squares problem (Levenberg and Marquardt), halved after every one: shorter steps find nearer minima.
+      damping: that of the first least-squares problem (Levenberg and Marquardt), halved after every one: shorter steps
+        find nearer minima.
       max_iterations: least-squares problems that may be solved.
       patience: how many of them may pass without L falling, before the search gives up.
     """

@@ -1,22 +1,30 @@
-"""The proof for V fixed: from a proposed W, kinks and multipliers to what is certain, with every rounding accounted for.
+"""The proof for V fixed: from a proposed W, kinks and multipliers to what is certain, with every rounding accounted
+for.
 
-Setting. Z = X W; V_j is row j of V; a neuron with V_j = 0 and a sample with x_i = 0 have no say and are left out. S is a set of pairs (i, j), M_ij = 1 where (i, j) is
-active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and neurons into J0 and J1, where J0 has no active pair in I1. `error` bounds are of these kinds:
+Setting. Z = X W; V_j is row j of V; a neuron with V_j = 0 and a sample with x_i = 0 have no say and are left out. S is
+a set of pairs (i, j), M_ij = 1 where (i, j) is active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and
+neurons into J0 and J1, where J0 has no active pair in I1. `error` bounds are of these kinds:
 
-(1) Neurons J1: W*_J1 minimises q(W) = 1/2 sum over I1 of ||Y_i - sum over J1 of M_ij <x_i, W_j> V_j||^2 on the linear space N = {<x_i, W_j> = 0 on S}.
-    If A^T A + K^T K >= lambda I, A the Jacobian of q's predictions and K rows of constraints, then q is strongly convex with modulus lambda on N, so W*_J1 exists and is unique.
-    From the computed W, let W' be its projection onto N: ||W' - W|| <= ||K W|| / sigma_K. The gradient of q at W' along N is the projection of g + A^T A (W' - W),
-    g = -A^T E - K^T mu for any mu, so its norm is at most e = ||g|| + ||A||^2 delta, delta = ||K W|| / sigma_K. With D = W*_J1 - W',
-    ||A D||^2 = -<grad q(W'), D> <= e ||D|| and ||A D||^2 >= lambda ||D||^2: hence ||D|| <= e / lambda, ||A D|| <= e / sqrt(lambda),
-    ||W*_J1 - W|| <= delta + e / lambda and ||E* - E|| <= ||A|| delta + e / sqrt(lambda) on I1.
-(2) Multipliers: -A^T E* is orthogonal to N, so it is K^T mu* for some mu*; one is mu plus a change on K's independent rows of norm at most
-    (||g|| + ||A|| ||E* - E||) / sigma_K.
-(3) Neurons J0: the equations sum over j of M_ij <x_i, W_j> V_j = Y_i on I0 and <x_i, W_j> = 0 on S, linear in W_J0 with W*_J1 inserted. If their matrix has full row rank, least singular
-    value at least sigma, then a solution lies within (||residual|| + ||X|| ||V|| error_1) / sigma of W_J0.
-(4) Rows of X that S holds beyond linearly independent ones are held exactly where they are exact combinations of those (`kinks.spans`).
+(1) Neurons J1: W*_J1 minimises q(W) = 1/2 sum over I1 of ||Y_i - sum over J1 of M_ij <x_i, W_j> V_j||^2 on the linear
+    space N = {<x_i, W_j> = 0 on S}. If A^T A + K^T K >= lambda I, A the Jacobian of q's predictions and K rows of
+    constraints, then q is strongly convex with modulus lambda on N, so W*_J1 exists and is unique. From the computed
+    W, let W' be its projection onto N: ||W' - W|| <= ||K W|| / sigma_K. The gradient of q at W' along N is the
+    projection of g + A^T A (W' - W), g = -A^T E - K^T mu for any mu, so its norm is at most e = ||g|| + ||A||^2 delta,
+    delta = ||K W|| / sigma_K. With D = W*_J1 - W', ||A D||^2 = -<grad q(W'), D> <= e ||D|| and ||A D||^2 >= lambda
+    ||D||^2: hence ||D|| <= e / lambda, ||A D|| <= e / sqrt(lambda), ||W*_J1 - W|| <= delta + e / lambda and ||E* - E||
+    <= ||A|| delta + e / sqrt(lambda) on I1.
+(2) Multipliers: -A^T E* is orthogonal to N, so it is K^T mu* for some mu*; one is mu plus a change on K's independent
+    rows of norm at most (||g|| + ||A|| ||E* - E||) / sigma_K.
+(3) Neurons J0: the equations sum over j of M_ij <x_i, W_j> V_j = Y_i on I0 and <x_i, W_j> = 0 on S, linear in W_J0
+    with W*_J1 inserted. If their matrix has full row rank, least singular value at least sigma, then a solution lies
+    within (||residual|| + ||X|| ||V|| error_1) / sigma of W_J0.
+(4) Rows of X that S holds beyond linearly independent ones are held exactly where they are exact combinations of those
+    (`kinks.spans`).
 
-What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of docs/proofs.md:
-E* = 0 on I0, and every neuron is stationary with slopes mu_ij / c_ij (J1) or 0 (J0). Bounds are those of `rounding`; what is not an error is computed plainly.
+What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for
+j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of
+docs/proofs.md: E* = 0 on I0, and every neuron is stationary with slopes mu_ij / c_ij (J1) or 0 (J0). Bounds are those
+of `rounding`; what is not an error is computed plainly.
 """
 
 import dataclasses
@@ -113,9 +121,11 @@ def verify(
     candidate: Candidate,
     trained_layers: TrainedLayers = "hidden",
 ) -> Proof:
-    """What is proved about the minimum that `candidate` proposes for L(., V); `W_before` is that of theta, for the distance.
+    """What is proved about the minimum that `candidate` proposes for L(., V); `W_before` is that of theta, for the
+    distance.
 
-    With `trained_layers` "both" a local minimum is one of L(W, V) and is proved here where J1 is empty: where what is not interpolated is out of
+    With `trained_layers` "both" a local minimum is one of L(W, V) and is proved here where J1 is empty: where what is
+    not interpolated is out of
     reach of every neuron, whatever V is.
     """
     W, V = candidate.W, candidate.V
@@ -270,5 +280,5 @@ def verify(
         turn = np.where(np.isfinite(coefficient), coefficient / Y_rows, np.inf)
         reach = min(reach, float(np.min(silent, initial=np.inf)), float(np.min(turn, initial=np.inf))) * (1 - 2.0**-30)
         if not reach > 0:
-            return dataclasses.replace(blank, reason="a sample without active neurons is not proved to be out of reach")
+            return dataclasses.replace(blank, reason="a sample without active neurons is not out of reach")
     return dataclasses.replace(blank, verdict=Verdict.LOCAL_MINIMUM, radius=reach)
