@@ -322,7 +322,7 @@ def test_bad_arrays_are_refused():
     for bad in (np.nan, np.inf, 1e40):
         with pytest.raises(ValueError, match="W has entries"):
             decide(Params(params.W * np.array([1.0, bad]), params.V), problem)
-    with pytest.raises(ValueError, match="X must be float64, got float32"):
+    with pytest.raises(ValueError, match="X must be float64, not float32"):
         decide(params, Problem(problem.X.astype(np.float32), problem.Y))
     with pytest.raises(ValueError, match="trained_layers"):
         decide(params, problem, trained_layers="output")

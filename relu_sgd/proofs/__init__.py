@@ -55,7 +55,7 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
     for name, array in arrays.items():
         if array.dtype != np.float64:
             raise ValueError(
-                f"{name} must be float64, got {array.dtype}: proofs are about the numbers given, so convert them knowingly"
+                f"{name} must be float64, not {array.dtype}: proofs are about the numbers given, so convert knowingly"
             )
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{name} has entries that are not finite")

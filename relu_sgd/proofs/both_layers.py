@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float
 from relu_sgd.proofs import kinks as rows_of_kinks
 from relu_sgd.proofs.result import Proof, Verdict
 from relu_sgd.proofs.rounding import (
+    MAGNITUDE,
     UNIT_ROUNDOFF,
     at_least,
     at_most,
@@ -229,8 +230,8 @@ def verify_both_layers(
     W, V = candidate.W, candidate.V
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
     undecided = lambda reason: no_proof(reason, candidate, "both")
-    if not (np.all(np.isfinite(W)) and np.all(np.isfinite(V)) and np.all(np.isfinite(mu))):
-        return undecided("the search left the finite numbers")
+    if not all(np.all(np.abs(array) <= MAGNITUDE) for array in (W, V, mu)):
+        return undecided("the search left the numbers for which rounding is bounded")
     nonzero = np.any(X != 0, axis=1)[:, None]
     active, S = active & nonzero, S & nonzero
     at = evaluate(X, Y, W, V, active)

@@ -36,6 +36,7 @@ from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs import kinks as rows_of_kinks
 from relu_sgd.proofs.result import Proof, Verdict
 from relu_sgd.proofs.rounding import (
+    MAGNITUDE,
     UNIT_ROUNDOFF,
     at_least,
     at_most,
@@ -83,11 +84,9 @@ def evaluate(
     Z, size = X @ W, np.abs(X) @ np.abs(W)
     E = Y - np.where(active, Z, 0.0) @ V
     # A sample without active neurons has E_i = Y_i exactly.
-    E_error = np.where(
-        active.any(axis=1)[:, None],
-        at_most(gamma(d0 + d1 + 1) * (np.abs(Y) + np.where(active, size, 0.0) @ np.abs(V))),
-        0.0,
-    )
+    acts = np.any(active, axis=1, keepdims=True)
+    E_bound = gamma(d0 + d1 + 1) * (np.abs(Y) + np.where(active, size, 0.0) @ np.abs(V))
+    E_error = np.where(acts, at_most(E_bound), 0.0)
     C_error = gamma(d2) * (np.abs(E) @ np.abs(V).T) + E_error @ np.abs(V).T
     # For d2 = 1 and E exact the sign of the product is exact; where a factor is 0 so is the product.
     exact = np.all(E_error == 0, axis=1)[:, None] & np.all((E[:, None, :] == 0) | (V[None] == 0), axis=2)
@@ -131,8 +130,8 @@ def verify(
     W, V = candidate.W, candidate.V
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
     undecided = lambda reason: no_proof(reason, candidate, trained_layers)
-    if not (np.all(np.isfinite(W)) and np.all(np.isfinite(mu))):
-        return undecided("the search left the finite numbers")
+    if not (np.all(np.abs(W) <= MAGNITUDE) and np.all(np.abs(mu) <= MAGNITUDE)):
+        return undecided("the search left the numbers for which rounding is bounded")
     nonzero = np.any(X != 0, axis=1)
     has_say = np.any(V != 0, axis=1)
     pairs = nonzero[:, None] & has_say
