@@ -38,30 +38,37 @@ class Candidate:
 
 
 class _Neurons:
-    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along
-    them; kept while its pattern stays.
+    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along them;
+    kept while its pattern stays.
     """
 
     def __init__(self, X: Float[np.ndarray, "N d0"], V: Float[np.ndarray, "d1 d2"]):
         self.X, self.V = X, V
-        self._kept: dict[int, tuple[bytes, Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]] = {}
+        self._pattern = np.full((2, len(X), len(V)), 2)  # None yet.
+        self._pieces: list[tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]] = []
 
     def __call__(
+        self, kinks: Bool[np.ndarray, "N d1"], active: Bool[np.ndarray, "N d1"]
+    ) -> list[tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]]:
+        pattern = np.stack([kinks, active]).astype(self._pattern.dtype)
+        changed = np.any(pattern != self._pattern, axis=(0, 1))
+        self._pieces = [
+            self._piece(j, kinks[:, j], active[:, j]) if changed[j] else self._pieces[j] for j in range(len(changed))
+        ]
+        self._pattern = pattern
+        return self._pieces
+
+    def _piece(
         self, j: int, kinks: Bool[np.ndarray, " N"], active: Bool[np.ndarray, " N"]
     ) -> tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]:
-        key = kinks.tobytes() + active.tobytes()
-        if self._kept.get(j, (b"",))[0] != key:
-            free = np.eye(self.X.shape[1])
-            if kinks.any():
-                q, triangle, _ = scipy.linalg.qr(self.X[kinks].T, pivoting=True)
-                diagonal = np.abs(np.diag(triangle))
-                free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
-            moved = np.where(active[:, None], self.X @ free, 0.0)
-            columns = (moved[:, None, :] * self.V[j][None, :, None]).reshape(
-                self.X.shape[0] * self.V.shape[1], free.shape[1]
-            )
-            self._kept[j] = key, free, columns
-        return self._kept[j][1:]
+        free = np.eye(self.X.shape[1])
+        if kinks.any():
+            q, triangle, _ = scipy.linalg.qr(self.X[kinks].T, pivoting=True, check_finite=False)
+            diagonal = np.abs(np.diag(triangle))
+            free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
+        moved = np.where(active[:, None], self.X @ free, 0.0)
+        rows = len(self.X) * self.V.shape[1]
+        return free, (moved[:, None, :] * self.V[j][None, :, None]).reshape(rows, free.shape[1])
 
 
 def _least_squares(
@@ -185,7 +192,7 @@ def descend_to_minimum(
     let_go = np.zeros_like(kinks)  # At 0 until the next step, with the side known.
     best, since = np.inf, 0
     for _ in range(max_iterations):
-        pieces = [neurons(j, kinks[:, j], positive[:, j] & ~kinks[:, j]) for j in range(W.shape[1])]
+        pieces = neurons(kinks, positive & ~kinks)
         for j in np.flatnonzero(kinks.any(axis=0)):
             W[:, j] = pieces[j][0] @ (pieces[j][0].T @ W[:, j])
         Z = np.where(kinks | let_go, 0.0, X @ W)
@@ -199,7 +206,7 @@ def descend_to_minimum(
             if joins.any():
                 kinks = kinks | joins
                 Z = np.where(kinks, 0.0, Z)
-                pieces = [neurons(j, kinks[:, j], positive[:, j] & ~kinks[:, j]) for j in range(W.shape[1])]
+                pieces = neurons(kinks, positive & ~kinks)
         active = positive & ~kinks
         E = Y - np.where(active, Z, 0.0) @ V
         jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
