@@ -187,6 +187,26 @@ def test_a_multiplier_at_a_fitted_sample_is_not_a_slope():
     assert loss(W + D, V, problem) < loss(W, V, problem)  # And it is none.
 
 
+def test_neurons_that_share_a_pattern_are_minima_that_are_not_isolated(checker):
+    # Yhat = W_0 - W_1 on both samples; the mean of the labels is best.
+    problem = Problem(np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), np.array([[1.0], [0.0], [3.0]]))
+    W, V = np.array([[2.0, 1.5], [2.5, 0.5]]), np.array([[1.0], [-1.0]])
+    proof = decide(Params(W + 0.01, V), problem)
+    assert proof.verdict == Verdict.LOCAL_MINIMUM
+    np.testing.assert_allclose(proof.loss, 0.25, rtol=1e-8)
+    arrays = as_arrays(proof, problem)
+    assert checker.check(arrays) == "LOCAL_MINIMUM"
+    with pytest.raises(ArithmeticError):
+        checker.check(arrays | {"W": proof.W + np.array([[0.0, 1e-3], [0.0, 0.0]])})
+    # Output rows that are parallel only to rounding do not count.
+    pattern, rows = np.ones((3, 2), bool), np.array([[1.0, 3.0], [1 / 3, 1.0]])
+    assert rows_of_kinks.followers(pattern, np.array([[1.0, 3.0], [-2.0, -6.0]]), np.ones(2, bool)).tolist() == [
+        False,
+        True,
+    ]
+    assert not rows_of_kinks.followers(pattern, rows, np.ones(2, bool)).any()
+
+
 # Networks after descent.
 
 CASES = {

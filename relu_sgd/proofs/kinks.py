@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Bool, Float
 
-__all__ = ["basis", "spans"]
+__all__ = ["basis", "followers", "spans"]
 
 _RANK_TOLERANCE = 1e-9
 
@@ -58,3 +58,20 @@ def spans(independent: Float[np.ndarray, "rows d0"], others: Float[np.ndarray, "
         if _rank(np.vstack([independent, row])) > len(independent):
             return False
     return True
+
+
+def followers(
+    pattern: Bool[np.ndarray, "N d1"], V: Float[np.ndarray, "d1 d2"], among: Bool[np.ndarray, " d1"]
+) -> Bool[np.ndarray, " d1"]:
+    """Which neurons have the pattern of an earlier one and an output row that is, exactly, a multiple of the earlier one's."""
+    found = np.zeros(len(among), bool)
+    first: dict[bytes, list[list[fractions.Fraction]]] = {}
+    for j in np.flatnonzero(among):
+        row = [fractions.Fraction(float(entry)) for entry in V[j]]
+        leaders = first.setdefault(pattern[:, j].tobytes(), [])
+        found[j] = any(
+            all(row[a] * other[b] == row[b] * other[a] for a in range(len(row)) for b in range(a)) for other in leaders
+        )
+        if not found[j]:
+            leaders.append(row)
+    return found

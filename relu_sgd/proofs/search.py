@@ -259,9 +259,57 @@ def descend_to_minimum(
         one_at_a_time, is_stationary, last = False, False, 0
         positive = np.where(worst, C - multipliers > multipliers, positive)
         kinks, let_go = kinks & ~worst, let_go | worst
+    if is_stationary:
+        W, kinks, positive = _let_go_of_idle_kinks(X, Y, W, V, kinks, positive)
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
     return Candidate(W, V, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
+
+
+def _let_go_of_idle_kinks(
+    X: Float[np.ndarray, "N d0"],
+    Y: Float[np.ndarray, "N d2"],
+    W: Float[np.ndarray, "d0 d1"],
+    V: Float[np.ndarray, "d1 d2"],
+    kinks: Bool[np.ndarray, "N d1"],
+    positive: Bool[np.ndarray, "N d1"],
+) -> tuple[Float[np.ndarray, "d0 d1"], Bool[np.ndarray, "N d1"], Bool[np.ndarray, "N d1"]]:
+    """Moves along directions that leave Yhat alone, away from kinks with slope 0 or 1, which nothing holds; by a linear
+    program for the largest distance from them. Such kinks end a flat valley of minima: neurons that share a pattern.
+    """
+    active = positive & ~kinks
+    C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
+    multipliers = multipliers_of(X, C, kinks, active)
+    tolerance = 1e-9 * max(1.0, float(np.max(np.abs(C), initial=0.0)))
+    pulled = kinks & (tolerance < -C)
+    up = pulled & (np.abs(multipliers - C) <= tolerance)
+    idle = up | (pulled & (np.abs(multipliers) <= tolerance))
+    if not idle.any():
+        return W, kinks, positive
+    kept, sides = kinks & ~idle, np.where(idle, up, positive)
+    pieces = _Neurons(X, V)(kept, sides & ~kept)
+    jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
+    _, values, rows = np.linalg.svd(jacobian)
+    flat = rows[int(np.sum(values > 1e-10 * max(values.max(initial=0.0), 1e-300))) :]
+    if not len(flat):
+        return W, kinks, positive
+    ends = np.cumsum([free.shape[1] for free, _ in pieces])
+    along = [flat[:, end - free.shape[1] : end] @ free.T for (free, _), end in zip(pieces, ends, strict=True)]
+    away = np.array([(1 if up[i, j] else -1) * along[j] @ X[i] / np.linalg.norm(X[i]) for i, j in np.argwhere(idle)])
+    best = scipy.optimize.linprog(
+        np.append(np.zeros(len(flat)), -1.0),
+        A_ub=np.hstack([-away, np.ones((len(away), 1))]),
+        b_ub=np.zeros(len(away)),
+        bounds=[(-1, 1)] * len(flat) + [(0, 1)],
+    )
+    if not best.success or best.x[-1] < 1e-6:
+        return W, kinks, positive
+    D = np.stack([best.x[:-1] @ part for part in along], axis=1)
+    Z, dZ = X @ W, X @ D
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(~kinks & (Z * dZ < 0), -Z / dZ, np.inf)
+    step = 0.5 * min(float(np.min(times, initial=np.inf)), float(np.max(np.abs(W))))
+    return W + step * D, kept, sides
 
 
 def _depends(

@@ -21,6 +21,10 @@ neurons into J0 and J1, where J0 has no active pair in I1. `error` bounds are of
 (4) Rows of X that S holds beyond linearly independent ones are held exactly where they are exact combinations of those
     (`kinks.spans`).
 
+(5) Neurons of J1 with no kinks, the same active samples in I1 and parallel output rows V_k = r V_j enter the predictions
+    through one sum, so all but the first are left as they are, and the others minimise. c_ik = r c_ij, so what makes
+    the first stationary makes all of them stationary.
+
 What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for
 j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of
 docs/proofs.md: E* = 0 on I0, and every neuron is stationary with slopes mu_ij / c_ij (J1) or 0 (J0). Bounds are those
@@ -146,6 +150,9 @@ def verify(
     I0 = np.any(active & flexible, axis=1)
     I1, rigid = ~I0, has_say & ~flexible
     acts_on_I1 = active & I1[:, None]
+    # Neurons without kinks that repeat the pattern of another one stay where they are: see (5).
+    repeats = rows_of_kinks.followers(acts_on_I1, V, rigid & ~S.any(axis=0))
+    moving = rigid & ~repeats
 
     independent = rows_of_kinks.basis(X, S)
     for j in np.flatnonzero((S & ~independent).any(axis=0)):
@@ -156,11 +163,11 @@ def verify(
     # (1), (2)
     error_1, mu_error, E_change = 0.0, 0.0, 0.0
     if rigid.any():
-        at_kinks = np.argwhere(independent & rigid)
+        at_kinks = np.argwhere(independent & moving)
         sigma_K = least_singular_value(np.eye(W.shape[1])[at_kinks[:, 1]], X[at_kinks[:, 0]])
         if sigma_K <= 0:
             return undecided("the rows of X at the kinks of a neuron are not proved independent")
-        neurons = np.flatnonzero(rigid)
+        neurons = np.flatnonzero(moving)
         A = (X[I1][:, None, :, None] * (acts_on_I1[I1][:, None, neurons] * V.T[:, neurons])[:, :, None, :]).reshape(
             int(I1.sum()) * Y.shape[1], -1
         )
@@ -174,10 +181,10 @@ def verify(
         convexity = least_eigenvalue(both.T @ both, float(at_most(gamma(len(both) + 2) * frobenius(both) ** 2)))
         if convexity <= 0:
             return undecided("the Jacobian along the kinks is not proved to have full column rank")
-        T = np.where(acts_on_I1 & rigid, at.C, 0.0) + np.where(S & rigid, mu, 0.0)
-        T_error = np.where(acts_on_I1 & rigid, at.C_error, 0.0)
+        T = np.where(acts_on_I1 & moving, at.C, 0.0) + np.where(S & moving, mu, 0.0)
+        T_error = np.where(acts_on_I1 & moving, at.C_error, 0.0)
         g = frobenius(np.abs(X.T @ T) + np.abs(X).T @ T_error + gamma(len(X)) * (np.abs(X).T @ np.abs(T)))
-        off = np.where(independent & rigid, np.abs(at.Z) + at.Z_error, 0.0)
+        off = np.where(independent & moving, np.abs(at.Z) + at.Z_error, 0.0)
         delta = frobenius(off) / sigma_K if off.any() else 0.0
         A_norm = X_norm * V_norm
         along = g + A_norm**2 * delta
@@ -224,7 +231,7 @@ def verify(
 
     error = float(at_most(np.hypot(error_0, error_1)))
     # (4) and the conditions; `errors` is the error of every neuron.
-    errors = np.where(rigid, error_1, np.where(loose, error_0, 0.0))
+    errors = np.where(moving, error_1, np.where(loose, error_0, 0.0))
     off_kinks = pairs & ~S
     sure = np.where(active, at.Z, -at.Z) - at_most(at.Z_error + norms * errors)
     norms_or_one = np.where(nonzero[:, None], norms, 1.0)
