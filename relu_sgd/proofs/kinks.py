@@ -63,7 +63,7 @@ def spans(independent: Float[np.ndarray, "rows d0"], others: Float[np.ndarray, "
 def followers(
     pattern: Bool[np.ndarray, "N d1"], V: Float[np.ndarray, "d1 d2"], among: Bool[np.ndarray, " d1"]
 ) -> Bool[np.ndarray, " d1"]:
-    """Which neurons have the pattern of an earlier one and an output row that is, exactly, a multiple of the earlier one's."""
+    """Which neurons have the pattern of an earlier one and an output row that is exactly parallel to its."""
     found = np.zeros(len(among), bool)
     first: dict[bytes, list[list[fractions.Fraction]]] = {}
     for j in np.flatnonzero(among):

@@ -38,8 +38,8 @@ class Candidate:
 
 
 class _Neurons:
-    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along them;
-    kept while its pattern stays.
+    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along
+    them; kept while its pattern stays.
     """
 
     def __init__(self, X: Float[np.ndarray, "N d0"], V: Float[np.ndarray, "d1 d2"]):
@@ -274,8 +274,8 @@ def _let_go_of_idle_kinks(
     kinks: Bool[np.ndarray, "N d1"],
     positive: Bool[np.ndarray, "N d1"],
 ) -> tuple[Float[np.ndarray, "d0 d1"], Bool[np.ndarray, "N d1"], Bool[np.ndarray, "N d1"]]:
-    """Moves along directions that leave Yhat alone, away from kinks with slope 0 or 1, which nothing holds; by a linear
-    program for the largest distance from them. Such kinks end a flat valley of minima: neurons that share a pattern.
+    """Moves along directions that leave Yhat alone, away from kinks with slope 0 or 1, which nothing holds; by a
+    linear program for the largest distance from them. Such kinks end a flat valley of minima: neurons that share a pattern.
     """
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
