@@ -275,7 +275,8 @@ def _let_go_of_idle_kinks(
     positive: Bool[np.ndarray, "N d1"],
 ) -> tuple[Float[np.ndarray, "d0 d1"], Bool[np.ndarray, "N d1"], Bool[np.ndarray, "N d1"]]:
     """Moves along directions that leave Yhat alone, away from kinks with slope 0 or 1, which nothing holds; by a
-    linear program for the largest distance from them. Such kinks end a flat valley of minima: neurons that share a pattern.
+    linear program for the largest distance from them. Such kinks end a flat valley of minima:
+    neurons that share a pattern.
     """
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T

@@ -22,8 +22,8 @@ neurons into J0 and J1, where J0 has no active pair in I1. `error` bounds are of
     (`kinks.spans`).
 
 (5) Neurons of J1 with no kinks, the same active samples in I1 and parallel output rows V_k = r V_j enter the
-    predictions through one sum, so all but the first are left as they are, and the others minimise. c_ik = r c_ij, so what makes
-    the first stationary makes all of them stationary.
+    predictions through one sum, so all but the first are left as they are, and the others minimise. c_ik = r c_ij, so
+    what makes the first stationary makes all of them stationary.
 
 What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for
 j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of
