@@ -1,0 +1,152 @@
+"""Theorems about the network at hand: a global or a local minimum beside it, proved with bounds on every rounding
+(docs/proofs.md).
+
+The search for the minimum is in floating point and proves nothing; the verification is short and rigorous, and answers
+UNDECIDED where it cannot prove. It is NumPy and SciPy in float64 on the host. A proved global minimum beside theta
+says nothing about where descent from theta would go, and neither does a local one.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from relu_sgd.network import Params, TrainedLayers
+from relu_sgd.problem import Problem
+from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both_layers
+from relu_sgd.proofs.result import Proof, Verdict, load_certificate, save_certificate
+from relu_sgd.proofs.rounding import MAGNITUDE
+from relu_sgd.proofs.search import descend_to_minimum
+from relu_sgd.proofs.verification import verify
+
+__all__ = [
+    "Proof",
+    "Verdict",
+    "decide",
+    "global_minimum",
+    "load_certificate",
+    "local_minimum",
+    "save_certificate",
+]
+
+
+class _Arrays(NamedTuple):
+    X: Float[np.ndarray, "N d0"]
+    Y: Float[np.ndarray, "N d2"]
+    W: Float[np.ndarray, "d0 d1"]
+    V: Float[np.ndarray, "d1 d2"]
+
+
+def _checked(params: Params, problem: Problem) -> _Arrays:
+    named = {"X": problem.X, "Y": problem.Y, "W": params.W, "V": params.V}
+    arrays = {name: np.asarray(array) for name, array in named.items()}
+    X, Y, W, V = arrays.values()
+    if not (
+        X.ndim == Y.ndim == W.ndim == V.ndim == 2
+        and (len(X), X.shape[1], W.shape[1], V.shape[1]) == (len(Y), W.shape[0], V.shape[0], Y.shape[1])
+        and X.size * W.size * V.size > 0
+    ):
+        raise ValueError(
+            "need X: N x d0, Y: N x d2, W: d0 x d1, V: d1 x d2, none of them empty; "
+            f"got X: {X.shape}, Y: {Y.shape}, W: {W.shape}, V: {V.shape}"
+        )
+    for name, array in arrays.items():
+        if array.dtype != np.float64:
+            raise ValueError(
+                f"{name} must be float64, not {array.dtype}: proofs are about the numbers given, so convert knowingly"
+            )
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{name} has entries that are not finite")
+        if np.max(np.abs(array)) > MAGNITUDE:
+            raise ValueError(f"{name} has entries above 2^100, for which rounding is not bounded here")
+    return _Arrays(X, Y, W, V)
+
+
+def _attempts(
+    given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None
+) -> Iterator[Proof]:
+    """What can be proved about the minima that the searches find, the nearest first."""
+    X, Y, W, V = given
+    starts: list[tuple[Bool[np.ndarray, "N d1"] | None, float]] = [(None, 0.0), (None, 1e-2)]
+    if chattering is not None:
+        starts.insert(1, (chattering, 0.0))
+    for held, damping in starts:
+        candidate = descend_to_minimum(X, Y, W, V, held, damping)
+        proof = verify(X, Y, W, candidate, trained_layers)
+        yield proof
+        if trained_layers == "both" and proof.verdict == Verdict.UNDECIDED and damping == 0:
+            yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held))
+
+
+def decide(
+    params: Params,
+    problem: Problem,
+    *,
+    trained_layers: TrainedLayers = "hidden",
+    chattering: Bool[Array, "N d1"] | None = None,
+) -> Proof:
+    """Whether there is a minimum below theta that can be proved, and which.
+
+    The search goes down from theta, so the minimum's loss is at most that of theta, up to what holding `chattering`
+    costs; see `Proof.distance` for how far it is.
+
+    Args:
+      params: theta = (W, V), float64.
+      problem: the training set, float64.
+      trained_layers: "hidden" for minima of L(., V), "both" for minima of L. A global minimum of zero loss keeps V in
+        either case.
+      chattering: N x d1, which preactivations changed sign over the last steps, as a further start of the search.
+
+    Returns:
+      The first proof that succeeds, or the last that did not.
+
+    Raises:
+      ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
+        value.
+    """
+    given = _checked(params, problem)
+    if trained_layers not in ("hidden", "both"):
+        raise ValueError(f"trained_layers must be hidden or both, got {trained_layers!r}")
+    held = None
+    if chattering is not None:
+        held = np.asarray(chattering)
+        if held.dtype != bool or held.shape != (len(given.X), given.W.shape[1]):
+            raise ValueError(f"chattering must be Boolean, N x d1, got {held.dtype}, {held.shape}")
+    proof = None
+    for proof in _attempts(given, trained_layers, held):
+        if proof.verdict != Verdict.UNDECIDED:
+            break
+    assert proof is not None
+    return proof
+
+
+def _only(verdict: Verdict, proof: Proof, otherwise: str) -> Proof:
+    if proof.verdict in (verdict, Verdict.UNDECIDED):
+        return proof
+    return dataclasses.replace(proof, verdict=Verdict.UNDECIDED, reason=otherwise)
+
+
+def global_minimum(params: Params, problem: Problem) -> Proof:
+    """Whether there is W* with L(W*, V) = 0 below theta: Theorem 1 of docs/proofs.md. V is kept, so it is a minimum of
+    either set-up.
+
+    Arguments and errors as for `decide`.
+    """
+    return _only(Verdict.GLOBAL_MINIMUM, decide(params, problem), "the minimum below theta has positive loss")
+
+
+def local_minimum(
+    params: Params,
+    problem: Problem,
+    chattering: Bool[Array, "N d1"] | None = None,
+    *,
+    trained_layers: TrainedLayers = "hidden",
+) -> Proof:
+    """Whether there is a local minimum of positive loss below theta: Theorems 2 and 3 of docs/proofs.md.
+
+    It is a spurious one where zero loss is possible, which this does not decide. Arguments and errors as for `decide`.
+    """
+    found = decide(params, problem, trained_layers=trained_layers, chattering=chattering)
+    return _only(Verdict.LOCAL_MINIMUM, found, "the minimum below theta has zero loss")

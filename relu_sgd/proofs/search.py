@@ -1,0 +1,326 @@
+"""A minimum of L(., V) below a given W, found in floating point: an active-set descent. Nothing here is proved;
+`verification` does that.
+
+On a region of one pattern L is a convex quadratic. With the kinks S held at 0 its minimiser is a linear least-squares
+problem; the way to it is followed to the first local minimum of L along it, where either a kink holds (L would grow
+beyond: it joins S) or the pattern has changed. At the minimiser for S a kink whose multiplier mu leaves [c, 0] lets
+go, to the side on which L falls. L never grows, so no region is left twice.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from jaxtyping import Bool, Float
+
+__all__ = ["Candidate", "descend_to_minimum", "multipliers_of"]
+
+_TOLERANCE = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What the search proposes; arrays as in `result.Proof`.
+
+    Attributes:
+      W, V: the network, with Z_ij = 0 to rounding on the kinks.
+      kinks, active, multipliers: see `result.Proof`.
+      is_stationary: whether every multiplier lies in [c, 0] to rounding.
+    """
+
+    W: Float[np.ndarray, "d0 d1"]
+    V: Float[np.ndarray, "d1 d2"]
+    kinks: Bool[np.ndarray, "N d1"]
+    active: Bool[np.ndarray, "N d1"]
+    multipliers: Float[np.ndarray, "N d1"]
+    is_stationary: bool
+
+
+class _Neurons:
+    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along
+    them; kept while its pattern stays.
+    """
+
+    def __init__(self, X: Float[np.ndarray, "N d0"], V: Float[np.ndarray, "d1 d2"]):
+        self.X, self.V = X, V
+        self._pattern = np.full((2, len(X), len(V)), 2)  # None yet.
+        self._pieces: list[tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]] = []
+
+    def __call__(
+        self, kinks: Bool[np.ndarray, "N d1"], active: Bool[np.ndarray, "N d1"]
+    ) -> list[tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]]:
+        pattern = np.stack([kinks, active]).astype(self._pattern.dtype)
+        changed = np.any(pattern != self._pattern, axis=(0, 1))
+        self._pieces = [
+            self._piece(j, kinks[:, j], active[:, j]) if changed[j] else self._pieces[j] for j in range(len(changed))
+        ]
+        self._pattern = pattern
+        return self._pieces
+
+    def _piece(
+        self, j: int, kinks: Bool[np.ndarray, " N"], active: Bool[np.ndarray, " N"]
+    ) -> tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]:
+        free = np.eye(self.X.shape[1])
+        if kinks.any():
+            q, triangle, _ = scipy.linalg.qr(self.X[kinks].T, pivoting=True, check_finite=False)
+            diagonal = np.abs(np.diag(triangle))
+            free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
+        moved = np.where(active[:, None], self.X @ free, 0.0)
+        rows = len(self.X) * self.V.shape[1]
+        return free, (moved[:, None, :] * self.V[j][None, :, None]).reshape(rows, free.shape[1])
+
+
+def _least_squares(
+    jacobian: Float[np.ndarray, "rows free"], error: Float[np.ndarray, " rows"], damping: float
+) -> Float[np.ndarray, " free"]:
+    """The least-squares solution of least norm, or Levenberg and Marquardt's step: by normal equations where they are
+    well conditioned.
+    """
+    rows, free = jacobian.shape
+    wide = rows <= free
+    try:
+        gram = jacobian @ jacobian.T if wide else jacobian.T @ jacobian
+        gram[np.diag_indices_from(gram)] += damping
+        factor = scipy.linalg.cho_factor(gram, check_finite=False)
+        diagonal = np.abs(np.diag(factor[0]))
+        if diagonal.size and diagonal.min() > 1e-5 * diagonal.max():
+            if wide:
+                return jacobian.T @ scipy.linalg.cho_solve(factor, error, check_finite=False)
+            return scipy.linalg.cho_solve(factor, jacobian.T @ error, check_finite=False)
+    except np.linalg.LinAlgError:
+        pass
+    return scipy.linalg.lstsq(jacobian, error, cond=1e-11, lapack_driver="gelsy", check_finite=False)[0]
+
+
+def _first_minimum(
+    E: Float[np.ndarray, "N d2"],
+    Z: Float[np.ndarray, "N d1"],
+    direction: Float[np.ndarray, "N d1"],
+    V: Float[np.ndarray, "d1 d2"],
+    active: Bool[np.ndarray, "N d1"],
+    may_cross: Bool[np.ndarray, "N d1"],
+) -> tuple[float, tuple[int, int] | None]:
+    """The first local minimum of 1/2 ||Y - Yhat||^2 along Z + t direction, t >= 0, and the kink at which it lies, if
+    any.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(may_cross & (Z != 0), -Z / direction, np.inf)
+    times[~(times > 0)] = np.inf
+    change = np.where(active, direction, 0.0) @ V
+    curvature, slope = float(np.sum(change**2)), -float(np.sum(E * change))
+    residual, since, now = E.copy(), np.zeros(len(E)), 0.0
+    for place in np.argsort(times, axis=None):
+        i, j = divmod(int(place), times.shape[1])
+        lowest = now - slope / curvature if curvature > 0 else np.inf
+        if slope >= 0 or lowest <= times[i, j] or not np.isfinite(times[i, j]):
+            break
+        slope += curvature * (times[i, j] - now)
+        now = times[i, j]
+        residual[i] -= change[i] * (now - since[i])
+        since[i] = now
+        jump = (-1.0 if active[i, j] else 1.0) * direction[i, j] * V[j]
+        slope -= float(residual[i] @ jump)
+        curvature += float((2 * change[i] + jump) @ jump)
+        change[i] += jump
+        if slope >= 0:
+            return now, (i, j)
+    if slope >= 0:
+        return now, None
+    lowest = now - slope / curvature if curvature > 0 else now
+    return (lowest if np.isfinite(lowest) else now), None
+
+
+def multipliers_of(
+    X: Float[np.ndarray, "N d0"],
+    C: Float[np.ndarray, "N d1"],
+    kinks: Bool[np.ndarray, "N d1"],
+    active: Bool[np.ndarray, "N d1"],
+) -> Float[np.ndarray, "N d1"]:
+    """The mu with sum over the active i of c_ij x_i plus sum over the kinks of mu_ij x_i as near 0 as can be; within
+    [c, 0] where rows are dependent.
+    """
+    gradient = X.T @ np.where(active, C, 0.0)
+    found = np.zeros_like(C)
+    for j in np.flatnonzero(kinks.any(axis=0)):
+        indices = np.flatnonzero(kinks[:, j])
+        rows = X[indices].T
+        solution, _, rank, _ = np.linalg.lstsq(rows, -gradient[:, j], rcond=1e-9)
+        low = np.minimum(C[indices, j], 0.0)
+        if rank < len(indices) and np.any((solution > 0) | (solution < low)):
+            # Half way to the bounds first, for a margin.
+            for inset in (0.25, 0.02, 0.0):
+                bounds = (1 - inset) * low - _TOLERANCE, inset * low + _TOLERANCE
+                bounded = scipy.optimize.lsq_linear(rows, -gradient[:, j], bounds, method="bvls", tol=1e-14)
+                if bounded.cost <= 1e-20 * max(1.0, float(np.sum(gradient[:, j] ** 2))):
+                    solution = bounded.x
+                    break
+        found[indices, j] = solution
+    return found
+
+
+def descend_to_minimum(
+    X: Float[np.ndarray, "N d0"],
+    Y: Float[np.ndarray, "N d2"],
+    W: Float[np.ndarray, "d0 d1"],
+    V: Float[np.ndarray, "d1 d2"],
+    held: Bool[np.ndarray, "N d1"] | None = None,
+    damping: float = 0.0,
+    max_iterations: int = 1000,
+    patience: int = 40,
+) -> Candidate:
+    """From W down to a minimum of L(., V).
+
+    Args:
+      X, Y, W, V: the problem and the network; zero rows of V are left alone.
+      held: N x d1, kinks to begin with; none by default.
+      damping: that of the first least-squares problem (Levenberg and Marquardt), halved after every one: shorter steps
+        find nearer minima.
+      max_iterations: least-squares problems that may be solved.
+      patience: how many of them may pass without L falling, before the search gives up.
+    """
+    W = np.array(W)
+    alive = np.any(V != 0, axis=1)
+    nonzero = np.any(X != 0, axis=1)[:, None]
+    scale = np.linalg.norm(X, axis=1)[:, None]
+    kinks = np.zeros((len(X), W.shape[1]), bool) if held is None else held & nonzero & alive
+    positive = X @ W > 0
+    neurons = _Neurons(X, V)
+    one_at_a_time, is_stationary = False, False
+    label_norm = float(np.sum(Y**2))
+    last = 0
+    let_go = np.zeros_like(kinks)  # At 0 until the next step, with the side known.
+    best, since = np.inf, 0
+    for _ in range(max_iterations):
+        pieces = neurons(kinks, positive & ~kinks)
+        for j in np.flatnonzero(kinks.any(axis=0)):
+            W[:, j] = pieces[j][0] @ (pieces[j][0].T @ W[:, j])
+        Z = np.where(kinks | let_go, 0.0, X @ W)
+        # What is zero with the kinks, by linear dependence, is one of them.
+        dependent = (
+            (np.abs(Z) <= 1e-13 * scale * (np.linalg.norm(W, axis=0) + 1e-3)) & nonzero & alive & ~kinks & ~let_go
+        )
+        dependent &= kinks.any(axis=0)
+        if dependent.any() and not one_at_a_time:
+            joins = np.array([_depends(X, kinks[:, j], dependent[:, j]) for j in range(W.shape[1])]).T
+            if joins.any():
+                kinks = kinks | joins
+                Z = np.where(kinks, 0.0, Z)
+                pieces = neurons(kinks, positive & ~kinks)
+        active = positive & ~kinks
+        E = Y - np.where(active, Z, 0.0) @ V
+        jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
+        step = _least_squares(jacobian, E.ravel(), damping)
+        damping = damping / 2 if damping > 1e-12 else 0.0
+        parts = np.split(step, np.cumsum([free.shape[1] for free, _ in pieces])[:-1])
+        D = np.stack([free @ part for (free, _), part in zip(pieces, parts, strict=True)], axis=1)
+        gain = float((jacobian @ step) @ E.ravel())
+        loss = float(np.sum(E**2))
+        best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
+        if since > patience:
+            break
+        if gain > 1e-24 * label_norm and gain > 1e-15 * loss:
+            dZ = np.where(kinks, 0.0, X @ D)
+            # A kink that let go and would move to the wrong side holds again.
+            wrong = (Z == 0) & ~kinks & nonzero & alive & (dZ != 0) & ((dZ > 0) != positive)
+            if wrong.any():
+                kinks, let_go, one_at_a_time = kinks | wrong, let_go & ~wrong, True
+                continue
+            time, hit = _first_minimum(E, Z, dZ, V, active, ~kinks & alive)
+            W += time * D
+            Z = Z + time * dZ
+            positive = np.where(Z != 0, Z > 0, positive)
+            let_go = let_go & (Z == 0)
+            if hit is not None:
+                kinks[hit] = True
+            last = 0
+            continue
+        if last < 2 and gain > 0:  # Two more, for the last digits.
+            W += D
+            last += 1
+            continue
+        C = E @ V.T
+        multipliers = multipliers_of(X, C, kinks, active)
+        excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
+        tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        if not np.any(excess > tolerance):
+            # What a solution came to rest on without being pushed there is a kink as well; it holds from now on.
+            resting = (np.abs(Z) <= 1e-9 * scale * np.linalg.norm(W, axis=0)) & ~kinks & nonzero & alive
+            if resting.any() and not is_stationary:
+                kinks, is_stationary, last = kinks | resting, True, 0
+                continue
+            is_stationary = True
+            break
+        worst = np.zeros_like(kinks)
+        columns = (
+            [int(np.argmax(excess.max(axis=0)))] if one_at_a_time else np.flatnonzero(excess.max(axis=0) > tolerance)
+        )
+        worst[excess.argmax(axis=0)[columns], columns] = True
+        one_at_a_time, is_stationary, last = False, False, 0
+        positive = np.where(worst, C - multipliers > multipliers, positive)
+        kinks, let_go = kinks & ~worst, let_go | worst
+    if is_stationary:
+        W, kinks, positive = _let_go_of_idle_kinks(X, Y, W, V, kinks, positive)
+    active = positive & ~kinks
+    C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
+    return Candidate(W, V, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
+
+
+def _let_go_of_idle_kinks(
+    X: Float[np.ndarray, "N d0"],
+    Y: Float[np.ndarray, "N d2"],
+    W: Float[np.ndarray, "d0 d1"],
+    V: Float[np.ndarray, "d1 d2"],
+    kinks: Bool[np.ndarray, "N d1"],
+    positive: Bool[np.ndarray, "N d1"],
+) -> tuple[Float[np.ndarray, "d0 d1"], Bool[np.ndarray, "N d1"], Bool[np.ndarray, "N d1"]]:
+    """Moves along directions that leave Yhat alone, away from kinks with slope 0 or 1, which nothing holds; by a
+    linear program for the largest distance from them. Such kinks end a flat valley of minima:
+    neurons that share a pattern.
+    """
+    active = positive & ~kinks
+    C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
+    multipliers = multipliers_of(X, C, kinks, active)
+    tolerance = 1e-9 * max(1.0, float(np.max(np.abs(C), initial=0.0)))
+    pulled = kinks & (tolerance < -C)
+    up = pulled & (np.abs(multipliers - C) <= tolerance)
+    idle = up | (pulled & (np.abs(multipliers) <= tolerance))
+    if not idle.any():
+        return W, kinks, positive
+    kept, sides = kinks & ~idle, np.where(idle, up, positive)
+    pieces = _Neurons(X, V)(kept, sides & ~kept)
+    jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
+    _, values, rows = np.linalg.svd(jacobian)
+    flat = rows[int(np.sum(values > 1e-10 * max(values.max(initial=0.0), 1e-300))) :]
+    if not len(flat):
+        return W, kinks, positive
+    ends = np.cumsum([free.shape[1] for free, _ in pieces])
+    along = [flat[:, end - free.shape[1] : end] @ free.T for (free, _), end in zip(pieces, ends, strict=True)]
+    away = np.array([(1 if up[i, j] else -1) * along[j] @ X[i] / np.linalg.norm(X[i]) for i, j in np.argwhere(idle)])
+    best = scipy.optimize.linprog(
+        np.append(np.zeros(len(flat)), -1.0),
+        A_ub=np.hstack([-away, np.ones((len(away), 1))]),
+        b_ub=np.zeros(len(away)),
+        bounds=[(-1, 1)] * len(flat) + [(0, 1)],
+    )
+    if not best.success or best.x[-1] < 1e-6:
+        return W, kinks, positive
+    D = np.stack([best.x[:-1] @ part for part in along], axis=1)
+    Z, dZ = X @ W, X @ D
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(~kinks & (Z * dZ < 0), -Z / dZ, np.inf)
+    step = 0.5 * min(float(np.min(times, initial=np.inf)), float(np.max(np.abs(W))))
+    return W + step * D, kept, sides
+
+
+def _depends(
+    X: Float[np.ndarray, "N d0"], kinks: Bool[np.ndarray, " N"], others: Bool[np.ndarray, " N"]
+) -> Bool[np.ndarray, " N"]:
+    """Which of the others have a row that is in the span of the kinks' rows, to rounding."""
+    found = np.zeros(len(X), bool)
+    if kinks.any() and others.any():
+        q = scipy.linalg.orth(X[kinks].T, rcond=1e-9)
+        rows = X[others]
+        outside = np.linalg.norm(rows - (rows @ q) @ q.T, axis=1)
+        found[others] = outside <= 1e-9 * np.linalg.norm(rows, axis=1)
+    return found
