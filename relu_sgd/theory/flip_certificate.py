@@ -77,32 +77,38 @@ class _Flips:
     """lambda(rho) and sigma(rho) of one theta, for any set of signs that may flip."""
 
     def __init__(self, X: np.ndarray, z: np.ndarray, v: np.ndarray) -> None:
-        self.X, self.active, self.squared = X, z > 0, v**2
+        self.X, self.active, self.v, self.squared = X, z > 0, v, v**2
         self.products = X @ X.T
         self.norm = operator_norm(X)
         lengths = np.sqrt(np.diag(self.products))
         with np.errstate(divide="ignore", invalid="ignore"):
             needed = np.abs(z) / (lengths[:, None] * np.abs(v))
         # A sample of zeros and a neuron without output never flip: x_i W_j stays, or the neuron does.
+        # ||X_A||_F^2 is at most the rank of X_A times ||X_A||^2.
+        seen = self.active[:, v != 0]
+        self.least_sigma = math.sqrt(
+            float((lengths**2 @ seen / np.maximum(np.minimum(seen.sum(axis=0), X.shape[1]), 1)).max(initial=0.0))
+        )
         self.needed = np.where((lengths[:, None] > 0) & (v != 0), needed, np.inf)
         start = self._gram(self.active)
-        self.rounding = len(X) * np.finfo(float).eps * float(np.trace(start))
+        self.rounding = sum(z.shape) * np.finfo(float).eps * float(np.trace(start))
         self.lambda_0 = max(float(np.linalg.eigvalsh(start)[0]) - self.rounding, 0.0)
 
     def _gram(self, pattern: np.ndarray) -> np.ndarray:
         """(X X^T) o (pattern dg(v)^2 pattern^T)."""
-        return self.products * ((pattern * self.squared) @ pattern.T)
+        weighted = pattern * np.abs(self.v)
+        return self.products * (weighted @ weighted.T)
 
     def least_eigenvalue(self, flips: Bool[np.ndarray, "N d1"]) -> float:
         """lambda(rho) = max(lambda_0 - ||B||, (sqrt(lambda_0) - beta)_+^2), at least 0."""
         known = self.active & ~flips
         either = self.active | flips
         # max(F_i, F_k) m_i m_k is m_i m_k without the pairs in which neither sample can flip.
-        B = np.abs(self.products) * ((either * self.squared) @ either.T - (known * self.squared) @ known.T)
-        by_entries = self.lambda_0 - float(np.linalg.norm(B, 2)) - (self.rounding if flips.any() else 0.0)
+        B = np.abs(self._gram(either) - self._gram(known))
+        by_entries = self.lambda_0 - (float(np.linalg.eigvalsh(B)[-1]) + self.rounding if flips.any() else 0.0)
         # ||X restricted to F_j||^2 is at most the largest row sum of |X X^T| restricted, and at most ||X||^2.
-        rows = np.where(flips, np.abs(self.products) @ flips, 0.0).max(axis=0)
-        beta = math.sqrt(float((flips @ (self.squared * np.minimum(rows, self.norm**2))).max()))
+        rows = np.where(flips, np.abs(self.products) @ flips.astype(float), 0.0).max(axis=0)
+        beta = math.sqrt(float((flips.astype(float) @ (self.squared * np.minimum(rows, self.norm**2))).max()))
         return max(by_entries, max(math.sqrt(self.lambda_0) - beta, 0.0) ** 2)
 
     def sigma(self, flips: Bool[np.ndarray, "N d1"], chunk: int = 256) -> float:
@@ -184,10 +190,11 @@ def _pass(at: _Flips, error: float, end: float, max_evaluations: int) -> _Pass:
     integral = np.concatenate([[0.0], np.cumsum(np.diff(edges) * values)])
     sigma = functools.cache(lambda index: at.sigma(at.needed < edges[index]))
     last = len(edges) - 1
-    reach = integral[last] / sigma(last)
-    # sigma grows with rho: where the integral falls short of sigma(0) ||E||, no larger sigma helps.
-    for index in np.flatnonzero(integral >= at.sigma(at.needed <= 0) * error):
-        if integral[index] >= sigma(int(index)) * error:
-            radius = float(np.interp(sigma(int(index)) * error, integral[: index + 1], edges[: index + 1]))
-            return _Pass(max(float(reach), float(integral[index] / sigma(int(index)))), radius, float(edges[index]))
-    return _Pass(float(reach), math.inf, math.inf)
+    reach = float(integral[last]) / at.norm
+    # sigma grows with rho and is costly: it is looked at only where the least that it can be leaves hope.
+    for index in map(int, np.flatnonzero(integral >= at.least_sigma * error)):
+        reach = max(reach, float(integral[index]) / sigma(index))
+        if integral[index] >= sigma(index) * error:
+            radius = float(np.interp(sigma(index) * error, integral[: index + 1], edges[: index + 1]))
+            return _Pass(reach, radius, float(edges[index]))
+    return _Pass(reach, math.inf, math.inf)
