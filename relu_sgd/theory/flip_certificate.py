@@ -67,7 +67,7 @@ class FlipCertificate:
         if self.error_norm == 0:
             return 0.0
         return (
-            min(self.output_norm * self.radius, self.error_norm / math.sqrt(self.least_lambda))
+            min(self.output_norm * self.radius/2, self.error_norm / math.sqrt(self.least_lambda))
             if self.holds
             else math.inf
         )
