@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 from scipy.special import lambertw
 
 from relu_sgd import Params, Problem, inclusion
-from relu_sgd.theory import certificate, conditions, flip_certificate
-from relu_sgd.theory.path_certificate import DescentCertificate, PathCertificate
+from relu_sgd.theory import certificate, conditions, flip_certificate, width_search
+from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
 
 
 def unit_rows(N, d0, seed=0):
@@ -169,7 +169,7 @@ def test_implications(a, alpha, norm, output, factor):
     if found.left_side_sharp < 1:
         assert k < 0.5163
         assert path.holds
-    local = conditions.LocalCriterion(norm, a, alpha)
+    local = LocalCriterion(norm, a, alpha)
     assert local.left_side == pytest.approx(32 * k**2)
     if local.left_side < 1:
         assert path.rate >= found.alpha**2 >= local.rate * (1 - 1e-12)
@@ -448,6 +448,11 @@ def test_the_rows_of_the_board():
     assert left["(11)"] == pytest.approx(own.F)
     assert left["(10)"] == pytest.approx(own.left_side_10)
     assert left["sharp"] == pytest.approx(own.left_side_sharp)
+    # The search for the smallest width asks the same conditions.
+    limits = {found.name: found.limit for found in rows}
+    assert list(width_search.CONDITIONS) == NAMES[:6]
+    for name, condition in width_search.CONDITIONS.items():
+        assert condition(own) == pytest.approx(left[name] / limits[name]), name
     for found in rows:
         assert found.source
         assert found.hypotheses_met == (found.name not in ("flips", "(54)", *LITERATURE[:2]))

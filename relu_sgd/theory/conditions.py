@@ -16,39 +16,10 @@ from relu_sgd.problem import Problem
 from relu_sgd.theory.certificate import Certificate, certificate, hidden_gram, neuron_chunks
 from relu_sgd.theory.flip_certificate import FlipCertificate, flip_certificate
 from relu_sgd.theory.hidden_layer import HiddenCertificate, hidden_certificate
-from relu_sgd.theory.path_certificate import DescentCertificate, PathCertificate
+from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
 from relu_sgd.theory.start import Start, start_of
 
-__all__ = ["Condition", "LocalCriterion", "board", "slack"]
-
-
-@dataclasses.dataclass(frozen=True)
-class LocalCriterion:
-    """Chatterjee's local criterion, for the part of the gradient that the output layer has; the same numbers as in `PathCertificate`.
-
-    For a loss f >= 0 with ||f'||^2 >= alpha_r f on the ball of radius r about theta_0: if 4 f(theta_0) < r^2 alpha_r, the flow stays in the ball and
-    f(t) <= f(0) exp(-alpha_r t). Here ||L'||^2 >= ||H^T E||^2 >= 2 (alpha_0 - ||X|| r)^2 L, and r = alpha_0 / (2 ||X||) is best: 32 ||X||^2 L(0) / alpha_0^4 < 1,
-    four times Theorem B's left side.
-    """
-
-    operator_norm: float
-    a: float
-    alpha: float
-
-    @property
-    def left_side(self) -> float:
-        """4 L(0) / (r^2 alpha_r) = 32 ||X||^2 L(0) / alpha_0^4."""
-        return 16 * PathCertificate(self.operator_norm, self.a, self.alpha).left_side ** 2
-
-    @property
-    def rate(self) -> float:
-        """alpha_r = alpha_0^2 / 2."""
-        return self.alpha**2 / 2
-
-    @property
-    def path(self) -> float:
-        """2 sqrt(L(0) / alpha_r), at most r."""
-        return 2 * math.sqrt(2) * self.a / self.alpha if self.alpha > 0 else (0.0 if self.a == 0 else math.inf)
+__all__ = ["Condition", "board", "slack"]
 
 
 @dataclasses.dataclass(frozen=True)

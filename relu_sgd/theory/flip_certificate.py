@@ -67,7 +67,7 @@ class FlipCertificate:
         if self.error_norm == 0:
             return 0.0
         return (
-            min(self.output_norm * self.radius/2, self.error_norm / math.sqrt(self.least_lambda))
+            min(self.output_norm * self.radius, self.error_norm / math.sqrt(self.least_lambda))
             if self.holds
             else math.inf
         )
@@ -105,7 +105,7 @@ class _Flips:
         either = self.active | flips
         # max(F_i, F_k) m_i m_k is m_i m_k without the pairs in which neither sample can flip.
         B = np.abs(self._gram(either) - self._gram(known))
-        by_entries = self.lambda_0 - (float(np.linalg.eigvalsh(B)[-1]) + self.rounding if flips.any() else 0.0)
+        by_entries = self.lambda_0 - (float(np.linalg.eigvalsh(B)[-1]/2) + self.rounding if flips.any() else 0.0)
         # ||X restricted to F_j||^2 is at most the largest row sum of |X X^T| restricted, and at most ||X||^2.
         rows = np.where(flips, np.abs(self.products) @ flips.astype(float), 0.0).max(axis=0)
         beta = math.sqrt(float((flips.astype(float) @ (self.squared * np.minimum(rows, self.norm**2))).max()))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq, minimize_scalar
 
-__all__ = ["DescentCertificate", "PathCertificate"]
+__all__ = ["DescentCertificate", "LocalCriterion", "PathCertificate"]
 
 
 def _check(certificate: object, *names: str) -> None:
@@ -95,6 +95,35 @@ class PathCertificate:
         # (1 - e^(-b t)) / b, and t where b is 0.
         grown = -np.expm1(-b * t) / b if b > 0 else t
         return (self.a * np.exp(-b * t) / (1 + s * self.a * grown)) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalCriterion:
+    """Chatterjee's local criterion, for the part of the gradient that the output layer has; the same numbers as in `PathCertificate`.
+
+    For a loss f >= 0 with ||f'||^2 >= alpha_r f on the ball of radius r about theta_0: if 4 f(theta_0) < r^2 alpha_r, the flow stays in the ball and
+    f(t) <= f(0) exp(-alpha_r t). Here ||L'||^2 >= ||H^T E||^2 >= 2 (alpha_0 - ||X|| r)^2 L, and r = alpha_0 / (2 ||X||) is best: 32 ||X||^2 L(0) / alpha_0^4 < 1,
+    four times Theorem B's left side.
+    """
+
+    operator_norm: float
+    a: float
+    alpha: float
+
+    @property
+    def left_side(self) -> float:
+        """4 L(0) / (r^2 alpha_r) = 32 ||X||^2 L(0) / alpha_0^4."""
+        return 16 * PathCertificate(self.operator_norm, self.a, self.alpha).left_side ** 2
+
+    @property
+    def rate(self) -> float:
+        """alpha_r = alpha_0^2 / 2."""
+        return self.alpha**2 / 2
+
+    @property
+    def path(self) -> float:
+        """2 sqrt(L(0) / alpha_r), at most r."""
+        return 2 * math.sqrt(2) * self.a / self.alpha if self.alpha > 0 else (0.0 if self.a == 0 else math.inf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The smallest width that is certified: alpha_0 measured on random neurons, or its population value, against (10), (11) and the sharp condition."""
+"""The smallest width that is certified: alpha_0 measured on random neurons, or its population value, against every condition that lives on alpha_0."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 
 from relu_sgd.theory.certificate import Certificate, certificate_of
 from relu_sgd.theory.gram import gram, least_eigenvalue, operator_norm
+from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
 
 __all__ = [
     "CONDITIONS",
@@ -22,11 +23,19 @@ __all__ = [
     "smallest_width",
 ]
 
-# Each is at most 1 where it certifies, so that they can be compared.
+# The rows of the board (`conditions`) for both layers, by name; each is below 1 where it certifies, so that they can be compared.
 CONDITIONS: Mapping[str, Callable[[Certificate], float]] = {
     "(11)": lambda found: 8 * found.F,
     "(10)": lambda found: found.left_side_10,
     "sharp": lambda found: found.left_side_sharp,
+    "local criterion": lambda found: LocalCriterion(found.operator_norm, found.a, found.alpha).left_side,
+    "path": lambda found: PathCertificate(found.operator_norm, found.a, found.alpha).left_side,
+    # The left side does not depend on ||H(0)||, which only the step size does.
+    "path, descent": lambda found: (
+        DescentCertificate(
+            found.operator_norm, found.a, found.alpha, hidden_layer_norm=found.alpha, output_norm=found.output_norm
+        ).left_side
+    ),
 }
 
 # Neurons are drawn in blocks of this many, each from a generator of its own: any block can be drawn again without the others.
@@ -152,8 +161,9 @@ def certified_widths(
     seed: int = 0,
     tolerance: float = 0.01,
     max_width: int = 10_000_000,
+    conditions: Sequence[str] = tuple(CONDITIONS),
 ) -> dict[str, int | None]:
-    """The smallest certified width of a random start, by each of `CONDITIONS`, with alpha_0 and the initial loss measured.
+    """The smallest certified width of a random start, by each of the conditions, with alpha_0 and the initial loss measured.
 
     The width doubles from N on until all conditions hold; then each is bisected inside the octave where it first held. Neurons are
     prefixes of one sequence, so alpha_0 grows with the width and is accumulated: the neurons beyond the last width that was not certified
@@ -166,22 +176,25 @@ def certified_widths(
       seed: of the neurons.
       tolerance: the width is certified, and (1 - tolerance) times it is not.
       max_width: where to give up.
+      conditions: names of `CONDITIONS`; all of them unless told otherwise.
 
     Returns:
       A width for each condition, None where none up to max_width is certified.
 
     Raises:
-      ValueError: the shapes do not fit, an entry is not finite, or tolerance is not in (0, 1), or max_width is below N.
+      ValueError: the shapes do not fit, an entry is not finite, or tolerance is not in (0, 1), max_width is below N, or a condition is unknown.
     """
     X, Y = _checked(X, Y)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
     if max_width < len(X):
         raise ValueError(f"max_width must be at least N = {len(X)}, below which alpha_0 is 0, got {max_width}")
+    if unknown := set(conditions) - set(CONDITIONS):
+        raise ValueError(f"conditions must be of {list(CONDITIONS)}, got {sorted(unknown)}")
     norm = operator_norm(X)
     scaling = scaling or Scaling()
     certified = lambda sums, name: CONDITIONS[name](sums.certificate(Y, norm, scaling)) < 1
-    found: dict[str, int | None] = dict.fromkeys(CONDITIONS)
+    found: dict[str, int | None] = dict.fromkeys(conditions)
     low, high = _empty(X, Y), _empty(X, Y).extended(X, len(X), seed)
     while True:
         values = high.certificate(Y, norm, scaling)
