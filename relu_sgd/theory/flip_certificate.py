@@ -82,7 +82,7 @@ class _Flips:
         self.norm = operator_norm(X)
         lengths = np.sqrt(np.diag(self.products))
         with np.errstate(divide="ignore", invalid="ignore"):
-            needed = np.abs(z) / (lengths[:, None] * np.abs(v))
+            needed = 2*np.abs(z) / (lengths[:, None] * np.abs(v))
         # A sample of zeros and a neuron without output never flip: x_i W_j stays, or the neuron does.
         # ||X_A||_F^2 is at most the rank of X_A times ||X_A||^2.
         seen = self.active[:, v != 0]
@@ -105,7 +105,7 @@ class _Flips:
         either = self.active | flips
         # max(F_i, F_k) m_i m_k is m_i m_k without the pairs in which neither sample can flip.
         B = np.abs(self._gram(either) - self._gram(known))
-        by_entries = self.lambda_0 - (float(np.linalg.eigvalsh(B)[-1]/2) + self.rounding if flips.any() else 0.0)
+        by_entries = self.lambda_0 - (float(np.linalg.eigvalsh(B)[-1]) + self.rounding if flips.any() else 0.0)
         # ||X restricted to F_j||^2 is at most the largest row sum of |X X^T| restricted, and at most ||X||^2.
         rows = np.where(flips, np.abs(self.products) @ flips.astype(float), 0.0).max(axis=0)
         beta = math.sqrt(float((flips.astype(float) @ (self.squared * np.minimum(rows, self.norm**2))).max()))
