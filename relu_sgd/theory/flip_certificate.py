@@ -82,7 +82,7 @@ class _Flips:
         self.norm = operator_norm(X)
         lengths = np.sqrt(np.diag(self.products))
         with np.errstate(divide="ignore", invalid="ignore"):
-            needed = 2*np.abs(z) / (lengths[:, None] * np.abs(v))
+            needed = np.abs(z) / (lengths[:, None] * np.abs(v))
         # A sample of zeros and a neuron without output never flip: x_i W_j stays, or the neuron does.
         # ||X_A||_F^2 is at most the rank of X_A times ||X_A||^2.
         seen = self.active[:, v != 0]
