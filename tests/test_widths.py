@@ -201,6 +201,22 @@ def test_table_1_with_its_erratum():
     assert by_name["Zou and Gu 2019"].width(10, depth=2) == pytest.approx(10**8 * 2**12)
 
 
+def test_width_of_the_path_certificate():
+    """Order N up to a logarithm with LeCun's scaling; with beta_v^2 = 1 the second width decides, N^2 where Corollary 4.5 has N^2.5."""
+    N, d0 = 10_000, 1000
+    lecun = dict(delta=0.5, psi=3.0, beta_w=d0**-0.5)
+    assert widths.path_certificate_width(N, d0, rho=1.0, **lecun) == N * (3 + math.log(N))
+    large = widths.path_certificate_width(N, d0, rho=0.0, d2=2, constant=3.0, **lecun)
+    assert large == pytest.approx(3 * 2 * N**2 * math.log(N))
+    own = widths.corollary_4_5_width(N, d0, delta=0.5, rho=0.0, beta_w=d0**-0.5, d2=2, constant=3.0, repaired=False)
+    assert own / large == pytest.approx(math.sqrt(N) * math.log(N))
+    failure = widths.failure_probability(N, d0, delta=0.5, rho=1.0, beta_w=d0**-0.5, psi=3.0)
+    assert failure.width == pytest.approx(math.exp(-3))
+    assert failure[1:] == widths.failure_probability(N, d0, delta=0.5, rho=1.0, beta_w=d0**-0.5)[1:]
+    ours = next(result for result in related_work.RESULTS if result.name.startswith("Path certificate"))
+    assert (ours.width(N), ours.in_table) == (N, False)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 3000), min_size=1, max_size=4, unique=True))
 def test_narrower_starts_are_the_first_neurons_of_wider_ones(seed, sizes):
@@ -319,6 +335,9 @@ SIZES = dict(delta=0.5, rho=1.0, beta_w=0.1)
         (lambda: widths.corollary_4_5_width(100, 50, **{**SIZES, "rho": -0.1}), "rho"),
         (lambda: widths.corollary_4_5_width(100, 50, **{**SIZES, "beta_w": 0.0}), "beta_w"),
         (lambda: widths.failure_probability(100, 500, **SIZES), "at most N"),
+        (lambda: widths.failure_probability(100, 50, psi=0.5, **SIZES), "psi"),
+        (lambda: widths.path_certificate_width(100, 50, psi=0.5, **SIZES), "psi"),
+        (lambda: widths.path_certificate_width(100, 50, psi=1.0, **{**SIZES, "rho": -1.0}), "rho"),
         (lambda: widths.convergence_time(1.0, 0.0, 1.0), "target"),
         (lambda: widths.convergence_time(1.0, 1.0, 0.0), "rate"),
         (lambda: widths.num_steps_bound(1.0, 10, 11, 0.1), "batch_size"),
