@@ -170,7 +170,10 @@ def test_implications(a, alpha, norm, output, factor):
         assert k < 0.5163
         assert path.holds
     local = LocalCriterion(norm, a, alpha)
-    assert local.left_side == pytest.approx(32 * k**2)
+    radius = alpha / (2 * norm)
+    assert local.rate == pytest.approx(2 * (alpha - norm * radius) ** 2)
+    assert local.left_side == pytest.approx(4 * a**2 / (radius**2 * local.rate)) == pytest.approx(32 * k**2)
+    assert local.path == pytest.approx(2 * a / math.sqrt(local.rate))
     if local.left_side < 1:
         assert path.rate >= found.alpha**2 >= local.rate * (1 - 1e-12)
         assert path.path <= local.path * (1 + 1e-12) <= alpha / (2 * norm) * (1 + 1e-9)
@@ -501,6 +504,8 @@ def test_appendix_g_on_the_board():
     assert found.holds
     assert found.rate == pytest.approx(found.details.beta**2) == pytest.approx(0.5, rel=0.05)
     assert found.details.left_side_54 == found.left_side
+    integral = 2 * 1e-9 / found.rate  # L(0) is 1e-18: two residuals of 1e-9.
+    assert found.drift == found.hidden_path == pytest.approx(math.sqrt(2 * d1) * d1**-0.5 * integral, rel=1e-3)
 
 
 def test_certified_by_nothing():
