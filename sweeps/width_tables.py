@@ -1,4 +1,6 @@
-"""The tables of width_bounds: widths and their exponents by condition, Table 1's orders, and a map's widths beside certified ones."""
+"""The tables of width_bounds: widths and their exponents by condition, Table 1's orders, and a map's widths beside
+certified ones.
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ from sweeps.store import StoreError
 
 __all__ = ["CONDITIONS", "SCALINGS", "dimension", "half_convergence", "map_widths", "printed_bounds", "tables"]
 
-# Rows of norm 1 with beta_w = 1, or of norm sqrt(d0) with beta_w = 1 / sqrt(d0): the same network at the start, but not the same flow.
+# Rows of norm 1 with beta_w = 1, or of norm sqrt(d0) with beta_w = 1 / sqrt(d0): the same network at the start, but
+# not the same flow.
 SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
 # Metrics are named after these: the conditions of the board that live on alpha_0.
 CONDITIONS = {
@@ -39,9 +42,11 @@ def dimension(num_samples: int, delta: float) -> int:
 
 
 def exponent_of_theory(condition: str, scaling: str, delta: float, rho: float) -> float:
-    """The power of N in the width, with ||X||^2 of order N / d0 (unit) or N (LeCun), lambda(X) of order 1, and L(0) of order N max(1, d1^(1 - rho)).
+    """The power of N in the width, with ||X||^2 of order N / d0 (unit) or N (LeCun), lambda(X) of order 1, and L(0)
+    of order N max(1, d1^(1 - rho)).
 
-    (10), (11) and the sharp condition: the second term of F, as in Corollary 4.5. The others: ||X|| sqrt(L(0)) / alpha_0^2.
+    (10), (11) and the sharp condition: the second term of F, as in Corollary 4.5. The others: ||X|| sqrt(L(0)) /
+    alpha_0^2.
     """
     dimension_power = 0.0 if scaling == "lecun" else delta
     if condition in ("(10)", "(11)", "sharp"):
@@ -50,7 +55,9 @@ def exponent_of_theory(condition: str, scaling: str, delta: float, rho: float) -
 
 
 def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """summary.csv, a row per (N, delta, scaling, condition), and exponents.csv, a row per (delta, scaling, condition)."""
+    """summary.csv, a row per (N, delta, scaling, condition), and exponents.csv, a row per (delta, scaling,
+    condition).
+    """
     rows, exponents = [], []
     for j, delta in enumerate(results["delta"].values):
         for scaling in chosen["scaling"]:
@@ -103,7 +110,9 @@ def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFram
 
 
 def printed_bounds(num_samples: Sequence[int], deltas: Sequence[float]) -> pandas.DataFrame:
-    """table_1.csv: what the literature asks for, with unit constants and without logarithms, a row per (N, delta, result)."""
+    """table_1.csv: what the literature asks for, with unit constants and without logarithms, a row per (N, delta,
+    result).
+    """
     return pandas.DataFrame(
         [
             {
@@ -131,14 +140,16 @@ def printed_bounds(num_samples: Sequence[int], deltas: Sequence[float]) -> panda
 def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, ...]:
     """The least width at which at least half of the networks converge, with the widths that its interval allows.
 
-    Beyond it the probability may fall again, for other reasons: both layers with a step that is too long for their width diverge.
+    Beyond it the probability may fall again, for other reasons: both layers with a step that is too long for their
+    width diverge.
 
     Args:
       d1: widths, increasing.
       probability, low, high: of convergence, with their interval; NaN where nothing ran.
 
     Returns:
-      (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for none.
+      (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for
+        none.
     """
 
     def first(values: np.ndarray) -> float:
@@ -149,7 +160,8 @@ def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, h
 
 
 def map_widths(folder: Path) -> pandas.DataFrame:
-    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and d0.
+    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and
+    d0.
 
     Raises:
       UsageError: there is no map in the folder.

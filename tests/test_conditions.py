@@ -1,4 +1,5 @@
-"""The board of conditions: each against a second formula, where it is attained, and along trajectories; the theorems of docs/conditions.md by simulation."""
+"""The board of conditions: each against a second formula, where it is attained, and along trajectories; the theorems
+of docs/conditions.md by simulation."""
 
 import math
 
@@ -79,7 +80,8 @@ def test_theorem_b_against_direct_computation():
 
 @pytest.mark.parametrize("x", [0.3, 0.9])
 def test_theorem_b_is_attained(x):
-    """W = V = 1 and E = -x: both layers shrink alike until their product is 1 - x. The path of W and the last alpha_0 are exact."""
+    """W = V = 1 and E = -x: both layers shrink alike until their product is 1 - x. The path of W and the last alpha_0
+    are exact."""
     params, problem = scalar(1.0, 1.0, 1 - x)
     path, times = flow(params, problem, 2e-3, 20_000, keep=100)
     found = conditions.slack(path, problem, times)["path"]
@@ -104,7 +106,8 @@ def test_the_constant_of_theorem_b_cannot_be_improved():
 
 
 def test_rate_and_whole_path_of_theorem_b_are_attained_to_first_order():
-    """V = 0: W does not move at first, so that all of the decrease is alpha_0's. A rate of 4 or 2 sqrt(2) alpha_inf^2, or a path without sqrt(2), would fail."""
+    """V = 0: W does not move at first, so that all of the decrease is alpha_0's. A rate of 4 or 2 sqrt(2)
+    alpha_inf^2, or a path without sqrt(2), would fail."""
     params, problem = scalar(2.0, 0.0, 1e-2)
     path, times = flow(params, problem, 1e-4, 4_000, keep=100)
     found = conditions.slack(path, problem, times)["path"]
@@ -161,7 +164,8 @@ def test_the_inclusion_keeps_what_the_board_promises():
 
 @given(st.floats(0.01, 3), st.floats(0.3, 20), st.floats(0.1, 3), st.floats(0, 3), st.floats(1, 4))
 def test_implications(a, alpha, norm, output, factor):
-    """(10) wants ||X|| a / alpha^2 below 0.2258, the sharp condition below 0.5163, Theorem B below 0.7071; ||W|| is at least alpha / ||X||."""
+    """(10) wants ||X|| a / alpha^2 below 0.2258, the sharp condition below 0.5163, Theorem B below 0.7071; ||W|| is
+    at least alpha / ||X||."""
     found = certificate.certificate_of(a**2, alpha**2, norm, factor * alpha / norm, output)
     k, path = norm * a / alpha**2, PathCertificate(norm, a, alpha)
     if found.left_side_10 < 1:
@@ -194,7 +198,8 @@ def test_the_constants_of_the_implications_are_best():
 
 
 def test_theorem_c_against_its_statement():
-    """The fixed point of vbar by iteration, and the learning rate, the decrease and the paths, in the units of the statement."""
+    """The fixed point of vbar by iteration, and the learning rate, the decrease and the paths, in the units of the
+    statement."""
     norm, a, alpha, hidden, output, kappa = 2.3, 8.0, 25.0, 60.0, 1.0, 0.4
     found = DescentCertificate(norm, a, alpha, hidden, output, kappa)
     v = output
@@ -279,7 +284,8 @@ def test_descent_at_the_largest_certified_step_keeps_theorem_c():
 
 
 def test_the_learning_rate_of_theorem_c_is_within_twice_the_largest():
-    """V = 0 and a small residual e: it falls to e (1 - eta w^2). At 2.2 times the certified step the promised decrease, in proportion, fails."""
+    """V = 0 and a small residual e: it falls to e (1 - eta w^2). At 2.2 times the certified step the promised
+    decrease, in proportion, fails."""
     params, problem = scalar(1.0, 0.0, 1e-6)
     found = row("path, descent", params, problem)
     for factor, kept in ((1.0, True), (2.2, False)):
@@ -374,7 +380,8 @@ def test_theorem_d_against_its_statement(seed):
 
 
 def test_theorem_d_for_scaled_outputs_and_fewer_neurons_than_samples():
-    """d1 = 20 < N = 24: (10), B and all that lives on alpha_0 say nothing; D certifies large outputs, and the flow keeps its promises."""
+    """d1 = 20 < N = 24: (10), B and all that lives on alpha_0 say nothing; D certifies large outputs, and the flow
+    keeps its promises."""
     certified = {}
     for scale in (10.0, 100.0, 1000.0, 3000.0):
         params, problem = paired(scale)
@@ -509,7 +516,8 @@ def test_appendix_g_on_the_board():
 
 
 def test_certified_by_nothing():
-    """Fewer neurons than samples, equal rows, a dead sample: alpha_0 is 0 up to rounding, and rounding certifies nothing."""
+    """Fewer neurons than samples, equal rows, a dead sample: alpha_0 is 0 up to rounding, and rounding certifies
+    nothing."""
     params, problem = draw(3, N=10, d1=9, residual=1e-9)
     assert not any(found.holds for found in conditions.board(params, problem)[:6])
     X = np.repeat(unit_rows(3, 4), 2, axis=0)

@@ -1,12 +1,14 @@
-"""Every sufficient condition of convergence that can be evaluated on (X, Y, theta_0), on one board, and what each promises along a trajectory.
+"""Every sufficient condition of convergence that can be evaluated on (X, Y, theta_0), on one board, and what each
+promises along a trajectory.
 
-The proofs are in docs/conditions.md. A condition of the literature stands here with its own constants where its text states them; where it does not, or where the text was not at
-hand, the row says so and has no number: "order N^2" is not a condition that a start could meet.
+The proofs are in docs/conditions.md. A condition of the literature stands here with its own constants where its text
+states them; where it does not, or where the text was not at hand, the row says so and has no number: "order N^2" is
+not a condition that a start could meet.
 """
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +22,10 @@ from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion,
 from relu_sgd.theory.start import Start, start_of
 
 __all__ = ["Condition", "board", "slack"]
+
+Details: TypeAlias = (
+    Certificate | PathCertificate | DescentCertificate | FlipCertificate | HiddenCertificate | LocalCriterion
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Condition:
     learning_rate: float | None = None
     probability: float = 1.0
     reason: str | None = None
-    details: Certificate | PathCertificate | DescentCertificate | FlipCertificate | HiddenCertificate | LocalCriterion | None = None  # fmt: skip
+    details: Details | None = None
 
     @property
     def margin(self) -> float | None:
@@ -85,9 +91,11 @@ class Condition:
 def board(
     params: Params, problem: Problem, *, trained_layers: TrainedLayers = "both", chunk: int = 4096
 ) -> tuple[Condition, ...]:
-    """All conditions at theta_0, or at any theta: a row each, in the order (11), (10), sharp, local criterion, B, C, D, (54), literature.
+    """All conditions at theta_0, or at any theta: a row each, in the order (11), (10), sharp, local criterion, B, C,
+    D, (54), literature.
 
-    Numbers are float64 and least eigenvalues are lowered by what rounding may have added (to first order); this is not verified arithmetic.
+    Numbers are float64 and least eigenvalues are lowered by what rounding may have added (to first order); this is
+    not verified arithmetic.
 
     Args:
       params: theta_0.
@@ -96,7 +104,8 @@ def board(
       chunk: neurons at a time, for sums over neurons.
 
     Raises:
-      ValueError: the shapes do not fit, an array is empty, an entry is not finite, chunk is less than 1, or trained_layers is neither.
+      ValueError: the shapes do not fit, an array is empty, an entry is not finite, chunk is less than 1, or
+        trained_layers is neither.
     """  # fmt: skip
     if trained_layers not in ("both", "hidden"):
         raise ValueError(f"trained_layers must be 'both' or 'hidden', got {trained_layers!r}")
@@ -131,13 +140,15 @@ def _both_layers(start: Start, unmet: tuple[str, ...], chunk: int) -> tuple[Cond
         # What it promises is Theorem B's, which it implies.
         Condition("sharp", "theory/certificate.py", left_side=found.left_side_sharp, **by_path, details=found),
         Condition(
-            "local criterion", "Chatterjee 2022, arXiv 2203.16462, for the output layer; the inclusion in place of a C^2 loss",
+            "local criterion",
+            "Chatterjee 2022, arXiv 2203.16462, for the output layer; the inclusion in place of a C^2 loss",
             unmet=unmet, left_side=local.left_side, rate=local.rate, drift=local.path, path=local.path, details=local,
         ),
         Condition("path", "docs/conditions.md, Theorem B", left_side=path.left_side, **by_path, details=path),
         Condition(
             "path, descent", "docs/conditions.md, Theorem C", "descent",
-            unmet=unmet, left_side=descent.left_side, rate=rate, drift=math.hypot(descent.hidden_path, descent.output_path),
+            unmet=unmet, left_side=descent.left_side, rate=rate,
+            drift=math.hypot(descent.hidden_path, descent.output_path),
             path=descent.hidden_path + descent.output_path, hidden_path=descent.hidden_path,
             learning_rate=descent.learning_rate, details=descent,
         ),
@@ -153,7 +164,8 @@ def _hidden_layer(start: Start, unmet: tuple[str, ...]) -> tuple[Condition, ...]
         return tuple(dataclasses.replace(row, unmet=(*row.unmet, "d2 = 1"), reason=reason) for row in (flips, appendix))
     found = flip_certificate(Params(W, V), Problem(X, Y))  # type: ignore[arg-type]
     flips = dataclasses.replace(
-        flips, left_side=found.left_side, rate=found.rate, drift=found.path, path=found.path, hidden_path=found.path, details=found
+        flips, left_side=found.left_side, rate=found.rate, drift=found.path, path=found.path, hidden_path=found.path,
+        details=found,
     )  # fmt: skip
     if len(X) < 2 or not np.allclose(np.linalg.norm(X, axis=1), 1, rtol=0, atol=1e-5):
         unmet = (*unmet, "N >= 2 rows of norm 1")
@@ -173,16 +185,18 @@ def _literature(both: tuple[str, ...], hidden: tuple[str, ...]) -> tuple[Conditi
     return (
         Condition(
             "Du et al. 2019", "ICLR 2019, arXiv 1810.02054, Theorem 4.1", "descent", unmet=hidden,
-            reason="constant not stated: d1 = Omega(N^6 / (lambda_0^4 delta^3)) and eta = O(lambda_0 / N^2), for unit rows and output weights of +-1 / sqrt(d1)",
+            reason="constant not stated: d1 = Omega(N^6 / (lambda_0^4 delta^3)) and eta = O(lambda_0 / N^2), for "
+            "unit rows and output weights of +-1 / sqrt(d1)",
         ),
         Condition(
             "Oymak and Soltanolkotabi 2020", "JSAIT 2020, arXiv 1902.04674, Corollary 2.4", "descent", unmet=hidden,
-            reason="constant not known here: d1 of order N^4 / d0^3 as Polaczyk and Cyranka (Remark 5.4) quote it; the text itself was not at hand. "
-            "Its lemmas C.2 and C.3 enter (54) with their constants",
+            reason="constant not known here: d1 of order N^4 / d0^3 as Polaczyk and Cyranka (Remark 5.4) quote it; the "
+            "text itself was not at hand. Its lemmas C.2 and C.3 enter (54) with their constants",
         ),
         Condition(
             "Nguyen 2021", "ICML 2021, arXiv 2101.09612", "descent", unmet=both,
-            reason="conditions not known here: the text itself was not at hand, only its abstract (linear, quadratic or cubic width, by the initialisation)",
+            reason="conditions not known here: the text itself was not at hand, only its abstract (linear, quadratic "
+            "or cubic width, by the initialisation)",
         ),
     )  # fmt: skip
 
@@ -191,7 +205,8 @@ def slack(
     path: Params, problem: Problem, times: Float[np.ndarray, " times"], *, trained_layers: TrainedLayers = "both",
     dynamics: Literal["inclusion", "descent"] = "inclusion",
 ) -> dict[str, dict[str, Float[np.ndarray, " times"]]]:  # fmt: skip
-    """Bound minus value along a trajectory, for every condition of the board that holds at its start: never negative but for rounding and the errors of a solver.
+    """Bound minus value along a trajectory, for every condition of the board that holds at its start: never negative
+    but for rounding and the errors of a solver.
 
     Lengths are those of the polygon through the records, which are at most those of the path.
 
@@ -203,9 +218,11 @@ def slack(
       dynamics: of which conditions: "descent" with the learning rate of its row, every iterate or some.
 
     Returns:
-      By condition, then by what is bounded: "loss", "drift", "path", "path of W" where they are promised. "path" and "path, descent" bound alpha_0 from below, "alpha", and the
-      latter ||V_k||, "output"; "path" has a sharper "loss, sharper". "flips" bounds the way of every neuron, "neurons" (its least slack), and counts the signs that changed though
-      they should not, "signs" (minus their number).
+      By condition, then by what is bounded: "loss", "drift", "path", "path of W" where they are promised. "path" and
+        "path, descent" bound alpha_0 from below, "alpha", and the
+      latter ||V_k||, "output"; "path" has a sharper "loss, sharper". "flips" bounds the way of every neuron,
+      "neurons" (its least slack), and counts the signs that changed though they should not, "signs" (minus their
+      number).
 
     Raises:
       ValueError: the times do not increase from 0, the shapes do not fit, or as `board`.

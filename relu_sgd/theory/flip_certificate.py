@@ -1,9 +1,12 @@
-"""Theorem D, the flip certificate: V = v fixed, d2 = 1, the hidden layer trained by the inclusion; only signs that can flip are given up.
+"""Theorem D, the flip certificate: V = v fixed, d2 = 1, the hidden layer trained by the inclusion; only signs that
+can flip are given up.
 
-It may hold with fewer neurons than samples, and so it speaks about the end of a training run. The proof is in docs/conditions.md.
+It may hold with fewer neurons than samples, and so it speaks about the end of a training run. The proof is in
+docs/conditions.md.
 
-K_0 = (X X^T) o (R_0 dg(v)^2 R_0^T), with R_0 the pattern of z = X W_0 (0 at a kink), and lambda_0 its least eigenvalue. rho(t) is the integral of sigma ||E||. A neuron moves by
-at most |v_j| rho, so that only F(rho) = {(i, j): |z_ij| <= ||x_i|| |v_j| rho} can get another sign than at the start.
+K_0 = (X X^T) o (R_0 dg(v)^2 R_0^T), with R_0 the pattern of z = X W_0 (0 at a kink), and lambda_0 its least
+eigenvalue. rho(t) is the integral of sigma ||E||. A neuron moves by at most |v_j| rho, so that only F(rho) = {(i, j):
+|z_ij| <= ||x_i|| |v_j| rho} can get another sign than at the start.
 """
 
 import dataclasses
@@ -29,7 +32,8 @@ class FlipCertificate:
     Attributes:
       error_norm: ||E(0)||.
       lambda_0: lambda_min(K_0) less what rounding may have added, at least 0.
-      reach: the largest error norm that is certified: (integral of lambda over [0, end]) / sigma(end), end where lambda gets to 0, or before it.
+      reach: the largest error norm that is certified: (integral of lambda over [0, end]) / sigma(end), end where
+        lambda gets to 0, or before it.
       radius: rho_e: neuron j moves by less than |v_j| rho_e. inf where nothing is promised.
       least_lambda: lambda up to rho_e; 0 where nothing is promised.
       flips: which signs may change, N x d1; all where nothing is promised.
@@ -63,7 +67,9 @@ class FlipCertificate:
 
     @property
     def path(self) -> float:
-        """The longest path of W: the smaller of ||v|| rho_e and ||E(0)|| / sqrt(lambda(rho_e)). inf where nothing is promised."""
+        """The longest path of W: the smaller of ||v|| rho_e and ||E(0)|| / sqrt(lambda(rho_e)). inf where nothing is
+        promised.
+        """
         if self.error_norm == 0:
             return 0.0
         return (
@@ -112,7 +118,9 @@ class _Flips:
         return max(by_entries, max(math.sqrt(self.lambda_0) - beta, 0.0) ** 2)
 
     def sigma(self, flips: Bool[np.ndarray, "N d1"], chunk: int = 256) -> float:
-        """max_j ||X restricted to the samples that are active on neuron j, or may become so||, over neurons with an output."""
+        """max_j ||X restricted to the samples that are active on neuron j, or may become so||, over neurons with an
+        output.
+        """
         samples = (self.active | flips)[:, self.squared > 0].T
         # Many neurons see the same samples where there are few of those.
         samples = np.unique(samples, axis=0)
@@ -128,12 +136,15 @@ class _Flips:
 
 
 def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int = 32) -> FlipCertificate:
-    """Theorem D at theta. sigma is taken at the end of the interval over which lambda is integrated, which is never better than Theorem D allows.
+    """Theorem D at theta. sigma is taken at the end of the interval over which lambda is integrated, which is never
+    better than Theorem D allows.
 
-    lambda is a step function of rho with a jump wherever a sign comes into reach. Its integral is exact where there are at most `max_evaluations` jumps, and otherwise
-    a lower sum over so many pieces, once on all of it and once more on what was needed.
+    lambda is a step function of rho with a jump wherever a sign comes into reach. Its integral is exact where there
+    are at most `max_evaluations` jumps, and otherwise a lower sum over so many pieces, once on all of it and once
+    more on what was needed.
 
-    Cost: an evaluation is three products of N x d1 and d1 x N and two eigenvalue problems N x N. Memory: some N x d1 arrays.
+    Cost: an evaluation is three products of N x d1 and d1 x N and two eigenvalue problems N x N. Memory: some N x d1
+    arrays.
 
     Args:
       params: theta, with d2 = 1.
@@ -170,7 +181,9 @@ class _Pass(NamedTuple):
 
 
 def _pass(at: _Flips, error: float, end: float, max_evaluations: int) -> _Pass:
-    """The reach, rho_e and the end for which it was found, from a lower sum of lambda over [0, end] in at most so many pieces."""
+    """The reach, rho_e and the end for which it was found, from a lower sum of lambda over [0, end] in at most so
+    many pieces.
+    """
     jumps = np.unique(at.needed[(at.needed > 0) & (at.needed <= end)])
     jumps = jumps[np.isfinite(jumps)]
     # lambda is constant up to the next jump, with all that is in reach before it.

@@ -1,7 +1,9 @@
-"""Convergence from the length of the path that W can afford: Theorem B for the inclusion (3), Theorem C for gradient descent.
+"""Convergence from the length of the path that W can afford: Theorem B for the inclusion (3), Theorem C for gradient
+descent.
 
-Both layers trained, any d2. alpha_0 = sigma_min(H^T) drives the decrease of L through V, and W has to travel alpha_0 / ||X|| to use it up; every piece of
-the way costs loss. The proofs are in docs/conditions.md. Neither is in the paper: (10) implies the hypothesis of B, and so does the sharp condition.
+Both layers trained, any d2. alpha_0 = sigma_min(H^T) drives the decrease of L through V, and W has to travel alpha_0
+/ ||X|| to use it up; every piece of the way costs loss. The proofs are in docs/conditions.md. Neither is in the
+paper: (10) implies the hypothesis of B, and so does the sharp condition.
 """
 
 import dataclasses
@@ -26,9 +28,10 @@ def _check(certificate: object, *names: str) -> None:
 class PathCertificate:
     """Theorem B: if sqrt(2) ||X|| sqrt(L(0)) < alpha_0^2, every solution of the inclusion converges to zero loss.
 
-    With alpha_inf^2 = alpha_0^2 - sqrt(2) ||X|| sqrt(L(0)): the path of W has length at most (alpha_0 - alpha_inf) / ||X||, sigma_min(H^T) >= alpha_inf for all time,
-    L(t) <= L(0) exp(-2 alpha_inf^2 t), and the whole path of theta has length at most sqrt(2 L(0)) / alpha_inf. sqrt(2) is the best constant: one sample,
-    one neuron, W = V = 1. It holds for Lemma A.4's set as well, which may be larger than the Clarke subdifferential.
+    With alpha_inf^2 = alpha_0^2 - sqrt(2) ||X|| sqrt(L(0)): the path of W has length at most (alpha_0 - alpha_inf) /
+    ||X||, sigma_min(H^T) >= alpha_inf for all time, L(t) <= L(0) exp(-2 alpha_inf^2 t), and the whole path of theta
+    has length at most sqrt(2 L(0)) / alpha_inf. sqrt(2) is the best constant: one sample, one neuron, W = V = 1. It
+    holds for Lemma A.4's set as well, which may be larger than the Clarke subdifferential.
 
     Attributes:
       operator_norm: ||X||.
@@ -48,7 +51,9 @@ class PathCertificate:
 
     @property
     def left_side(self) -> float:
-        """sqrt(2) ||X|| sqrt(L(0)) / alpha_0^2, which Theorem B wants below 1: no power that could overflow. inf when alpha_0 is 0, but for L(0) = 0."""
+        """sqrt(2) ||X|| sqrt(L(0)) / alpha_0^2, which Theorem B wants below 1: no power that could overflow. inf when
+        alpha_0 is 0, but for L(0) = 0.
+        """
         if self.a == 0:
             return 0.0
         return math.sqrt(2) * (self.operator_norm / self.alpha) * (self.a / self.alpha) if self.alpha > 0 else math.inf
@@ -70,7 +75,9 @@ class PathCertificate:
 
     @property
     def hidden_path(self) -> float:
-        """(alpha_0 - alpha_inf) / ||X||, the longest path of W: written as sqrt(2) a / (alpha_0 + alpha_inf), which does not cancel."""
+        """(alpha_0 - alpha_inf) / ||X||, the longest path of W: written as sqrt(2) a / (alpha_0 + alpha_inf), which
+        does not cancel.
+        """
         if self.a == 0:
             return 0.0
         return math.sqrt(2) * self.a / (self.alpha + self.least_alpha) if self.holds else math.inf
@@ -85,8 +92,9 @@ class PathCertificate:
     def loss_bound(self, t: Float[np.ndarray, "*times"]) -> Float[np.ndarray, "*times"]:
         """A bound of L(t), sharper than L(0) exp(-rate t): W has not travelled far while little loss is gone.
 
-        y = sqrt(L) obeys y' <= -(alpha_inf^2 + s y) y with s = sqrt(2) ||X||, so that y <= y_0 e^(-b t) / (1 + s y_0 (1 - e^(-b t)) / b), b = alpha_inf^2.
-        At the limit of Theorem B, b = 0, that is y_0 / (1 + s y_0 t): still convergence, but not exponential. Where B fails (and its limit too), L(0).
+        y = sqrt(L) obeys y' <= -(alpha_inf^2 + s y) y with s = sqrt(2) ||X||, so that y <= y_0 e^(-b t) / (1 + s y_0
+        (1 - e^(-b t)) / b), b = alpha_inf^2. At the limit of Theorem B, b = 0, that is y_0 / (1 + s y_0 t): still
+        convergence, but not exponential. Where B fails (and its limit too), L(0).
         """
         t = np.asarray(t, float)
         if self.left_side > 1:
@@ -99,11 +107,12 @@ class PathCertificate:
 
 @dataclasses.dataclass(frozen=True)
 class LocalCriterion:
-    """Chatterjee's local criterion, for the part of the gradient that the output layer has; the same numbers as in `PathCertificate`.
+    """Chatterjee's local criterion, for the part of the gradient that the output layer has; the same numbers as in
+    `PathCertificate`.
 
-    For a loss f >= 0 with ||f'||^2 >= alpha_r f on the ball of radius r about theta_0: if 4 f(theta_0) < r^2 alpha_r, the flow stays in the ball and
-    f(t) <= f(0) exp(-alpha_r t). Here ||L'||^2 >= ||H^T E||^2 >= 2 (alpha_0 - ||X|| r)^2 L, and r = alpha_0 / (2 ||X||) is best: 32 ||X||^2 L(0) / alpha_0^4 < 1,
-    four times Theorem B's left side.
+    For a loss f >= 0 with ||f'||^2 >= alpha_r f on the ball of radius r about theta_0: if 4 f(theta_0) < r^2 alpha_r,
+    the flow stays in the ball and f(t) <= f(0) exp(-alpha_r t). Here ||L'||^2 >= ||H^T E||^2 >= 2 (alpha_0 - ||X||
+    r)^2 L, and r = alpha_0 / (2 ||X||) is best: 32 ||X||^2 L(0) / alpha_0^4 < 1, four times Theorem B's left side.
     """
 
     operator_norm: float
@@ -128,21 +137,25 @@ class LocalCriterion:
 
 @dataclasses.dataclass(frozen=True)
 class DescentCertificate:
-    """Theorem C: full-batch gradient descent without momentum converges, with the largest learning rate that the proof allows.
+    """Theorem C: full-batch gradient descent without momentum converges, with the largest learning rate that the
+    proof allows.
 
-    theta_{k+1} = theta_k - eta g_k on L = 1/2 ||Y - Yhat||_F^2, with slopes of relu at 0 that may be any numbers of [0, 1] in every step. For kappa in (0, 1) and vbar with
-    a_k = (1 - kappa) alpha_0 - ||X|| vbar / 2 > 0, g^2 = a_k^2 - sqrt(2) (1 - kappa) ||X|| sqrt(L(0)) > 0 and
-    vbar >= ||V(0)|| + sqrt(L(0) / 2) (1 / g + 1 / (g + ||X|| vbar)), and for eta <= `learning_rate`:
-    L_k <= L(0) (1 - 2 eta g (g + ||X|| vbar) / (1 - kappa))^k, sum ||W_{k+1} - W_k|| <= (a_k - g) / ((1 - kappa) ||X||), ||V_k|| <= vbar. ||X|| vbar / 2 is what
-    chatter may cost: signs that change within a step.
+    theta_{k+1} = theta_k - eta g_k on L = 1/2 ||Y - Yhat||_F^2, with slopes of relu at 0 that may be any numbers of
+    [0, 1] in every step. For kappa in (0, 1) and vbar with a_k = (1 - kappa) alpha_0 - ||X|| vbar / 2 > 0, g^2 =
+    a_k^2 - sqrt(2) (1 - kappa) ||X|| sqrt(L(0)) > 0 and vbar >= ||V(0)|| + sqrt(L(0) / 2) (1 / g + 1 / (g + ||X||
+    vbar)), and for eta <= `learning_rate`: L_k <= L(0) (1 - 2 eta g (g + ||X|| vbar) / (1 - kappa))^k, sum ||W_{k+1}
+    - W_k|| <= (a_k - g) / ((1 - kappa) ||X||), ||V_k|| <= vbar. ||X|| vbar / 2 is what chatter may cost: signs that
+    change within a step.
 
-    In units of alpha_0 all of it depends on two numbers, `left_side` of Theorem B and ||X|| ||V(0)|| / alpha_0, and the step on ||H(0)|| / alpha_0 too.
+    In units of alpha_0 all of it depends on two numbers, `left_side` of Theorem B and ||X|| ||V(0)|| / alpha_0, and
+    the step on ||H(0)|| / alpha_0 too.
 
     Attributes:
       operator_norm, a, alpha: as in `PathCertificate`.
       hidden_layer_norm: ||H(0)||, the operator norm; at least alpha.
       output_norm: ||V(0)||, the operator norm (the Frobenius norm will do).
-      kappa: the share of the decrease that second-order terms may take; None for the one with the fastest promised decrease a step.
+      kappa: the share of the decrease that second-order terms may take; None for the one with the fastest promised
+        decrease a step.
 
     Raises:
       ValueError: a number is negative or not finite, or kappa is not in (0, 1).
@@ -170,7 +183,9 @@ class DescentCertificate:
 
     @functools.cached_property
     def left_side(self) -> float:
-        """The least of (the bound of vbar) / vbar over vbar as kappa tends to 0: below 1 where Theorem C holds for some kappa. inf where it is not defined."""
+        """The least of (the bound of vbar) / vbar over vbar as kappa tends to 0: below 1 where Theorem C holds for
+        some kappa. inf where it is not defined.
+        """
         s, u0 = self._numbers
         if s == 0 and u0 == 0:
             return 0.0
@@ -241,7 +256,8 @@ class DescentCertificate:
 
     @property
     def learning_rate(self) -> float:
-        """The largest eta: kappa / max(hbar^2, ||X||^2 vbar^2) with ||X|| sqrt(L(0) / 2) added to the maximum; 0 where nothing is promised.
+        """The largest eta: kappa / max(hbar^2, ||X||^2 vbar^2) with ||X|| sqrt(L(0) / 2) added to the maximum; 0
+        where nothing is promised.
 
         hbar = ||H(0)|| + (a_k - g) / (1 - kappa) bounds ||H_k||, since W cannot go farther.
         """
@@ -249,7 +265,9 @@ class DescentCertificate:
 
     @property
     def decrease(self) -> float:
-        """2 eta g (g + ||X|| vbar) / (1 - kappa) at the largest eta: L_{k+1} <= L_k (1 - decrease); proportional to eta below it. 0 where nothing is promised."""
+        """2 eta g (g + ||X|| vbar) / (1 - kappa) at the largest eta: L_{k+1} <= L_k (1 - decrease); proportional to
+        eta below it. 0 where nothing is promised.
+        """
         return self._decrease(*self._solved) if self.holds and self._solved else 0.0
 
     @property
@@ -268,7 +286,9 @@ class DescentCertificate:
 
     @property
     def least_alpha(self) -> float:
-        """(g + ||X|| vbar / 2) / (1 - kappa), below which sigma_min(H_k^T) never falls; 0 where nothing is promised."""
+        """(g + ||X|| vbar / 2) / (1 - kappa), below which sigma_min(H_k^T) never falls; 0 where nothing is
+        promised.
+        """
         if not (self.holds and self._solved):
             return 0.0
         kappa, u = self._solved
@@ -277,14 +297,18 @@ class DescentCertificate:
 
     @property
     def hidden_path(self) -> float:
-        """The largest sum of ||W_{k+1} - W_k||_F: (a_k - g) / ((1 - kappa) ||X||), which is sqrt(2) a / (a_k + g). inf where nothing is promised."""
+        """The largest sum of ||W_{k+1} - W_k||_F: (a_k - g) / ((1 - kappa) ||X||), which is sqrt(2) a / (a_k + g).
+        inf where nothing is promised.
+        """
         if not (self.holds and self._solved):
             return math.inf
         return math.sqrt(2) * self.a / (self.alpha * sum(self._slack(*self._solved)))
 
     @property
     def output_path(self) -> float:
-        """The largest sum of ||V_{k+1} - V_k||_F: sqrt(L(0) / 2) (1 / g + 1 / (g + ||X|| vbar)). inf where nothing is promised."""
+        """The largest sum of ||V_{k+1} - V_k||_F: sqrt(L(0) / 2) (1 / g + 1 / (g + ||X|| vbar)). inf where nothing is
+        promised.
+        """
         if not (self.holds and self._solved):
             return math.inf
         kappa, u = self._solved

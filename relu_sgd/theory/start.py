@@ -37,7 +37,8 @@ def start_of(params: Params, problem: Problem) -> Start:
         and (len(X), X.shape[1], W.shape[1], V.shape[1]) == (len(Y), W.shape[0], V.shape[0], Y.shape[1])
     ):
         raise ValueError(
-            f"need X: N x d0, Y: N x d2, W: d0 x d1, V: d1 x d2, none of them empty; got X: {X.shape}, Y: {Y.shape}, W: {W.shape}, V: {V.shape}"
+            f"need X: N x d0, Y: N x d2, W: d0 x d1, V: d1 x d2, none of them empty; "
+            f"got X: {X.shape}, Y: {Y.shape}, W: {W.shape}, V: {V.shape}"
         )
     for name, array in found._asdict().items():
         if not np.isfinite(array).all():
