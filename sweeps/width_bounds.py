@@ -2,8 +2,8 @@
 
 python -m sweeps.width_bounds --out=DIR [--map=MAP]
 
-For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10) and the sharp condition certify a random start, from
-measured alpha_0 and initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at
+For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local criterion and the path certificates
+(the inclusion's and descent's) certify a random start, from measured alpha_0 and initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at
 small multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map takes the folder of a
 finished convergence map and adds the widths at which half of the trained networks converge. float64. DIR gets results.zarr, summary.csv, exponents.csv,
 table_1.csv, map.csv and the figure; the same command goes on after an interruption.
@@ -31,7 +31,7 @@ from sweeps import arithmetic, figures, launch
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
-from sweeps.report import reporting, setups_of
+from sweeps.report import reporting
 from sweeps.settings import (
     Execution,
     FlagTable,
@@ -45,16 +45,20 @@ from sweeps.settings import (
     several,
     whole,
 )
-from sweeps.statistics import fitted_slope, median_interval, summarize
-from sweeps.store import Store, StoreError
+from sweeps.store import Store
+from sweeps.width_tables import (
+    CONDITIONS,
+    SCALINGS,
+    dimension,
+    half_convergence,
+    map_widths,
+    printed_bounds,
+    tables,
+)
 
 __all__ = ["LAUNCHER", "Widths", "half_convergence", "map_widths", "read", "run", "tables"]
 
-# Rows of norm 1 with beta_w = 1, or of norm sqrt(d0) with beta_w = 1 / sqrt(d0): the same network at the start, but not the same flow.
-SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
 ROW_LAWS = {"sphere": sphere_rows, "cube": cube_rows}
-# Metrics are named after these.
-CONDITIONS = {"11": "(11)", "10": "(10)", "sharp": "sharp"}
 MULTIPLES = (1.0, 1.25, 2.0, 4.0)
 
 
@@ -135,11 +139,6 @@ def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
     return chosen, execution, map_folder
 
 
-def dimension(num_samples: int, delta: float) -> int:
-    """d0 = N^delta, rounded."""
-    return round(num_samples**delta)
-
-
 def _metrics(chosen: Widths) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {
         "d0": (np.int32, "N^delta, rounded"),
@@ -197,11 +196,12 @@ def measure(chosen: Widths, num_samples: int, delta: float, seed: int) -> dict[s
         law = Scaling(beta_w=1 / radius, rho=chosen.rho)
         expected = width_search.population_widths(radius * X, Y, scaling=law, gram_matrix=radius**2 * G)
         measured: dict[str, int | None] = dict.fromkeys(expected)
-        if num_samples**2 * max(expected.values()) <= chosen.max_operations:
-            # Twice the expected width is more than a start can need; if not, it is said.
-            limit = max(num_samples, math.ceil(2 * max(expected.values())))
-            measured = width_search.certified_widths(
-                radius * X, Y, scaling=law, seed=neurons, tolerance=chosen.tolerance, max_width=limit
+        reach = [name for name, width in expected.items() if num_samples**2 * width <= chosen.max_operations]
+        if reach:
+            # Twice the expected width, or 4 N, is more than a start can need; if not, it is said.
+            limit = max(4 * num_samples, math.ceil(2 * max(expected[name] for name in reach)))
+            measured |= width_search.certified_widths(
+                radius * X, Y, scaling=law, seed=neurons, tolerance=chosen.tolerance, max_width=limit, conditions=reach
             )
         for name, text in CONDITIONS.items():
             found[f"{scaling}_expected_{name}"] = expected[text]
@@ -228,153 +228,6 @@ def _cost(tile: Tile) -> float:
     return sum(float(size) ** 3 for size in tile.d0) * len(tile.d1)
 
 
-def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """summary.csv, a row per (N, delta, scaling, condition), and exponents.csv, a row per (delta, scaling, condition)."""
-    rows, exponents = [], []
-    for j, delta in enumerate(results["delta"].values):
-        for scaling in chosen["scaling"]:
-            for name, text in CONDITIONS.items():
-                medians = []
-                for i, num_samples in enumerate(results["num_samples"].values):
-                    cell = results.isel(num_samples=i, delta=j)
-                    done = cell["status"].values != 0
-                    expected, measured = (
-                        cell[f"{scaling}_{kind}_{name}"].values[done] for kind in ("expected", "measured")
-                    )
-                    measured = measured[np.isfinite(measured)]
-                    used = measured if len(measured) == done.sum() else expected
-                    median, low, high, coverage = median_interval(used)
-                    rank = max(math.ceil(chosen["confidence"] * len(used)), 1) - 1
-                    medians.append(median)
-                    rows.append(
-                        {
-                            "num_samples": int(num_samples),
-                            "delta": float(delta),
-                            "d0": dimension(int(num_samples), float(delta)),
-                            "scaling": scaling,
-                            "condition": text,
-                            "runs": int(done.sum()),
-                            "measured_runs": len(measured),
-                            "source": "measured" if used is measured else "expected",
-                            "width": median,
-                            "width_low": low,
-                            "width_high": high,
-                            "coverage": coverage,
-                            "width_at_confidence": float(np.sort(used)[rank]) if len(used) else float("nan"),
-                            "measured_over_expected": float(np.median(measured / expected[: len(measured)]))
-                            if used is measured and len(used)
-                            else float("nan"),
-                        }
-                    )
-                slope, low, high = fitted_slope(np.log(results["num_samples"].values), np.log(medians))
-                exponents.append(
-                    {
-                        "delta": float(delta),
-                        "scaling": scaling,
-                        "condition": text,
-                        "exponent": slope,
-                        "exponent_low": low,
-                        "exponent_high": high,
-                        # The second term of F, with ||X||^2 of order N / d0 (unit) or N (LeCun) and lambda(X) of order 1.
-                        "exponent_of_theory": 2.5 / (1 + chosen["rho"]) if scaling == "lecun" else (2.5 - delta) / (1 + chosen["rho"]),
-                    }
-                )  # fmt: skip
-    return pandas.DataFrame(rows), pandas.DataFrame(exponents)
-
-
-def printed_bounds(num_samples: Sequence[int], deltas: Sequence[float]) -> pandas.DataFrame:
-    """table_1.csv: what the literature asks for, with unit constants and without logarithms, a row per (N, delta, result)."""
-    return pandas.DataFrame(
-        [
-            {
-                "num_samples": size,
-                "delta": delta,
-                "d0": dimension(size, delta),
-                "result": result.name,
-                "algorithm": result.algorithm,
-                "trained_layers": result.trained_layers,
-                "relu": result.relu,
-                "deep": result.deep,
-                "data": result.data,
-                "scaling": result.scaling,
-                "width_with_unit_constant": result.width(size, dimension(size, delta)),
-                "in_table_1": result.in_table,
-                "note": result.note,
-            }
-            for size in num_samples
-            for delta in deltas
-            for result in related_work.RESULTS
-        ]
-    )
-
-
-def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, ...]:
-    """The least width at which at least half of the networks converge, with the widths that its interval allows.
-
-    Beyond it the probability may fall again, for other reasons: both layers with a step that is too long for their width diverge.
-
-    Args:
-      d1: widths, increasing.
-      probability, low, high: of convergence, with their interval; NaN where nothing ran.
-
-    Returns:
-      (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for none.
-    """
-
-    def first(values: np.ndarray) -> float:
-        reached = np.flatnonzero(values >= 0.5)
-        return float(d1[reached[0]]) if len(reached) else math.inf
-
-    return first(probability), first(high), first(low)
-
-
-def map_widths(folder: Path) -> pandas.DataFrame:
-    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and d0.
-
-    Raises:
-      UsageError: there is no map in the folder.
-    """
-    store = launch.open_results(folder)
-    try:
-        science = store.attributes["science"]
-        num_samples, base_seed = int(science["num_samples"]), int(science["base_seed"])
-        groups = {setup: summarize(store.read(setup)) for setup in setups_of(store)}
-        sizes = {setup: (group["d0"].values, group["d1"].values) for setup, group in groups.items()}
-    except (StoreError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--map: {folder} holds no convergence map ({error})") from error
-    largest = max(int(d0s.max()) for d0s, _ in sizes.values())
-    draw = jax.jit(lambda key, d0: sphere_rows(key, num_samples, d0, padded_d0=largest))
-    rows = []
-    expected: dict[int, dict[str, float]] = {}
-    for setup, (d0s, d1s) in sizes.items():
-        for i, d0 in enumerate(map(int, d0s)):
-            if d0 not in expected:
-                X = np.asarray(draw(jax.random.fold_in(arithmetic.key(base_seed), d0), d0), float)[:, :d0]
-                Y = np.ones((num_samples, 1))
-                try:
-                    expected[d0] = width_search.population_widths(X, Y)
-                except ValueError:  # lambda(X) is 0 up to rounding: in the plane there are too many samples.
-                    expected[d0] = dict.fromkeys(width_search.CONDITIONS, math.inf)
-            cell = groups[setup].isel(d0=i)
-            width, low, high = half_convergence(
-                d1s, *(cell[name].values for name in ("probability", "probability_low", "probability_high"))
-            )
-            rows.append(
-                {
-                    "setup": setup,
-                    "num_samples": num_samples,
-                    "d0": d0,
-                    "runs_per_cell": int(cell["runs"].values.max()),
-                    "half_converge_at": width,
-                    "half_converge_low": low,
-                    "half_converge_high": high,
-                    "certified_10_unit_rows": expected[d0]["(10)"],
-                    "certified_sharp_unit_rows": expected[d0]["sharp"],
-                }
-            )
-    return pandas.DataFrame(rows)
-
-
 def _draw(
     summary: pandas.DataFrame,
     results: xr.Dataset,
@@ -394,7 +247,7 @@ def _draw(
     N = results["num_samples"].values.astype(float)
     for axes, scaling in zip(panels[:-1], scalings, strict=True):
         for delta in deltas:
-            for condition, style in (("(10)", "-"), ("sharp", ":")):
+            for condition, style in (("(10)", "-"), ("sharp", ":"), ("path", "-.")):
                 chosen = (summary["delta"] == delta) & (summary["scaling"] == scaling)
                 part = summary[chosen & (summary["condition"] == condition) & np.isfinite(summary["width"])]
                 axes.plot(part["num_samples"], part["width"], style, color=colours[delta])
@@ -418,10 +271,17 @@ def _draw(
                     )
             axes.plot([], [], "-", color=colours[delta], label=rf"certified by (10), $d_0 = N^{{{delta:g}}}$")
         axes.plot([], [], "k:", label="certified by the sharp condition")
+        axes.plot([], [], "k-.", label="certified by the path (Theorem B)")
         axes.plot([], [], "ko", label="measured")
         axes.plot([], [], "ko", markerfacecolor="white", label="expected (too large to measure)")
         for result in related_work.RESULTS:
-            if result.relu and result.sample_power <= 2 and not result.dimension_power and not result.logarithm_power:
+            if (
+                result.in_table
+                and result.relu
+                and result.sample_power <= 2
+                and not result.dimension_power
+                and not result.logarithm_power
+            ):
                 axes.plot(N, [result.width(n) for n in N], "--", color="0.55", linewidth=1)
                 label = f"${result.scaling.replace('^', '^{')}}}$"
                 axes.annotate(label, (N[0], 1.2 * result.width(N[0])), fontsize="x-small", color="0.35")

@@ -135,17 +135,26 @@ def test_what_the_widths_leave(narrow):
         assert ((ratio > 0.4) & (ratio < 2.1)).all()
         assert (found[f"{scaling}_expected_sharp"] < expected).all()
         assert (expected <= found[f"{scaling}_expected_11"] * (1 + 1e-9)).all()
+        path, local = found[f"{scaling}_expected_path"], found[f"{scaling}_expected_local"]
+        np.testing.assert_allclose(local, 4 * path)  # At these sizes both are above N.
+        assert (found[f"{scaling}_expected_descent"] > path).all()
+        assert np.isfinite(found[f"{scaling}_measured_path"]).all()
     assert (found["lemma_c1_printed"] < found["lemma_c1_repaired"]).all()
     for less, more in ((1, 2), (2, 4)):  # alpha_0 grows with the width.
         smaller, larger = found[f"alpha_ratio_{less}N"], found[f"alpha_ratio_{more}N"]
         assert (smaller < larger * np.sqrt(more / less) * (1 + 1e-9)).all()
     assert found["alpha_ratio_1N"].median() < 0.5 < found["alpha_ratio_4N"].median()
     table = pandas.read_csv(out / "summary.csv")
-    assert len(table) == 2 * 2 * 2 * 3
+    assert len(table) == 2 * 2 * 2 * 6
     assert (table["width_low"] <= table["width"]).all()
     assert (table["width"] <= table["width_at_confidence"]).all()
     assert (table["coverage"] == 0.75).all()  # Of three values, from the least to the largest.
-    assert len(pandas.read_csv(out / "exponents.csv")) == 2 * 2 * 3
+    exponents = pandas.read_csv(out / "exponents.csv")
+    assert len(exponents) == 2 * 2 * 6
+    theory = exponents.set_index(["scaling", "delta", "condition"])["exponent_of_theory"]
+    assert theory["lecun", 0.5, "path"] == 1
+    assert theory["unit", 0.8, "path"] == pytest.approx(0.6)
+    assert theory["unit", 0.5, "(10)"] == 1
     bounds = pandas.read_csv(out / "table_1.csv").query("num_samples == 16 and delta == 0.5")
     assert bounds.set_index("result")["width_with_unit_constant"]["Nguyen 2021, shallow"] == 256
     assert (out / "figures" / "width_bounds.png").exists()
@@ -181,6 +190,7 @@ def test_widths_beside_a_map(narrow, tmp_path):
         cell = summary[(summary["d0"] == row.d0) & (summary["probability"] >= 0.5)]
         assert row.half_converge_at == (cell["d1"].min() if len(cell) else np.inf)
         assert row.certified_10_unit_rows > 1000
+        assert row.certified_path_unit_rows < row.certified_sharp_unit_rows
     assert "half of a map's networks" in done.stdout
     wrong = command("width_bounds", f"--out={out}", "--figures_only", f"--map={out}")
     assert wrong.returncode == 2

@@ -201,6 +201,22 @@ def test_table_1_with_its_erratum():
     assert by_name["Zou and Gu 2019"].width(10, depth=2) == pytest.approx(10**8 * 2**12)
 
 
+def test_width_of_the_path_certificate():
+    """Order N up to a logarithm with LeCun's scaling; with beta_v^2 = 1 the second width decides, N^2 where Corollary 4.5 has N^2.5."""
+    N, d0 = 10_000, 1000
+    lecun = dict(delta=0.5, psi=3.0, beta_w=d0**-0.5)
+    assert widths.path_certificate_width(N, d0, rho=1.0, **lecun) == N * (3 + math.log(N))
+    large = widths.path_certificate_width(N, d0, rho=0.0, d2=2, constant=3.0, **lecun)
+    assert large == pytest.approx(3 * 2 * N**2 * math.log(N))
+    own = widths.corollary_4_5_width(N, d0, delta=0.5, rho=0.0, beta_w=d0**-0.5, d2=2, constant=3.0, repaired=False)
+    assert own / large == pytest.approx(math.sqrt(N) * math.log(N))
+    failure = widths.failure_probability(N, d0, delta=0.5, rho=1.0, beta_w=d0**-0.5, psi=3.0)
+    assert failure.width == pytest.approx(math.exp(-3))
+    assert failure[1:] == widths.failure_probability(N, d0, delta=0.5, rho=1.0, beta_w=d0**-0.5)[1:]
+    ours = next(result for result in related_work.RESULTS if result.name.startswith("Path certificate"))
+    assert (ours.width(N), ours.in_table) == (N, False)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 3000), min_size=1, max_size=4, unique=True))
 def test_narrower_starts_are_the_first_neurons_of_wider_ones(seed, sizes):
@@ -221,8 +237,30 @@ def test_narrower_starts_are_the_first_neurons_of_wider_ones(seed, sizes):
 @pytest.mark.parametrize(
     ("N", "d0", "expected"),
     [
-        (200, 20, {"(11)": 2.89e5, "(10)": 2.86e5, "sharp": 1.35e5}),
-        (200, 200, {"(11)": 1.10e4, "(10)": 1.09e4, "sharp": 5.13e3}),
+        (
+            200,
+            20,
+            {
+                "(11)": 2.89e5,
+                "(10)": 2.86e5,
+                "sharp": 1.35e5,
+                "local criterion": 2.94e4,
+                "path": 7.34e3,
+                "path, descent": 2.76e4,
+            },
+        ),
+        (
+            200,
+            200,
+            {
+                "(11)": 1.10e4,
+                "(10)": 1.09e4,
+                "sharp": 5.13e3,
+                "local criterion": 1.57e3,
+                "path": 393,
+                "path, descent": 1.38e3,
+            },
+        ),
     ],
 )
 def test_widths_for_orientation(N, d0, expected):
@@ -260,15 +298,17 @@ def test_search_finds_the_smallest_certified_width(monkeypatch):
         condition = width_search.CONDITIONS[name]
         assert condition(at[width]) < 1 <= condition(at[below]), name
         assert width == pytest.approx(expected[name], rel=0.5)
-    # Doubling and three bisections, each of geometrically shrinking parts.
+    # Doubling and a bisection for each condition, of geometrically shrinking parts.
     largest = max(found.values())
-    assert work < 6 * largest
-    assert len(drawn) < 3 * (math.log2(largest / N) + 3 * math.log2(1 / 0.02))
+    assert work < 2 * largest + sum(2 * width for width in found.values())
+    assert len(drawn) < 3 * (math.log2(largest / N) + len(found) * math.log2(1 / 0.02))
+    some = width_search.certified_widths(X, Y, seed=3, tolerance=0.02, conditions=("path", "sharp"))
+    assert some == {name: found[name] for name in ("path", "sharp")}
 
 
 def test_search_gives_up_and_says_so():
     X, Y = unit_rows(12, 6), signs(12)
-    assert width_search.certified_widths(X, Y, max_width=100) == {"(11)": None, "(10)": None, "sharp": None}
+    assert width_search.certified_widths(X, Y, max_width=100) == dict.fromkeys(width_search.CONDITIONS)
     zero = width_search.certified_widths(unit_rows(6, 6), 0 * signs(6), scaling=Scaling(rho=30.0))
     assert set(zero.values()) == {6}  # Next to no output and no labels: certified as soon as alpha_0 is positive.
 
@@ -295,6 +335,9 @@ SIZES = dict(delta=0.5, rho=1.0, beta_w=0.1)
         (lambda: widths.corollary_4_5_width(100, 50, **{**SIZES, "rho": -0.1}), "rho"),
         (lambda: widths.corollary_4_5_width(100, 50, **{**SIZES, "beta_w": 0.0}), "beta_w"),
         (lambda: widths.failure_probability(100, 500, **SIZES), "at most N"),
+        (lambda: widths.failure_probability(100, 50, psi=0.5, **SIZES), "psi"),
+        (lambda: widths.path_certificate_width(100, 50, psi=0.5, **SIZES), "psi"),
+        (lambda: widths.path_certificate_width(100, 50, psi=1.0, **{**SIZES, "rho": -1.0}), "rho"),
         (lambda: widths.convergence_time(1.0, 0.0, 1.0), "target"),
         (lambda: widths.convergence_time(1.0, 1.0, 0.0), "rate"),
         (lambda: widths.num_steps_bound(1.0, 10, 11, 0.1), "batch_size"),
@@ -310,6 +353,7 @@ SIZES = dict(delta=0.5, rho=1.0, beta_w=0.1)
         (lambda: width_search.certificates(np.eye(2), np.ones((2, 1)), [2, 1]), "increasing"),
         (lambda: width_search.certified_widths(np.eye(2), np.ones((2, 1)), tolerance=0.0), "tolerance"),
         (lambda: width_search.certified_widths(np.eye(2), np.ones((2, 1)), max_width=1), "max_width"),
+        (lambda: width_search.certified_widths(np.eye(2), np.ones((2, 1)), conditions=["(9)"]), "conditions must be"),
         (lambda: width_search.population_widths(np.ones((2, 1)), np.ones((2, 1))), "lambda"),
         (lambda: width_search.population_widths(np.zeros((2, 1)), np.ones((2, 1))), "row 0 of X"),
         (lambda: width_search.population_certificate(np.eye(2), np.ones((2, 1)), 0.0), "d1"),

@@ -1,4 +1,6 @@
-"""The smallest width that is certified: alpha_0 measured on random neurons, or its population value, against (10), (11) and the sharp condition."""
+"""The smallest width that is certified: alpha_0 measured on random neurons, or its population value, against every
+condition that lives on alpha_0.
+"""
 
 import dataclasses
 import functools
@@ -12,6 +14,7 @@ from scipy.optimize import brentq
 from relu_sgd._checks import finite_arrays, whole_number
 from relu_sgd.theory.certificate import Certificate, certificate_of
 from relu_sgd.theory.gram import gram, least_eigenvalue, operator_norm
+from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
 
 __all__ = [
     "CONDITIONS",
@@ -23,14 +26,24 @@ __all__ = [
     "smallest_width",
 ]
 
-# Each is below 1 where it certifies, so that they can be compared. "(11)" and "(10)" promise (12) and (13), "sharp" what it says.
+# The rows of the board (`conditions`) for both layers, by name; each is below 1 where it certifies, so that they can
+# be compared. "(11)" and "(10)" promise (12) and (13), the others what their certificates say.
 CONDITIONS: Mapping[str, Callable[[Certificate], float]] = {
     "(11)": lambda found: 8 * found.F,
     "(10)": lambda found: found.left_side_10,
     "sharp": lambda found: found.left_side_sharp,
+    "local criterion": lambda found: LocalCriterion(found.operator_norm, found.a, found.alpha).left_side,
+    "path": lambda found: PathCertificate(found.operator_norm, found.a, found.alpha).left_side,
+    # The left side does not depend on ||H(0)||, which only the step size does.
+    "path, descent": lambda found: (
+        DescentCertificate(
+            found.operator_norm, found.a, found.alpha, hidden_layer_norm=found.alpha, output_norm=found.output_norm
+        ).left_side
+    ),
 }
 
-# Neurons are drawn in blocks of this many, each from a generator of its own: any block can be drawn again without the others.
+# Neurons are drawn in blocks of this many, each from a generator of its own: any block can be drawn again without the
+# others.
 _BLOCK = 1024
 
 
@@ -39,7 +52,8 @@ class Scaling:
     """Assumption 4.1, (2) and (3): W0 has entries N(0, beta_w^2), V0 has entries N(0, d1^-rho).
 
     Attributes:
-      beta_w: standard deviation of the entries of W0. 1 for unit rows; 1 / sqrt(d0), LeCun's, for rows of norm sqrt(d0).
+      beta_w: standard deviation of the entries of W0. 1 for unit rows; 1 / sqrt(d0), LeCun's, for rows of norm
+        sqrt(d0).
       rho: beta_v^2 = d1^-rho; 1 is LeCun's.
 
     Raises:
@@ -64,7 +78,9 @@ def _checked(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _neurons(d0: int, d2: int, start: int, stop: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Standard normal W (d0 x any) and V (any x d2) of the neurons start, ..., stop - 1, which do not depend on how they are cut."""
+    """Standard normal W (d0 x any) and V (any x d2) of the neurons start, ..., stop - 1, which do not depend on how
+    they are cut.
+    """
     for block in range(start // _BLOCK, -(-stop // _BLOCK)):
         generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(block,)))
         # A neuron a row: rows of a block are filled in order.
@@ -114,9 +130,11 @@ def certificates(
     scaling: Scaling | None = None,
     seed: int = 0,
 ) -> dict[int, Certificate]:
-    """The certificates of a random start at several widths: the narrower networks are the first neurons of the widest, with V0 rescaled.
+    """The certificates of a random start at several widths: the narrower networks are the first neurons of the
+    widest, with V0 rescaled.
 
-    Cost: one accumulation of H H^T over the widest network, and an N x N eigenvalue problem a width. Memory for a block of neurons.
+    Cost: one accumulation of H H^T over the widest network, and an N x N eigenvalue problem a width. Memory for a
+    block of neurons.
 
     Args:
       X, Y: the training set.
@@ -152,13 +170,17 @@ def certified_widths(
     seed: int = 0,
     tolerance: float = 0.01,
     max_width: int = 10_000_000,
+    conditions: Sequence[str] = tuple(CONDITIONS),
 ) -> dict[str, int | None]:
-    """The smallest certified width of a random start, by each of `CONDITIONS`, with alpha_0 and the initial loss measured.
+    """The smallest certified width of a random start, by each of the conditions, with alpha_0 and the initial loss
+    measured.
 
-    The width doubles from N on until all conditions hold; then each is bisected inside the octave where it first held. Neurons are
-    prefixes of one sequence, so alpha_0 grows with the width and is accumulated: the neurons beyond the last width that was not certified
-    are all that a step adds. alpha_0 comes from H H^T, so that it ends in rounding below about 1e-8 ||H||. Doubling draws fewer than twice the final number of neurons and each bisection fewer than half of it;
-    log2(final / N) and, for each condition, log2(1 / tolerance) eigenvalue problems. Below N neurons alpha_0 = 0.
+    The width doubles from N on until all conditions hold; then each is bisected inside the octave where it first
+    held. Neurons are prefixes of one sequence, so alpha_0 grows with the width and is accumulated: the neurons beyond
+    the last width that was not certified are all that a step adds. alpha_0 comes from H H^T, so it ends in rounding
+    below about 1e-8 ||H||. Doubling draws fewer than twice the final number
+    of neurons and each bisection fewer than half of it; log2(final / N) and, for each condition, log2(1 / tolerance)
+    eigenvalue problems. Below N neurons alpha_0 = 0.
 
     Args:
       X, Y: the training set.
@@ -166,22 +188,26 @@ def certified_widths(
       seed: of the neurons.
       tolerance: the width is certified, and (1 - tolerance) times it is not.
       max_width: where to give up.
+      conditions: names of `CONDITIONS`; all of them unless told otherwise.
 
     Returns:
       A width for each condition, None where none up to max_width is certified.
 
     Raises:
-      ValueError: the shapes do not fit, an entry is not finite, or tolerance is not in (0, 1), or max_width is below N.
+      ValueError: the shapes do not fit, an entry is not finite, or tolerance is not in (0, 1), max_width is below N,
+        or a condition is unknown.
     """
     X, Y = _checked(X, Y)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be in (0, 1), got {tolerance}")
     if whole_number("max_width", max_width) < len(X):
         raise ValueError(f"max_width must be at least N = {len(X)}, below which alpha_0 is 0, got {max_width}")
+    if unknown := set(conditions) - set(CONDITIONS):
+        raise ValueError(f"conditions must be of {list(CONDITIONS)}, got {sorted(unknown)}")
     norm = operator_norm(X)
     scaling = scaling or Scaling()
     certified = lambda sums, name: CONDITIONS[name](sums.certificate(Y, norm, scaling)) < 1
-    found: dict[str, int | None] = dict.fromkeys(CONDITIONS)
+    found: dict[str, int | None] = dict.fromkeys(conditions)
     low, high = _empty(X, Y), _empty(X, Y).extended(X, len(X), seed)
     while True:
         values = high.certificate(Y, norm, scaling)
@@ -203,7 +229,8 @@ def certified_widths(
 def population_certificate(
     X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"], d1: float, *, scaling: Scaling | None = None
 ) -> Certificate:
-    """The certificate with expectations in place of a draw: alpha^2 = beta_w^2 d1 lambda(X), and the mean loss and squared norms.
+    """The certificate with expectations in place of a draw: alpha^2 = beta_w^2 d1 lambda(X), and the mean loss and
+    squared norms.
 
     Raises:
       ValueError: as `gram`, the shapes do not fit, or d1 is not positive.
@@ -237,7 +264,9 @@ def _population(
 
 
 def smallest_width(left_side: Callable[[float], float], low: float, high: float) -> float:
-    """The width from which on a left side that falls with the width is below 1: at least `low`, and inf where it is not below 1 at `high`."""
+    """The width from which on a left side that falls with the width is below 1: at least `low`, and inf where it is
+    not below 1 at `high`.
+    """
     excess = lambda log_width: math.log(max(min(left_side(math.exp(log_width)), 1e300), 1e-300))
     if excess(math.log(low)) < 0:
         return float(low)

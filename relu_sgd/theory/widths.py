@@ -23,6 +23,7 @@ __all__ = [
     "lemma_c1_width",
     "num_steps_bound",
     "output_norm_bound",
+    "path_certificate_width",
     "theorem_4_3_width",
     "theorem_5_1_num_steps",
 ]
@@ -220,6 +221,41 @@ def corollary_4_5_width(
     return max(widths)
 
 
+def path_certificate_width(
+    num_samples: float,
+    d0: float,
+    *,
+    delta: float,
+    psi: float,
+    rho: float,
+    beta_w: float,
+    d2: int = 1,
+    constant: float = 1.0,
+) -> float:
+    """The width at which Theorem B certifies a random start: C(delta) max(N (psi + log N), [d2 N^2 log(N) / (d0 beta_w^2)]^(1/(1+rho))).
+
+    Under Assumption 4.1, where Corollary 4.5 has N^2.5 log^2(N) in the brackets: sqrt(2) ||X|| sqrt(L(0)) is of order N sqrt(d0 d1 d2 log N) beta_w beta_v by
+    Lemma 4.4, and alpha_0^2 of order d0 d1 beta_w^2 by Theorem 4.3 as repaired, which asks for the first of the two widths. Under LeCun's scaling that one decides: order N up to a
+    logarithm. It fails with the probability of `failure_probability` with this psi. For the inclusion; descent's Theorem C has the same order and larger constants.
+
+    Args:
+      num_samples, d0: N and the input dimension, d0 in [N^delta, N]; rows of X have norm sqrt(d0).
+      delta: delta_0.
+      psi: at least 1, see `failure_probability`.
+      rho: beta_v^2 = d1^-rho.
+      beta_w: standard deviation of W0's entries.
+      d2: output dimension.
+      constant: C(delta).
+
+    Raises:
+      ValueError: see `check_sizes`; psi is less than 1, rho is negative or another number is not positive.
+    """
+    _check(positive=dict(beta_w=beta_w, d2=d2, constant=constant), not_negative=dict(rho=rho))
+    well_conditioned = theorem_4_3_width(num_samples, d0, delta=delta, psi=psi, constant=constant)
+    certified = (d2 * num_samples**2 * math.log(num_samples) / (d0 * beta_w**2)) ** (1 / (1 + rho))
+    return max(well_conditioned, constant * certified)
+
+
 class FailureProbability(NamedTuple):
     """The three terms that Corollary 4.5 and Theorem 5.1 subtract from 1, with unit constants.
 
@@ -240,19 +276,22 @@ class FailureProbability(NamedTuple):
 
 
 def failure_probability(
-    num_samples: float, d0: float, *, delta: float, rho: float, beta_w: float, d2: int = 1
+    num_samples: float, d0: float, *, delta: float, rho: float, beta_w: float, d2: int = 1, psi: float | None = None
 ) -> FailureProbability:
-    """The failure probability of Corollary 4.5 and Theorem 5.1, as printed, with unit constants.
+    """The failure probability of Corollary 4.5 and Theorem 5.1, as printed, with unit constants; with psi given, that of `path_certificate_width`.
 
     Theorem 5.1 is printed without the factor d2 in its first term and without the factor 2 that its proof ends with
     (1 - 2 P(theta_0 not in Q)); both are constants of the order.
 
     Raises:
-      ValueError: as `corollary_4_5_width`.
+      ValueError: as `corollary_4_5_width`, or psi is less than 1.
     """
     check_sizes(num_samples, d0, delta)
     _check(positive=dict(beta_w=beta_w, d2=d2), not_negative=dict(rho=rho))
-    psi = d0 / num_samples * (d2 * num_samples**2.5 / (d0 * beta_w**2)) ** (1 / (1 + rho))
+    if psi is None:
+        psi = d0 / num_samples * (d2 * num_samples**2.5 / (d0 * beta_w**2)) ** (1 / (1 + rho))
+    elif not psi >= 1:
+        raise ValueError(f"psi must be at least 1, got {psi}")
     return FailureProbability(
         width=math.exp(-psi),
         data=num_samples**2 * math.exp(-(num_samples ** (delta / 2))),

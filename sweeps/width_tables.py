@@ -1,0 +1,208 @@
+"""The tables of width_bounds: widths and their exponents by condition, Table 1's orders, and a map's widths beside
+certified ones.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas
+import xarray as xr
+
+from relu_sgd.problem import sphere_rows
+from relu_sgd.theory import related_work, width_search
+from sweeps import arithmetic, launch
+from sweeps.report import setups_of
+from sweeps.settings import UsageError
+from sweeps.statistics import fitted_slope, median_interval, summarize
+from sweeps.store import StoreError
+
+__all__ = ["CONDITIONS", "SCALINGS", "dimension", "half_convergence", "map_widths", "printed_bounds", "tables"]
+
+# Rows of norm 1 with beta_w = 1, or of norm sqrt(d0) with beta_w = 1 / sqrt(d0): the same network at the start, but
+# not the same flow.
+SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
+# Metrics are named after these: the conditions of the board that live on alpha_0.
+CONDITIONS = {
+    "11": "(11)",
+    "10": "(10)",
+    "sharp": "sharp",
+    "local": "local criterion",
+    "path": "path",
+    "descent": "path, descent",
+}
+
+
+def dimension(num_samples: int, delta: float) -> int:
+    """d0 = N^delta, rounded."""
+    return round(num_samples**delta)
+
+
+def exponent_of_theory(condition: str, scaling: str, delta: float, rho: float) -> float:
+    """The power of N in the width, with ||X||^2 of order N / d0 (unit) or N (LeCun), lambda(X) of order 1, and L(0)
+    of order N max(1, d1^(1 - rho)).
+
+    (10), (11) and the sharp condition: the second term of F, as in Corollary 4.5. The others: ||X|| sqrt(L(0)) /
+    alpha_0^2.
+    """
+    dimension_power = 0.0 if scaling == "lecun" else delta
+    if condition in ("(10)", "(11)", "sharp"):
+        return (2.5 - dimension_power) / (1 + rho)
+    return (2 - dimension_power) / (1 + min(rho, 1.0))
+
+
+def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """summary.csv, a row per (N, delta, scaling, condition), and exponents.csv, a row per (delta, scaling,
+    condition).
+    """
+    rows, exponents = [], []
+    for j, delta in enumerate(results["delta"].values):
+        for scaling in chosen["scaling"]:
+            for name, text in CONDITIONS.items():
+                medians = []
+                for i, num_samples in enumerate(results["num_samples"].values):
+                    cell = results.isel(num_samples=i, delta=j)
+                    done = cell["status"].values != 0
+                    expected, measured = (
+                        cell[f"{scaling}_{kind}_{name}"].values[done] for kind in ("expected", "measured")
+                    )
+                    measured = measured[np.isfinite(measured)]
+                    used = measured if len(measured) == done.sum() else expected
+                    median, low, high, coverage = median_interval(used)
+                    rank = max(math.ceil(chosen["confidence"] * len(used)), 1) - 1
+                    medians.append(median)
+                    rows.append(
+                        {
+                            "num_samples": int(num_samples),
+                            "delta": float(delta),
+                            "d0": dimension(int(num_samples), float(delta)),
+                            "scaling": scaling,
+                            "condition": text,
+                            "runs": int(done.sum()),
+                            "measured_runs": len(measured),
+                            "source": "measured" if used is measured else "expected",
+                            "width": median,
+                            "width_low": low,
+                            "width_high": high,
+                            "coverage": coverage,
+                            "width_at_confidence": float(np.sort(used)[rank]) if len(used) else float("nan"),
+                            "measured_over_expected": float(np.median(measured / expected[: len(measured)]))
+                            if used is measured and len(used)
+                            else float("nan"),
+                        }
+                    )
+                slope, low, high = fitted_slope(np.log(results["num_samples"].values), np.log(medians))
+                exponents.append(
+                    {
+                        "delta": float(delta),
+                        "scaling": scaling,
+                        "condition": text,
+                        "exponent": slope,
+                        "exponent_low": low,
+                        "exponent_high": high,
+                        "exponent_of_theory": exponent_of_theory(text, scaling, float(delta), chosen["rho"]),
+                    }
+                )  # fmt: skip
+    return pandas.DataFrame(rows), pandas.DataFrame(exponents)
+
+
+def printed_bounds(num_samples: Sequence[int], deltas: Sequence[float]) -> pandas.DataFrame:
+    """table_1.csv: what the literature asks for, with unit constants and without logarithms, a row per (N, delta,
+    result).
+    """
+    return pandas.DataFrame(
+        [
+            {
+                "num_samples": size,
+                "delta": delta,
+                "d0": dimension(size, delta),
+                "result": result.name,
+                "algorithm": result.algorithm,
+                "trained_layers": result.trained_layers,
+                "relu": result.relu,
+                "deep": result.deep,
+                "data": result.data,
+                "scaling": result.scaling,
+                "width_with_unit_constant": result.width(size, dimension(size, delta)),
+                "in_table_1": result.in_table,
+                "note": result.note,
+            }
+            for size in num_samples
+            for delta in deltas
+            for result in related_work.RESULTS
+        ]
+    )
+
+
+def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, ...]:
+    """The least width at which at least half of the networks converge, with the widths that its interval allows.
+
+    Beyond it the probability may fall again, for other reasons: both layers with a step that is too long for their
+    width diverge.
+
+    Args:
+      d1: widths, increasing.
+      probability, low, high: of convergence, with their interval; NaN where nothing ran.
+
+    Returns:
+      (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for
+        none.
+    """
+
+    def first(values: np.ndarray) -> float:
+        reached = np.flatnonzero(values >= 0.5)
+        return float(d1[reached[0]]) if len(reached) else math.inf
+
+    return first(probability), first(high), first(low)
+
+
+def map_widths(folder: Path) -> pandas.DataFrame:
+    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and
+    d0.
+
+    Raises:
+      UsageError: there is no map in the folder.
+    """
+    store = launch.open_results(folder)
+    try:
+        science = store.attributes["science"]
+        num_samples, base_seed = int(science["num_samples"]), int(science["base_seed"])
+        groups = {setup: summarize(store.read(setup)) for setup in setups_of(store)}
+        sizes = {setup: (group["d0"].values, group["d1"].values) for setup, group in groups.items()}
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--map: {folder} holds no convergence map ({error})") from error
+    largest = max(int(d0s.max()) for d0s, _ in sizes.values())
+    draw = jax.jit(lambda key, d0: sphere_rows(key, num_samples, d0, padded_d0=largest))
+    rows = []
+    expected: dict[int, dict[str, float]] = {}
+    for setup, (d0s, d1s) in sizes.items():
+        for i, d0 in enumerate(map(int, d0s)):
+            if d0 not in expected:
+                X = np.asarray(draw(jax.random.fold_in(arithmetic.key(base_seed), d0), d0), float)[:, :d0]
+                Y = np.ones((num_samples, 1))
+                try:
+                    expected[d0] = width_search.population_widths(X, Y)
+                except ValueError:  # lambda(X) is 0 up to rounding: in the plane there are too many samples.
+                    expected[d0] = dict.fromkeys(width_search.CONDITIONS, math.inf)
+            cell = groups[setup].isel(d0=i)
+            width, low, high = half_convergence(
+                d1s, *(cell[name].values for name in ("probability", "probability_low", "probability_high"))
+            )
+            rows.append(
+                {
+                    "setup": setup,
+                    "num_samples": num_samples,
+                    "d0": d0,
+                    "runs_per_cell": int(cell["runs"].values.max()),
+                    "half_converge_at": width,
+                    "half_converge_low": low,
+                    "half_converge_high": high,
+                    "certified_10_unit_rows": expected[d0]["(10)"],
+                    "certified_sharp_unit_rows": expected[d0]["sharp"],
+                    "certified_path_unit_rows": expected[d0]["path"],
+                }
+            )
+    return pandas.DataFrame(rows)
