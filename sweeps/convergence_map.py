@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from sweeps import engine, experiment, launch, protocol_settings
+from sweeps import experiment, launch, protocol_settings
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
@@ -39,7 +39,7 @@ def run_tile(
         for_setup(protocol, tile.setup),
         parts_of(tile.setup)[0],
         tile,
-        lanes=lanes or engine.default_lanes(jax.default_backend(), tile.padded[0] * tile.padded[1]),
+        lanes=lanes,
         steps_per_chunk=steps_per_chunk,
         devices=jax.local_devices()[: num_devices or None],
     )

@@ -131,7 +131,7 @@ def _metrics(chosen: StepCounts) -> dict[str, tuple[Any, str]]:
     }  # fmt: skip
 
 
-def run_tile(chosen: StepCounts, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
+def run_tile(chosen: StepCounts, lanes: int, num_devices: int, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
     """All seeds of a learning rate and batch size, from the same starts."""
     layers, _ = parts_of(tile.setup)
     protocol = dataclasses.replace(
@@ -142,7 +142,8 @@ def run_tile(chosen: StepCounts, tile: Tile) -> tuple[dict[str, np.ndarray], Tim
     )
     networks = Tile(layers, (chosen.d0,), (chosen.d1,), 0, 0, chosen.num_seeds)
     follow = lambda rate, size: functools.partial(count_steps, chosen, layers, rate, int(size))
-    return experiment.map_cells(protocol, networks, tile, follow)
+    devices = jax.local_devices()[: num_devices or None]
+    return experiment.map_cells(protocol, networks, tile, follow, lanes=lanes, devices=devices)
 
 
 def summarize(results: dict[str, xr.Dataset], chosen: dict[str, Any]) -> pandas.DataFrame:
@@ -283,7 +284,7 @@ def run(chosen: tuple[StepCounts, Execution]) -> None:
         num_seeds=asked.num_seeds,
         precision="float64",
         metrics=_metrics(asked),
-        run_tile=functools.partial(run_tile, asked),
+        run_tile=functools.partial(run_tile, asked, execution.lanes, execution.num_devices),
         axes=("learning_rate", "batch_size"),
         cost=lambda tile: sum(1 / rate for rate in tile.d0) * sum(1 / size for size in tile.d1),
     )
