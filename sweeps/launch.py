@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from sweeps import plan, processes, settings
+from sweeps import patched, plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
@@ -258,6 +258,7 @@ def train(sweep: Sweep, execution: Execution) -> Store:
       SystemExit: a signal asked to stop, and the tiles in hand are stored.
     """
     _check_folder(execution.out)
+    patched.check()
     num_processes = execution.num_processes
     if execution.num_devices:
         try:
@@ -337,13 +338,17 @@ def _run_tiles(
     spent: dict[str, float] = collections.defaultdict(float)
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, sweep.precision, execution.compilation_cache)
+    run_tile = sweep.run_tile
+    if num_processes > 1:
+        run_tile = functools.partial(patched.checked, run_tile, patched.fingerprints())
     begun = time.monotonic()
-    progress = Progress(mine, [tile for tile in mine if tile not in set(todo)], sweep.cost)
+    waiting = set(todo)
+    progress = Progress(mine, [tile for tile in mine if tile not in waiting], sweep.cost)
     done = 0
     try:
         with Stopping() as stopping:
             for tile, (records, timings) in processes.map_unordered(
-                sweep.run_tile, todo, num_processes, initialize, lambda: stopping.asked
+                run_tile, todo, num_processes, initialize, lambda: stopping.asked
             ):
                 before = time.perf_counter()
                 store.write(tile.setup, tile.slices, records)
@@ -356,6 +361,10 @@ def _run_tiles(
         raise UsageError("a worker process died (out of memory?); the same command goes on where it stopped") from error
     except StoreError as error:
         raise UsageError(f"--out: {error}; the same command goes on where it stopped") from error
+    except OSError as error:
+        raise UsageError(
+            f"--out: cannot write to {execution.out}: {error.strerror or error}; the same command goes on where it stopped"
+        ) from error
     finally:
         progress.close()
         seconds = time.monotonic() - begun
@@ -450,4 +459,16 @@ def main(launcher: Launcher) -> None:
     # Our own progress, and from everybody else only what is worth a warning.
     standard_logging.getLogger().setLevel(standard_logging.WARNING)
     logging.get_absl_logger().setLevel(standard_logging.INFO)
-    execute(launcher, sys.argv)
+    try:
+        try:
+            execute(launcher, sys.argv)
+        finally:
+            sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # Who reads has seen enough, as `head` does. The interpreter would complain when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{launcher.name}: interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
