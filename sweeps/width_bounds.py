@@ -437,7 +437,7 @@ def _draw(
                     color="tab:orange",
                     label=f"half of the networks converge ({setup}; a mark per $d_0$)",
                 )
-        axes.set_xscale("log", base=2)
+        figures.set_log_x(axes, N, base=2)
         axes.set_yscale("log")
         axes.set_xlabel("samples $N$")
         axes.set_ylabel("width $d_1$")
@@ -455,7 +455,7 @@ def _draw(
             label=f"$d_1 = {multiple:g} N$",
         )
     last.axhline(0.5, color="tab:red", linewidth=1, label="Lemma C.1's bound")
-    last.set_xscale("log", base=2)
+    figures.set_log_x(last, N, base=2)
     last.set_ylim(0, 1)
     last.set_xlabel("samples $N$")
     last.set_ylabel(r"$\alpha_0 \, / \, (\beta_w \sqrt{d_1 \lambda(X)})$ (median)")
@@ -476,9 +476,10 @@ def report(store: Store, out: Path, map_folder: Path | None) -> None:
         results = store.read("widths")
         summary, exponents = tables(results, science)
         found = None if map_folder is None else map_widths(map_folder)
+        covered = summary["coverage"].min()
         caption = (
             f"Rows from the {science['data_law']}, balanced labels, V0 of variance d1^-{science['rho']:g}, {science['num_seeds']} seeds (median, and its "
-            f"interval from order statistics, which covers {summary['coverage'].min():.0%}), float64. Configuration {configuration}."
+            f"interval from order statistics{'' if np.isnan(covered) else f', which covers {covered:.0%}'}), float64. Configuration {configuration}."
         )
         drawn = _draw(summary, results, found, science["scaling"], caption)
         figures.save(drawn, out / "figures", "width_bounds", configuration)
