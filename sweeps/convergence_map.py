@@ -7,12 +7,13 @@ command goes on after an interruption.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import logging
 
-from sweeps import experiment, launch, protocol_settings
+from sweeps import experiment, launch, plan, protocol_settings
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
@@ -47,6 +48,20 @@ def run_tile(
     return result
 
 
+def cost_of(num_samples: int, num_steps: int) -> Callable[[Tile], float]:
+    """How long the runs of a tile take, in any unit: a step's cost times a guess at the steps.
+
+    Networks with d0 d1 far below N cannot fit their labels and take every step, and those far above it take a few hundred; in
+    between, which is about where half of them converge, the share of all steps falls as a power of d0 d1 / N.
+    """
+
+    def cost(tile: Tile) -> float:
+        load = np.outer(tile.d0, tile.d1) / (1.1 * num_samples)
+        return plan.cost(tile) * float(np.mean(np.minimum(num_steps, 300 + num_steps / (1 + load**4))))
+
+    return cost
+
+
 def _report(store: Store, execution: Execution) -> None:
     # Imported here, because worker processes import this module, and plots and tables would keep them seconds.
     from sweeps.report import report
@@ -61,6 +76,7 @@ def run(chosen: Settings) -> None:
         _report(launch.open_results(execution.out), execution)
         return
     precision = np.dtype(protocol.precision)
+    takes_every_step = protocol.stop == "never" or protocol.dynamics == "inclusion"
     sweep = Sweep(
         protocol_name=protocol.name,
         flags=flagfile(protocol.name, science(protocol, layers)),
@@ -74,6 +90,7 @@ def run(chosen: Settings) -> None:
         run_tile=functools.partial(
             run_tile, protocol, execution.lanes, execution.steps_per_chunk, execution.num_devices
         ),
+        cost=plan.cost if takes_every_step else cost_of(protocol.num_samples, protocol.num_steps),
     )
     store = launch.train(sweep, execution)
     if any(store.pending(setup).any() for setup in setups(protocol, layers)):

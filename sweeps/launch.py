@@ -23,6 +23,7 @@ from absl import flags, logging
 
 from sweeps import patched, plan, processes, settings
 from sweeps.engine import Timings
+from sweeps.forecast import Forecast
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
 from sweeps.protocol import fingerprint
@@ -62,7 +63,7 @@ class Sweep:
       metrics: what is kept of a run.
       run_tile: trains a tile.
       axes: what d0 and d1 are called in the store.
-      cost: of a tile, roughly; the longest go first.
+      cost: of a tile, roughly, in any unit: see `forecast`.
       records: what all metrics but the status are recorded along, and the values there.
     """
 
@@ -342,13 +343,18 @@ def _run_tiles(
     if num_processes > 1:
         run_tile = functools.partial(patched.checked, run_tile, patched.fingerprints())
     begun = time.monotonic()
-    waiting = set(todo)
-    progress = Progress(mine, [tile for tile in mine if tile not in waiting], sweep.cost)
+    forecast = Forecast(todo, sweep.cost, num_processes)
+    progress = Progress(len(mine), len(mine) - len(todo), forecast)
     done = 0
     try:
         with Stopping() as stopping:
             for tile, (records, timings) in processes.map_unordered(
-                run_tile, todo, num_processes, initialize, lambda: stopping.asked
+                run_tile,
+                forecast.order(time.monotonic),
+                num_processes,
+                initialize,
+                lambda: stopping.asked,
+                progress.tick,
             ):
                 before = time.perf_counter()
                 store.write(tile.setup, tile.slices, records)
@@ -356,7 +362,7 @@ def _run_tiles(
                 for part, seconds in timings.items():
                     spent[part] += seconds
                 done += 1
-                progress.update(tile)
+                progress.update(tile, timings)
     except BrokenProcessPool as error:
         raise UsageError("a worker process died (out of memory?); the same command goes on where it stopped") from error
     except StoreError as error:
