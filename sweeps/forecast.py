@@ -75,13 +75,8 @@ class Forecast:
         fixed = float(np.median(self._fixed[-20:]))
         seconds = fixed + self._work_of_all()
         age = {index: now - begun for index, begun in self._begun.items()}
-        # What is in hand for longer than was expected takes longer still, and so do its neighbours.
-        overdue = {index: _OVERDUE * age[index] - fixed for index in age if age[index] > seconds[index]}
-        if overdue:
-            seconds = fixed + self._work_of_all(overdue)
-            for index in overdue:
-                seconds[index] = _OVERDUE * age[index]
-        ends = [max(seconds[index] - age[index], 0.0) for index in age]
+        # What is in hand for longer than was expected takes longer still.
+        ends = [(seconds[i] if age[i] < seconds[i] else _OVERDUE * age[i]) - age[i] for i in age]
         ends += [0.0] * (self._num_processes - len(ends))
         heapq.heapify(ends)
         for more in np.sort(seconds[self._waiting])[::-1]:
@@ -91,13 +86,12 @@ class Forecast:
     def _away(self, index: int) -> np.ndarray:
         return np.sqrt(((self._places - self._places[index]) ** 2).sum(axis=1))
 
-    def _work_of_all(self, overdue: dict[int, float] | None = None) -> np.ndarray:
+    def _work_of_all(self) -> np.ndarray:
         """Of every tile the seconds of its work, as far as they are known; in any unit before the first is done."""
-        known = self._work | (overdue or {})
-        if not known:
+        if not self._work:
             return self._cost
-        where = np.fromiter(known, int)
-        rates = np.fromiter(known.values(), float) / self._cost[where]
+        where = np.fromiter(self._work, int)
+        rates = np.fromiter(self._work.values(), float) / self._cost[where]
         count = min(_NEIGHBOURS, len(where))
         # Loaded here, because worker processes import this module.
         from scipy.spatial import KDTree
