@@ -128,7 +128,7 @@ def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
     for name in ("num_devices", "lanes", "steps_per_chunk", "interval"):
         if values[name].present:
             raise UsageError(f"--{name}: has no effect here, where nothing is trained")
-    if min(chosen.num_samples) ** min(chosen.delta) < 2:
+    if dimension(min(chosen.num_samples), min(chosen.delta)) < 2:
         raise UsageError(
             f"--delta: {min(chosen.delta):g} gives d0 = 1 at N = {min(chosen.num_samples)}: rows are equal"
         )

@@ -73,6 +73,7 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("comparison_ode", ["--alpha_low=3"], "--alpha_low: 3 is not below"),
         ("comparison_ode", ["--num_processes=2"], "--num_processes: has no effect"),
         ("comparison_ode", ["--c=nan"], "--c: nan"),
+        ("comparison_ode", ["--half_width=10"], "--half_width: 10 is not below the threshold 1.7293"),
         ("width_bounds", ["--num_samples=9"], "--num_samples: 9 is odd"),
         ("width_bounds", ["--num_samples=0"], "--num_samples: sizes must be at least 1"),
         ("width_bounds", ["--delta=1"], "--delta: 1 is not a finite number in (0, 1)"),

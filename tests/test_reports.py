@@ -1,6 +1,7 @@
 """Every launcher's report on stores that hold little: one cell, one seed, nothing converged, everything diverged, nothing measured."""
 
 import contextlib
+import json
 import warnings
 
 import numpy as np
@@ -103,3 +104,19 @@ def test_every_report_says_what_there_is(name, size, end, tmp_path):
     assert done.stderr == ""
     assert rows(tmp_path / "out")
     assert "Configuration" in done.stdout
+
+
+@pytest.mark.parametrize("name", [*GRIDS, *VARIANTS])
+def test_the_flag_file_repeats_a_sweep_of_every_launcher(name, tmp_path):
+    launcher, more = VARIANTS.get(name, (name, []))
+    config, folders = [], (tmp_path / "first", tmp_path / "second")
+    with ended("all done"):
+        for folder, words in zip(
+            folders, ([*GRIDS[launcher][0], *more], [f"--flagfile={folders[0] / 'run.flagfile'}"]), strict=True
+        ):
+            done = command(launcher, f"--out={folder}", "--num_processes=1", *words)
+            assert done.returncode == 0, done.stderr
+            config.append(json.loads((folder / "config.json").read_text()))
+    assert config[0] == config[1]
+    assert (folders[0] / "run.flagfile").read_text() == (folders[1] / "run.flagfile").read_text()
+    assert rows(folders[0]) == rows(folders[1])
