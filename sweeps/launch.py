@@ -447,8 +447,9 @@ def execute(launcher: Launcher, argv: Sequence[str]) -> None:
             raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
         flags.FLAGS.mark_as_parsed()  # The logging module looks there.
         launcher.run(launcher.read(values))
-    except (flags.Error, UsageError) as error:
-        print(f"{launcher.name}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (flags.Error, UsageError, StoreError, UnicodeDecodeError) as error:
+        where = {StoreError: "--out: ", UnicodeDecodeError: "--flagfile: "}.get(type(error), "")
+        print(f"{launcher.name}: {where}{' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

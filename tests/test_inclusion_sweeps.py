@@ -96,6 +96,18 @@ def test_bad_flags(name, words, message, tmp_path):
     assert not out.exists()
 
 
+def test_two_samples_are_enough(tmp_path):
+    """Multiples of N coincide then, and N^0.99 is 2 once rounded."""
+    out, words = tmp_path / "out", ["--num_samples=2", "--delta=0.99", "--num_seeds=1", "--max_operations=1e4"]
+    done = command("width_bounds", f"--out={out}", *words, "--num_processes=1")
+    assert done.returncode == 0, done.stderr
+    results = xr.open_zarr(out / "results.zarr", group="widths", consolidated=False)
+    assert int(results["d0"]) == 2
+    ratios = [float(results[f"alpha_ratio_{multiple}N"]) for multiple in ("1", "1.25", "2", "4")]
+    assert ratios[0] == ratios[1]
+    assert np.isfinite(ratios).all()
+
+
 def test_figure_1(tmp_path):
     out = tmp_path / "out"
     few = ["--num_alpha=5", "--num_times=50"]

@@ -106,6 +106,25 @@ def test_every_report_says_what_there_is(name, size, end, tmp_path):
     assert "Configuration" in done.stdout
 
 
+def test_results_of_another_launcher_are_refused_in_one_line(tmp_path):
+    out = tmp_path / "out"
+    with ended("all done"):
+        assert command("zeros", f"--out={out}", "--num_processes=1", *GRIDS["zeros"][0]).returncode == 0
+        for name in set(GRIDS) - {"zeros"}:
+            done = command(name, f"--out={out}", "--figures_only")
+            assert done.returncode == 2, name
+            assert done.stderr.startswith(f"{name}: --out: ")
+            assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_flag_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "flags").write_bytes(b"\xa6\xff")
+    done = command("zeros", f"--flagfile={tmp_path / 'flags'}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("zeros: --flagfile: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", [*GRIDS, *VARIANTS])
 def test_the_flag_file_repeats_a_sweep_of_every_launcher(name, tmp_path):
     launcher, more = VARIANTS.get(name, (name, []))
