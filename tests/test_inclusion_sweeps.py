@@ -102,8 +102,8 @@ def test_two_samples_are_enough(tmp_path):
     done = command("width_bounds", f"--out={out}", *words, "--num_processes=1")
     assert done.returncode == 0, done.stderr
     results = xr.open_zarr(out / "results.zarr", group="widths", consolidated=False)
-    assert int(results["d0"]) == 2
-    ratios = [float(results[f"alpha_ratio_{multiple}N"]) for multiple in ("1", "1.25", "2", "4")]
+    assert results["d0"].item() == 2
+    ratios = [results[f"alpha_ratio_{multiple}N"].item() for multiple in ("1", "1.25", "2", "4")]
     assert ratios[0] == ratios[1]
     assert np.isfinite(ratios).all()
 
