@@ -108,6 +108,10 @@ def compute(chosen: Comparison) -> Mapping[str, pandas.DataFrame]:
             raise UsageError(f"--a: {error}") from error
         low, high = chosen.alpha_low, chosen.alpha_high
         if factor == 1.0:
+            if chosen.half_width >= threshold:
+                raise UsageError(
+                    f"--half_width: {chosen.half_width:g} is not below the threshold {threshold:.4f}, and alpha is positive"
+                )
             low, high = threshold - chosen.half_width, threshold + chosen.half_width
         alphas = np.linspace(low, high, chosen.num_alpha)
         solve = jax.jit(jax.vmap(lambda alpha, f=factor: solve_comparison(alpha, times, factor=f, **constants)))

@@ -7,12 +7,13 @@ command goes on after an interruption.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import logging
 
-from sweeps import engine, experiment, launch, protocol_settings
+from sweeps import experiment, launch, plan, protocol_settings
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
@@ -39,12 +40,26 @@ def run_tile(
         for_setup(protocol, tile.setup),
         parts_of(tile.setup)[0],
         tile,
-        lanes=lanes or engine.default_lanes(jax.default_backend(), tile.padded[0] * tile.padded[1]),
+        lanes=lanes,
         steps_per_chunk=steps_per_chunk,
         devices=jax.local_devices()[: num_devices or None],
     )
     jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
     return result
+
+
+def cost_of(num_samples: int, num_steps: int) -> Callable[[Tile], float]:
+    """How long the runs of a tile take, in any unit: a step's cost times a guess at the steps.
+
+    Networks with d0 d1 far below N cannot fit their labels and take every step, and those far above it take a few hundred; in
+    between, which is about where half of them converge, the share of all steps falls as a power of d0 d1 / N.
+    """
+
+    def cost(tile: Tile) -> float:
+        load = np.outer(tile.d0, tile.d1) / (1.1 * num_samples)
+        return plan.cost(tile) * float(np.mean(np.minimum(num_steps, 300 + num_steps / (1 + load**4))))
+
+    return cost
 
 
 def _report(store: Store, execution: Execution) -> None:
@@ -61,6 +76,7 @@ def run(chosen: Settings) -> None:
         _report(launch.open_results(execution.out), execution)
         return
     precision = np.dtype(protocol.precision)
+    takes_every_step = protocol.stop == "never" or protocol.dynamics == "inclusion"
     sweep = Sweep(
         protocol_name=protocol.name,
         flags=flagfile(protocol.name, science(protocol, layers)),
@@ -74,6 +90,7 @@ def run(chosen: Settings) -> None:
         run_tile=functools.partial(
             run_tile, protocol, execution.lanes, execution.steps_per_chunk, execution.num_devices
         ),
+        cost=plan.cost if takes_every_step else cost_of(protocol.num_samples, protocol.num_steps),
     )
     store = launch.train(sweep, execution)
     if any(store.pending(setup).any() for setup in setups(protocol, layers)):

@@ -3,8 +3,10 @@
 A device trains its networks side by side in lanes, in chunks of steps; between two chunks the lanes that are done are read
 off and given the next runs, by the host: what is compiled is a chunk and nothing else, and a sweep compiles one for every
 tile. A CPU wants a handful of lanes, to spread the cost of starting an operation over several small networks while they stay
-inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another and each leaves
-its loop when it is done. No collective runs inside a compiled chunk.
+inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another. Either way a run
+is asked at every step, inside the compiled loop, whether it is done. No collective runs inside a compiled chunk.
+
+Runs that cannot be interrupted (`InOneGo`) fill the lanes in batches, the next when all of the last are done.
 """
 
 import time
@@ -17,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["STEPS_PER_CHUNK", "Timings", "Work", "chunk", "default_lanes", "in_one_go", "run_on_devices"]
+__all__ = ["STEPS_PER_CHUNK", "InOneGo", "Lane", "Timings", "Work", "begin", "chunk", "default_lanes", "run_on_devices"]
 
 LANES = PartitionSpec("lanes")
 STEPS_PER_CHUNK = 200
@@ -33,10 +35,13 @@ class Work(NamedTuple):
 
     Attributes:
       start: from what describes a run, any pytree of arrays, to its state.
-      advance: from a state and a number of steps to the state after at most so many; a state that is done stays.
+      advance: from a state and a number of steps to the state after so many; with 0 steps, to the state that has been looked at, of
+        which `is_done` can be asked.
       is_done: whether a state takes no more steps.
-      finish: from a state that is done to what is kept of it.
+      finish: from the last state to what is kept of it.
       num_steps: the largest number of steps of any run.
+      asks_itself: a promise that `advance` takes no step of a state that is done. The engine then hands over many steps at once, which
+        is faster; otherwise it takes them one by one, and asks before each.
     """
 
     start: Callable[[PyTree], State]
@@ -44,28 +49,67 @@ class Work(NamedTuple):
     is_done: Callable[[State], Bool[Array, ""]]
     finish: Callable[[State], Record]
     num_steps: int
+    asks_itself: bool = False
 
 
-def in_one_go(follow: Callable[[PyTree], Record]) -> Work:
-    """A run that is not interrupted: `follow` goes from what describes it to what is kept of it."""
-    return Work(
-        start=follow,
-        advance=lambda record, _: record,
-        is_done=lambda _: jnp.bool_(True),
-        finish=lambda record: record,
-        num_steps=1,
-    )
+class InOneGo(NamedTuple):
+    """A run that is not interrupted.
+
+    Attributes:
+      follow: from what describes it, any pytree of arrays, to what is kept of it.
+    """
+
+    follow: Callable[[PyTree], Record]
 
 
-def default_lanes(backend: str, num_weights: int) -> int:
+class Lane(NamedTuple):
+    """A run under way.
+
+    Attributes:
+      taken: steps that it was given.
+      state: of the run.
+    """
+
+    taken: Int[Array, ""]
+    state: State
+
+
+def begin(work: Work) -> Callable[[PyTree], Lane]:
+    """From what describes a run to the lane that it begins with."""
+    return lambda run: Lane(jnp.int32(0), work.start(run))
+
+
+def _advance(work: Work, lane: Lane, num_steps: int) -> Lane:
+    """So many more steps at most; fewer when the run is done, or has taken all of its own."""
+    left = jnp.minimum(num_steps, work.num_steps - lane.taken)
+    taken = lane.taken + left
+    if work.asks_itself:
+        return Lane(taken, work.advance(lane.state, left))
+
+    def is_due(now: tuple[Array, State]) -> Array:
+        # Whether a state is done is known once it has been looked at.
+        return (now[0] <= 0) | ((now[0] <= left) & ~work.is_done(now[1]))
+
+    def step(now: tuple[Array, State]) -> tuple[Array, State]:
+        return now[0] + 1, work.advance(now[1], jnp.minimum(now[0], 1))
+
+    return Lane(taken, jax.lax.while_loop(is_due, step, (jnp.int32(0), lane.state))[1])
+
+
+def _is_done(work: Work, lane: Lane) -> Bool[Array, ""]:
+    return work.is_done(lane.state) | (lane.taken >= work.num_steps)
+
+
+def default_lanes(backend: str, num_weights: int, *, in_one_go: bool = False) -> int:
     """How many runs a device trains side by side unless told otherwise.
 
     512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for larger ones:
-    the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's end.
+    the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's end; 1 for
+    runs in one go, which wait for each other.
     """
     if backend != "cpu":
         return 512
-    return 8 if num_weights <= 200 else 4 if num_weights <= 500 else 1
+    return 1 if in_one_go else 8 if num_weights <= 200 else 4 if num_weights <= 500 else 1
 
 
 def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:
@@ -82,16 +126,16 @@ def _count(runs: PyTree) -> int:
     return jax.tree.leaves(runs)[0].shape[0]
 
 
-def _one_after_another(work: Work, runs: PyTree, mesh: Mesh) -> tuple[Record, Timings]:
-    """All runs in one compiled program, dealt out over the devices."""
-    # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats fill the last
-    # round.
+def _in_batches(follow: Callable[[PyTree], Record], runs: PyTree, mesh: Mesh, lanes: int) -> tuple[Record, Timings]:
+    """All runs in one compiled program, dealt out over the devices; on each so many side by side, then as many again."""
+    # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats of the last run fill the
+    # last round.
     num_runs, num_devices = _count(runs), mesh.size
-    per_device = -(-num_runs // num_devices)
+    per_device = -(-num_runs // (num_devices * lanes)) * lanes
     dealt = np.arange(per_device * num_devices).reshape(per_device, num_devices).T.ravel()
-    follow = lambda run: work.finish(work.advance(work.start(run), work.num_steps))
+    # A batch of one would be a vmap, which costs a CPU its fast products.
     mapped = jax.shard_map(
-        lambda rows: jax.lax.map(follow, rows),
+        lambda rows: jax.lax.map(follow, rows, batch_size=lanes if lanes > 1 else None),
         mesh=mesh,
         in_specs=LANES,
         out_specs=LANES,
@@ -129,12 +173,12 @@ def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State,
     return left, jax.device_put(states, sharding)
 
 
-def chunk(work: Work, num_steps: int) -> Callable[[State], tuple[State, Bool[Array, " lanes"]]]:
-    """So many steps of the runs that stand side by side in the states, and which of them are done; this is what is compiled."""
+def chunk(work: Work, num_steps: int) -> Callable[[Lane], tuple[Lane, Bool[Array, " lanes"]]]:
+    """So many steps of the runs that stand side by side, and which of them are done; this is what is compiled."""
 
-    def advance(states: State) -> tuple[State, Bool[Array, " lanes"]]:
-        states = jax.vmap(lambda state: work.advance(state, num_steps))(states)
-        return states, jax.vmap(work.is_done)(states)
+    def advance(lanes: Lane) -> tuple[Lane, Bool[Array, " lanes"]]:
+        lanes = jax.vmap(lambda lane: _advance(work, lane, num_steps))(lanes)
+        return lanes, jax.vmap(lambda lane: _is_done(work, lane))(lanes)
 
     return advance
 
@@ -143,7 +187,8 @@ def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk:
     """All runs through `lanes` lanes of every device; a lane that is done is read off and takes the next run."""
     num_runs, num_lanes = _count(runs), lanes * mesh.size
     begun = time.perf_counter()
-    start, finish = (jax.jit(jax.vmap(part)) for part in (work.start, work.finish))
+    start = jax.jit(jax.vmap(begin(work)))
+    finish = jax.jit(jax.vmap(lambda lane: work.finish(lane.state)))
     starts = jax.device_get(start.lower(runs).compile()(runs))
 
     # More lanes than runs: the last run is done more than once.
@@ -177,7 +222,7 @@ def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk:
 
 
 def run_on_devices(
-    work: Work,
+    work: Work | InOneGo,
     runs: PyTree,
     *,
     lanes: int,
@@ -189,8 +234,8 @@ def run_on_devices(
     Args:
       work: the run.
       runs: what describes them, stacked along a leading axis.
-      lanes: runs side by side on every device; 1 for one after another.
-      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1.
+      lanes: runs side by side on every device, at most; 1 for one after another.
+      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1 and for runs in one go.
       devices: all local ones when None.
 
     Returns:
@@ -203,6 +248,9 @@ def run_on_devices(
     # On the host, where rows are picked with NumPy: JAX would compile a program for every shape.
     runs = jax.device_get(runs)
     lanes = min(lanes, -(-_count(runs) // len(devices)))
+    if isinstance(work, InOneGo):
+        return _in_batches(work.follow, runs, mesh, lanes)
     if lanes == 1:
-        return _one_after_another(work, runs, mesh)
+        follow = lambda run: work.finish(_advance(work, begin(work)(run), work.num_steps).state)
+        return _in_batches(follow, runs, mesh, lanes)
     return _in_lanes(work, runs, mesh, lanes, steps_per_chunk)

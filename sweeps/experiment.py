@@ -21,7 +21,7 @@ from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
 from sweeps import arithmetic
-from sweeps.engine import STEPS_PER_CHUNK, Timings, Work, in_one_go, run_on_devices
+from sweeps.engine import STEPS_PER_CHUNK, InOneGo, Timings, Work, default_lanes, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, relative_tolerance
 
@@ -218,20 +218,19 @@ def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
 
     def advance(state: _Training, num_steps: int | Array) -> _Training:
         key = arithmetic.wrap(state.batches)
-        left = jnp.minimum(num_steps, protocol.num_steps - jnp.maximum(state.descent.steps, 0))
-        return state._replace(descent=descent.advance(state.descent, state.problem, left, key))
+        return state._replace(descent=descent.advance(state.descent, state.problem, num_steps, key))
 
     def is_done(state: _Training) -> Array:
-        return (state.descent.steps >= protocol.num_steps) | descent.is_done(state.descent)
+        return descent.is_done(state.descent)
 
     def finish(state: _Training) -> End:
         result = descent.result(state.descent)
         return End(result.params, result.status, result.steps, result.converged_at, result.loss, result.best_loss, {})
 
-    return Work(start, advance, is_done, finish, protocol.num_steps)
+    return Work(start, advance, is_done, finish, protocol.num_steps, asks_itself=True)
 
 
-def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
+def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> InOneGo:
     """A run that follows the differential inclusion, in one go; `protocol` is that of the set-up.
 
     It goes on past branching kinks, and stops at the first network that meets the criterion.
@@ -272,7 +271,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
             },
         )
 
-    return in_one_go(follow)
+    return InOneGo(follow)
 
 
 def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
@@ -366,6 +365,9 @@ def map_cells(
     networks: Tile,
     cells: Tile,
     follow: Callable[[float, float], Callable[[Run], dict[str, Array]]],
+    *,
+    lanes: int,
+    devices: list[jax.Device],
 ) -> tuple[dict[str, np.ndarray], Timings]:
     """The same starts through every cell of a tile whose axes are not (d0, d1).
 
@@ -374,6 +376,7 @@ def map_cells(
       networks: a tile of one (d0, d1) and all seeds.
       cells: the tile.
       follow: from the values of a cell to what is done to a run.
+      lanes, devices: as for `train_tile`.
 
     Returns:
       The records of all cells in the tile's order, and the seconds that went into each part of the work.
@@ -381,11 +384,11 @@ def map_cells(
     begun = time.perf_counter()
     runs = draw_tile(protocol, networks)
     timings = {"drawing": time.perf_counter() - begun, "compilation": 0.0, "running": 0.0}
-    lanes = 1 if jax.default_backend() == "cpu" else networks.num_seeds
+    lanes = lanes or default_lanes(jax.default_backend(), 0, in_one_go=True)
     parts = []
     for row in cells.d0:
         for column in cells.d1:
-            records, spent = run_on_devices(in_one_go(follow(row, column)), runs, lanes=lanes)
+            records, spent = run_on_devices(InOneGo(follow(row, column)), runs, lanes=lanes, devices=devices)
             parts.append(records)
             timings |= {name: timings[name] + seconds for name, seconds in spent.items()}
     jax.clear_caches()
@@ -397,7 +400,7 @@ def train_tile(
     trained_layers: TrainedLayers,
     tile: Tile,
     *,
-    lanes: int,
+    lanes: int = 0,
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
 ) -> tuple[dict[str, np.ndarray], Timings]:
@@ -407,7 +410,8 @@ def train_tile(
       protocol: of the tile's set-up.
       trained_layers: of the tile's set-up.
       tile: what to train.
-      lanes, steps_per_chunk, devices: as for `engine.run_on_devices`.
+      lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
+      steps_per_chunk, devices: as for `engine.run_on_devices`.
 
     Returns:
       The records of its runs, and the seconds that went into each part of the work.
@@ -418,12 +422,13 @@ def train_tile(
     order = np.argsort(np.prod(tile.runs()[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun
-    follows = protocol.dynamics == "inclusion"
-    work = (inclusion_of if follows else work_of)(protocol, trained_layers)
+    work = (inclusion_of if protocol.dynamics == "inclusion" else work_of)(protocol, trained_layers)
+    num_weights = tile.padded[0] * tile.padded[1]
+    lanes = lanes or default_lanes(jax.default_backend(), num_weights, in_one_go=isinstance(work, InOneGo))
     ends, timings = run_on_devices(
         work,
         ordered,
-        lanes=1 if follows and jax.default_backend() == "cpu" else lanes,
+        lanes=lanes,
         steps_per_chunk=steps_per_chunk,
         devices=devices,
     )

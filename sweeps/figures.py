@@ -26,6 +26,7 @@ __all__ = [
     "numerical_zeros",
     "probability",
     "save",
+    "set_log_x",
     "shades",
 ]
 
@@ -38,6 +39,14 @@ CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diver
 def shades(count: int) -> list[Any]:
     """Colours for `count` ordered values, readable to the colour-blind, from dark to light."""
     return [matplotlib.colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]
+
+
+def set_log_x(axes: Axes, values: Sequence[float] | np.ndarray, base: float = 10) -> None:
+    """A log axis over some positive values, whatever is drawn: Matplotlib fails where nothing is."""
+    low, high = float(min(values)), float(max(values))
+    room = max((high / low) ** 0.05, 1.1)
+    axes.set_xlim(low / room, high * room)
+    axes.set_xscale("log", base=base)
 
 
 def add_caption(figure: Figure, caption: str) -> None:

@@ -23,7 +23,7 @@ from absl import flags
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps import arithmetic, experiment, launch, limit_report
-from sweeps.engine import Timings, in_one_go, run_on_devices
+from sweeps.engine import InOneGo, Timings, default_lanes, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
@@ -236,15 +236,19 @@ def _setup(layers: str, num_samples: int) -> str:
     return f"{layers}_N{num_samples}"
 
 
-def run_tile(limit: Limit, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
-    """All runs of a tile, one after another on every device."""
+def run_tile(limit: Limit, lanes: int, num_devices: int, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
+    """All runs of a tile; on a CPU one after another on every device, unless `lanes` says otherwise."""
     name, _, size = tile.setup.partition("_N")
     trained_layers, _ = parts_of(name)
     begun = time.perf_counter()
     runs = experiment.draw_tile(for_layers(_protocol(limit, int(size)), trained_layers), tile)
     drawing = time.perf_counter() - begun
-    work = in_one_go(functools.partial(compare, limit, trained_layers))
-    records, timings = run_on_devices(work, runs, lanes=1, devices=jax.local_devices())
+    records, timings = run_on_devices(
+        InOneGo(functools.partial(compare, limit, trained_layers)),
+        runs,
+        lanes=lanes or default_lanes(jax.default_backend(), 0, in_one_go=True),
+        devices=jax.local_devices()[: num_devices or None],
+    )
     jax.clear_caches()
     return records, {"drawing": drawing, **timings}
 
@@ -263,7 +267,7 @@ def run(chosen: tuple[Limit, Execution]) -> None:
         num_seeds=limit.num_seeds,
         precision="float64",
         metrics=_metrics(limit),
-        run_tile=functools.partial(run_tile, limit),
+        run_tile=functools.partial(run_tile, limit, execution.lanes, execution.num_devices),
     )
     # One compiled program a set-up; the cells differ little.
     whole_grid = (len(limit.d0), len(limit.d1))

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from sweeps import arithmetic, plan, processes, settings
+from sweeps import arithmetic, patched, plan, processes, settings
 from sweeps.engine import Timings
+from sweeps.forecast import Forecast
 from sweeps.plan import Tile
 from sweeps.progress import Progress, Stopping, duration
 from sweeps.protocol import fingerprint
@@ -62,7 +63,7 @@ class Sweep:
       metrics: what is kept of a run.
       run_tile: trains a tile.
       axes: what d0 and d1 are called in the store.
-      cost: of a tile, roughly; the longest go first.
+      cost: of a tile, roughly, in any unit: see `forecast`.
       records: what all metrics but the status are recorded along, and the values there.
     """
 
@@ -259,6 +260,7 @@ def train(sweep: Sweep, execution: Execution) -> Store:
       SystemExit: a signal asked to stop, and the tiles in hand are stored.
     """
     _check_folder(execution.out)
+    patched.check()
     num_processes = execution.num_processes
     if execution.num_devices:
         try:
@@ -338,13 +340,22 @@ def _run_tiles(
     spent: dict[str, float] = collections.defaultdict(float)
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, sweep.precision, execution.compilation_cache)
+    run_tile = sweep.run_tile
+    if num_processes > 1:
+        run_tile = functools.partial(patched.checked, run_tile, patched.fingerprints())
     begun = time.monotonic()
-    progress = Progress(mine, [tile for tile in mine if tile not in set(todo)], sweep.cost)
+    forecast = Forecast(todo, sweep.cost, num_processes)
+    progress = Progress(len(mine), len(mine) - len(todo), forecast)
     done = 0
     try:
         with Stopping() as stopping:
             for tile, (records, timings) in processes.map_unordered(
-                sweep.run_tile, todo, num_processes, initialize, lambda: stopping.asked
+                run_tile,
+                forecast.order(time.monotonic),
+                num_processes,
+                initialize,
+                lambda: stopping.asked,
+                progress.tick,
             ):
                 before = time.perf_counter()
                 store.write(tile.setup, tile.slices, records)
@@ -352,11 +363,15 @@ def _run_tiles(
                 for part, seconds in timings.items():
                     spent[part] += seconds
                 done += 1
-                progress.update(tile)
+                progress.update(tile, timings)
     except BrokenProcessPool as error:
         raise UsageError("a worker process died (out of memory?); the same command goes on where it stopped") from error
     except StoreError as error:
         raise UsageError(f"--out: {error}; the same command goes on where it stopped") from error
+    except OSError as error:
+        raise UsageError(
+            f"--out: cannot write to {execution.out}: {error.strerror or error}; the same command goes on where it stopped"
+        ) from error
     finally:
         progress.close()
         seconds = time.monotonic() - begun
@@ -434,8 +449,9 @@ def execute(launcher: Launcher, argv: Sequence[str]) -> None:
         flags.FLAGS.mark_as_parsed()  # The logging module looks there.
         arithmetic.check(os.environ.get("XLA_FLAGS", ""))
         launcher.run(launcher.read(values))
-    except (flags.Error, UsageError) as error:
-        print(f"{launcher.name}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (flags.Error, UsageError, StoreError, UnicodeDecodeError) as error:
+        where = {StoreError: "--out: ", UnicodeDecodeError: "--flagfile: "}.get(type(error), "")
+        print(f"{launcher.name}: {where}{' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -452,4 +468,16 @@ def main(launcher: Launcher) -> None:
     # Our own progress, and from everybody else only what is worth a warning.
     standard_logging.getLogger().setLevel(standard_logging.WARNING)
     logging.get_absl_logger().setLevel(standard_logging.INFO)
-    execute(launcher, sys.argv)
+    try:
+        try:
+            execute(launcher, sys.argv)
+        finally:
+            sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # Who reads has seen enough, as `head` does. The interpreter would complain when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{launcher.name}: interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -101,7 +101,7 @@ def _draw_distances(axes: Any, results: dict[str, xr.Dataset], step_sizes: tuple
         layers, _, size = setup.partition("_N")
         done = data["status"].values != 0
         distances = np.stack([data[f"distance_{k}"].values[done] for k in range(len(step_sizes))], axis=-1)
-        distances = distances[np.isfinite(distances).all(axis=-1)]
+        distances = distances[(np.isfinite(distances) & (distances > 0)).all(axis=-1)]
         if len(distances):
             low, middle, high = np.percentile(distances, [10, 50, 90], axis=0)
             axes.fill_between(step_sizes, low, high, color=f"C{index}", alpha=0.2, linewidth=0)

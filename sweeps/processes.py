@@ -51,8 +51,9 @@ def map_unordered(
     num_processes: int,
     initialize: Callable[[], None],
     stop: Callable[[], bool],
+    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Task, Any]]:
-    """(task, function(task)) as they are done, the tasks begun in their order.
+    """(task, function(task)) as they are done, the tasks begun in their order, each taken when a process is free.
 
     Args:
       function: what is done to a task; picklable when there are several processes, like the tasks and results.
@@ -60,6 +61,7 @@ def map_unordered(
       num_processes: 1 does everything in this process.
       initialize: called once in every process before its first task.
       stop: asked before every new task; once it says True no other begins, and those begun are finished.
+      tick: called about twice a second while there are several processes.
 
     Raises:
       concurrent.futures.process.BrokenProcessPool: a worker died.
@@ -86,6 +88,7 @@ def map_unordered(
                 if not running:
                     return
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                tick()
                 for future in done:
                     yield running.pop(future), future.result()
         finally:

@@ -4,54 +4,58 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
 
 from absl import logging
 from tqdm import tqdm
 
-from sweeps import plan
+from sweeps.engine import Timings
+from sweeps.forecast import Forecast
 from sweeps.plan import Tile
 
 __all__ = ["Progress", "Stopping", "duration"]
 
 
 class Progress:
-    """A bar on a terminal, lines in a log otherwise. What advances is the estimated cost of the tiles."""
+    """A bar on a terminal, lines in a log otherwise: tiles, runs a second, and how long the rest takes.
 
-    def __init__(self, tiles: Sequence[Tile], done: Sequence[Tile], cost: Callable[[Tile], float] = plan.cost) -> None:
-        self._cost_of = cost
-        self._tiles, self._done, self._runs = len(tiles), len(done), 0
+    Args:
+      num_tiles: all of them.
+      num_done: those that were done before.
+      forecast: of the others.
+    """
+
+    def __init__(self, num_tiles: int, num_done: int, forecast: Forecast) -> None:
+        self._tiles, self._done, self._runs = num_tiles, num_done, 0
+        self._forecast = forecast
         self._begun = self._logged = time.monotonic()
-        self._first = sum(map(cost, done))
-        total = sum(map(cost, tiles))
         self._bar = tqdm(
-            total=total,
-            initial=self._first,
+            total=num_tiles,
+            initial=num_done,
             disable=not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]",
+            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}]",
             dynamic_ncols=True,
         )
-        self._cost, self._total = self._first, total
-        self._say()
 
-    def _say(self) -> str:
-        rate = self._runs / max(time.monotonic() - self._begun, 1e-9)
-        text = f"{self._done}/{self._tiles} tiles, {rate:.1f} runs/s"
-        self._bar.set_postfix_str(text)
-        return text
-
-    def update(self, tile: Tile) -> None:
+    def update(self, tile: Tile, timings: Timings) -> None:
         """One more tile is done."""
         self._done += 1
         self._runs += tile.num_runs
-        self._cost += self._cost_of(tile)
-        text = self._say()
-        self._bar.update(self._cost_of(tile))
+        self._forecast.finished(tile, timings)
+        self._bar.update()
+        self.tick(last=self._done == self._tiles)
+
+    def tick(self, *, last: bool = False) -> None:
+        """Says where the sweep is, when that is due: every second on a terminal, every ten in a log, and at the end."""
         now = time.monotonic()
-        if self._bar.disable and (now - self._logged >= 10 or self._done == self._tiles):
-            self._logged = now
-            left = (now - self._begun) * (self._total - self._cost) / max(self._cost - self._first, 1e-9)
-            logging.info("%s, about %s left", text, duration(left))
+        if not last and now - self._logged < (10 if self._bar.disable else 1):
+            return
+        self._logged = now
+        left = self._forecast.left(now)
+        text = f"{self._done}/{self._tiles} tiles, {self._runs / max(now - self._begun, 1e-9):.1f} runs/s"
+        text += "" if left is None else f", about {duration(left)} left"
+        self._bar.set_postfix_str(text)
+        if self._bar.disable:
+            logging.info("%s", text)
 
     def close(self) -> None:
         """Ends the bar."""

@@ -99,11 +99,11 @@ def _defaults(field: str) -> str:
 
 
 flags.DEFINE_enum(
-    "protocol", "as_written", list(PRESETS), "Preset that every value below comes from unless its flag says otherwise."
+    "protocol", "as_written", list(PRESETS), "preset that every value below comes from unless its flag says otherwise."
 )
-flags.DEFINE_string("trained_layers", "hidden,both", f"Set-ups, a comma list. {_meanings('trained_layers')}.")
+flags.DEFINE_string("trained_layers", "hidden,both", f"set-ups, a comma list. {_meanings('trained_layers')}.")
 for _name, (_, _help) in _PROTOCOL_FLAGS.items():
-    flags.DEFINE_string(_name, None, f"{_help[0].upper()}{_help[1:]}. (preset: {_defaults(_name)})")
+    flags.DEFINE_string(_name, None, f"{_help}. (preset: {_defaults(_name)})")
 
 
 def _per_layers(

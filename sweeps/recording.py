@@ -7,7 +7,6 @@ saves the state of the run. A run that was interrupted goes on from there, and e
 import functools
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,23 +154,31 @@ def _save(path: Path, state: Any, records: list[dict[str, np.ndarray]], configur
     partial.replace(path)
 
 
-def _load(path: Path, like: Any, configuration: str) -> tuple[Any, list[dict[str, np.ndarray]]] | None:
+def _load(
+    path: Path, like: Any, configuration: str, num_records: int
+) -> tuple[Any, list[dict[str, np.ndarray]]] | None:
+    """A checkpoint's state and records; None where there is none of this configuration, or it is damaged."""
     if not path.exists():
         return None
+    kinds = lambda tree: [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             if str(saved["configuration"]) != configuration:
                 return None
             leaves = [saved[f"leaf_{i}"] for i in range(len(jax.tree.leaves(like)))]
-            table = {name.removeprefix("record_"): saved[name] for name in saved.files if name.startswith("record_")}
-        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        if jax.tree.map(jnp.shape, state) != jax.tree.map(jnp.shape, like):
-            return None
-        count = len(table["loss"])
-        return state, [{name: values[i] for name, values in table.items()} for i in range(count)]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged (%s); its runs begin anew", path, error)
+            table = {name: saved[f"record_{name}"] for name in RECORDS}
+        if kinds(leaves) != kinds(like):
+            return None  # Of other lanes.
+        (count,) = {len(values) for values in table.values()}
+        if not 0 < count <= num_records:
+            raise ValueError(f"{count} records of {num_records}")
+        records = [{name: values[i] for name, values in table.items()} for i in range(count)]
+    except (
+        Exception
+    ) as error:  # NumPy and zipfile raise many kinds for damaged files, down to EOFError and SyntaxError.
+        logging.warning("%s is damaged (%s: %s); its runs begin anew", path, type(error).__name__, error)
         return None
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), records
 
 
 def follow(
@@ -209,7 +216,7 @@ def follow(
         run = Recorded(part.params, part.problem, part.batches, begin(part.params, part.problem))
         path = None if checkpoints is None else checkpoints.with_name(f"{checkpoints.name}_{first}.npz")
         records: list[dict[str, np.ndarray]] = []
-        if path is not None and (saved := _load(path, run, configuration)) is not None:
+        if path is not None and (saved := _load(path, run, configuration, len(steps))) is not None:
             run, records = saved
         program = _compiled(protocol, descent, size, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
         last = time.monotonic()

@@ -188,24 +188,24 @@ def define(table: FlagTable, values: flags.FlagValues = flags.FLAGS, module: str
       module: whose flags they are, for --help.
     """
     for name, (_, default, text) in table.items():
-        flags.DEFINE_string(name, default, f"{text[0].upper()}{text[1:]}.", values, module_name=module)
+        flags.DEFINE_string(name, default, f"{text}.", values, module_name=module)
 
 
-flags.DEFINE_string("out", None, "Output folder: new, empty, or one of an earlier run of the same sweep.")
+flags.DEFINE_string("out", None, "output folder: new, empty, or one of an earlier run of the same sweep.")
 flags.DEFINE_string(
     "block",
     None,
-    "Cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)",
+    "cells of a tile, as 4x3 for 4 values of d0 and 3 of d1. (default: what spans 8 inputs and 6 neurons, or what the folder was begun with)",
 )
 define(EXECUTION_FLAGS)
-flags.DEFINE_string("compilation_cache", _DEFAULT_CACHE, "Folder that compiled programs are kept in; empty for none.")
+flags.DEFINE_string("compilation_cache", _DEFAULT_CACHE, "folder that compiled programs are kept in; empty for none.")
 flags.DEFINE_enum(
     "interval",
     "wilson",
     list(INTERVALS),
-    f"Confidence interval of the probabilities, 95 percent. {'; '.join(f'{k}: {v}' for k, v in INTERVALS.items())}.",
+    f"confidence interval of the probabilities, 95 percent. {'; '.join(f'{k}: {v}' for k, v in INTERVALS.items())}.",
 )
-flags.DEFINE_boolean("figures_only", False, "Draw figures and summary from the results in --out, and run nothing.")
+flags.DEFINE_boolean("figures_only", False, "draw figures and summary from the results in --out, and run nothing.")
 
 
 def parse(name: str, parser: Callable[[str], Any], text: str) -> Any:

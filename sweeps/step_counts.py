@@ -131,7 +131,7 @@ def _metrics(chosen: StepCounts) -> dict[str, tuple[Any, str]]:
     }  # fmt: skip
 
 
-def run_tile(chosen: StepCounts, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
+def run_tile(chosen: StepCounts, lanes: int, num_devices: int, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
     """All seeds of a learning rate and batch size, from the same starts."""
     layers, _ = parts_of(tile.setup)
     protocol = dataclasses.replace(
@@ -142,7 +142,8 @@ def run_tile(chosen: StepCounts, tile: Tile) -> tuple[dict[str, np.ndarray], Tim
     )
     networks = Tile(layers, (chosen.d0,), (chosen.d1,), 0, 0, chosen.num_seeds)
     follow = lambda rate, size: functools.partial(count_steps, chosen, layers, rate, int(size))
-    return experiment.map_cells(protocol, networks, tile, follow)
+    devices = jax.local_devices()[: num_devices or None]
+    return experiment.map_cells(protocol, networks, tile, follow, lanes=lanes, devices=devices)
 
 
 def summarize(results: dict[str, xr.Dataset], chosen: dict[str, Any]) -> pandas.DataFrame:
@@ -187,7 +188,7 @@ def fits(table: pandas.DataFrame) -> pandas.DataFrame:
     for (setup, rate, size), part in finite.groupby(["trained_layers", "learning_rate", "batch_size"]):
         slope, low, high = fitted_slope(-np.log(part["epsilon"]).to_numpy(), part["flow_time"].to_numpy())
         rows.append(dict(trained_layers=setup, shape="flow time / log(1/epsilon)", at=f"eta = {rate:g}, b = {size}", value=slope, low=low, high=high, points=len(part)))  # fmt: skip
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=["trained_layers", "shape", "at", "value", "low", "high", "points"])
 
 
 def _draw(table: pandas.DataFrame, caption: str) -> Figure:
@@ -197,7 +198,8 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
     figure.suptitle("Steps of mini-batch SGD to a loss below epsilon")
     figures.add_caption(figure, caption)
     for (left, right), setup in zip(grid, setups, strict=True):
-        part = table[(table["trained_layers"] == setup) & np.isfinite(table["steps"])]
+        # No log axis shows the 0 steps of a start that is there already.
+        part = table[(table["trained_layers"] == setup) & np.isfinite(table["steps"]) & (table["steps"] > 0)]
         epsilons = sorted(set(part["epsilon"]), reverse=True)
         colours = figures.shades(len(epsilons))
         cells = part.groupby(["learning_rate", "batch_size"])
@@ -222,11 +224,12 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
                 color=figures.shades(len(cells))[index],
                 label=rf"$\eta = {rate:g}, b = {size}$",
             )
-        left.set_xscale("log")
-        left.set_yscale("log")
+        figures.set_log_x(left, np.outer(sorted(set(table["learning_rate"])), sorted(set(table["batch_size"]))).ravel())
+        if len(part):
+            left.set_yscale("log")
         left.set_xlabel(r"$\eta b$ (lines: slope $-1$)")
         left.set_ylabel("steps (median and interval)")
-        right.set_xscale("log")
+        figures.set_log_x(right, 1 / table["epsilon"].to_numpy())
         right.set_xlabel(r"$1 / \epsilon$")
         right.set_ylabel(r"flow time $k \eta b / N$ (median)")
         left.set_title(figures.setup_title(setup), fontsize="medium")
@@ -256,10 +259,14 @@ def report(store: Store, execution: Execution) -> None:
         figures.save(_draw(table, caption), out / "figures", "step_counts", configuration)
         table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
         shapes.to_csv(out / "fits.csv", index=False, float_format="%.4g")
-    print(shapes.to_string(index=False, float_format="%.3g"))
+    print(
+        shapes.to_string(index=False, float_format="%.3g")
+        if len(shapes)
+        else "no loss was reached, so nothing is fitted"
+    )
     exponents = shapes[shapes["shape"].str.startswith("steps")]
     times = shapes[shapes["shape"].str.startswith("flow")]
-    if len(exponents) and len(times):
+    if exponents["value"].notna().any() and times["value"].notna().any():
         print(
             f"\nsteps are proportional to (eta b)^p with p from {exponents['value'].min():.3f} to {exponents['value'].max():.3f} (Theorem 5.1: -1); "
             f"an e-fold of epsilon costs a flow time of {times['value'].min():.3g} to {times['value'].max():.3g} over all eta and b"
@@ -283,7 +290,7 @@ def run(chosen: tuple[StepCounts, Execution]) -> None:
         num_seeds=asked.num_seeds,
         precision="float64",
         metrics=_metrics(asked),
-        run_tile=functools.partial(run_tile, asked),
+        run_tile=functools.partial(run_tile, asked, execution.lanes, execution.num_devices),
         axes=("learning_rate", "batch_size"),
         cost=lambda tile: sum(1 / rate for rate in tile.d0) * sum(1 / size for size in tile.d1),
     )

@@ -181,8 +181,6 @@ def tables(setup: str, results: xr.Dataset) -> pandas.DataFrame:
     for j, d1 in enumerate(results["d1"].values):
         cell = results.isel(d0=0, d1=j)
         done = cell["status"].values != 0
-        if not done.any():
-            continue
         data = {name: cell[name].values[done] for name in recording.RECORDS}
         steps = cell["step"].values
         finished = np.isfinite(data["loss"][:, -1])
@@ -305,9 +303,10 @@ def draw(results: dict[str, xr.Dataset], caption: str) -> Figure:
                         axes.axvline(freeze, color=colour, linestyle=":", linewidth=1)
             _honest_log(axes, curves)
             axes.set_title(label, fontsize="medium")
-            axes.set_xscale("log")
+            figures.set_log_x(axes, steps)
         row[0].set_ylabel(figures.setup_title(setup))
-        row[0].legend(fontsize="x-small")
+        if row[0].lines:
+            row[0].legend(fontsize="x-small")
     for axes in grid[-1]:
         axes.set_xlabel("step")
     return figure

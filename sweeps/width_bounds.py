@@ -132,7 +132,7 @@ def read(values: flags.FlagValues) -> tuple[Widths, Execution, Path | None]:
     for name in ("num_devices", "lanes", "steps_per_chunk", "interval"):
         if values[name].present:
             raise UsageError(f"--{name}: has no effect here, where nothing is trained")
-    if min(chosen.num_samples) ** min(chosen.delta) < 2:
+    if dimension(min(chosen.num_samples), min(chosen.delta)) < 2:
         raise UsageError(
             f"--delta: {min(chosen.delta):g} gives d0 = 1 at N = {min(chosen.num_samples)}: rows are equal"
         )
@@ -188,7 +188,7 @@ def measure(chosen: Widths, num_samples: int, delta: float, seed: int) -> dict[s
     ratios = dict.fromkeys(MULTIPLES, math.inf)
     if num_samples**3 <= chosen.max_operations:
         sizes = [round(multiple * num_samples) for multiple in MULTIPLES]
-        starts = width_search.certificates(X, Y, sizes, seed=neurons)
+        starts = width_search.certificates(X, Y, sorted(set(sizes)), seed=neurons)  # Some are equal at N = 2.
         ratios = {m: starts[d1].alpha / math.sqrt(d1 * smallest) for m, d1 in zip(MULTIPLES, sizes, strict=True)}
     found |= {f"alpha_ratio_{multiple:g}N": ratio for multiple, ratio in ratios.items()}
     for scaling in chosen.scaling:
@@ -297,7 +297,7 @@ def _draw(
                     color="tab:orange",
                     label=f"half of the networks converge ({setup}; a mark per $d_0$)",
                 )
-        axes.set_xscale("log", base=2)
+        figures.set_log_x(axes, N, base=2)
         axes.set_yscale("log")
         axes.set_xlabel("samples $N$")
         axes.set_ylabel("width $d_1$")
@@ -315,7 +315,7 @@ def _draw(
             label=f"$d_1 = {multiple:g} N$",
         )
     last.axhline(0.5, color="tab:red", linewidth=1, label="Lemma C.1's bound")
-    last.set_xscale("log", base=2)
+    figures.set_log_x(last, N, base=2)
     last.set_ylim(0, 1)
     last.set_xlabel("samples $N$")
     last.set_ylabel(r"$\alpha_0 \, / \, (\beta_w \sqrt{d_1 \lambda(X)})$ (median)")
@@ -336,9 +336,10 @@ def report(store: Store, out: Path, map_folder: Path | None) -> None:
         results = store.read("widths")
         summary, exponents = tables(results, science)
         found = None if map_folder is None else map_widths(map_folder)
+        covered = summary["coverage"].min()
         caption = (
             f"Rows from the {science['data_law']}, balanced labels, V0 of variance d1^-{science['rho']:g}, {science['num_seeds']} seeds (median, and its "
-            f"interval from order statistics, which covers {summary['coverage'].min():.0%}), float64. Configuration {configuration}."
+            f"interval from order statistics{'' if np.isnan(covered) else f', which covers {covered:.0%}'}), float64. Configuration {configuration}."
         )
         drawn = _draw(summary, results, found, science["scaling"], caption)
         figures.save(drawn, out / "figures", "width_bounds", configuration)

@@ -148,7 +148,7 @@ def _metrics(chosen: Zeros) -> dict[str, tuple[Any, str]]:
     }  # fmt: skip
 
 
-def run_tile(chosen: Zeros, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
+def run_tile(chosen: Zeros, lanes: int, num_devices: int, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
     """All seeds of a step size and slope, from the same starts."""
     layers, _ = _parts(tile.setup)
     protocol = dataclasses.replace(
@@ -156,7 +156,8 @@ def run_tile(chosen: Zeros, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]
     )
     networks = Tile(layers, (chosen.d0,), (chosen.d1,), 0, 0, chosen.num_seeds)
     follow = lambda rate, slope: functools.partial(count_zeros, chosen, tile.setup, rate, slope)
-    return experiment.map_cells(protocol, networks, tile, follow)
+    devices = jax.local_devices()[: num_devices or None]
+    return experiment.map_cells(protocol, networks, tile, follow, lanes=lanes, devices=devices)
 
 
 def summarize(results: dict[str, xr.Dataset], chosen: dict[str, Any]) -> pandas.DataFrame:
@@ -300,7 +301,7 @@ def run(chosen: tuple[Zeros, Execution]) -> None:
         num_seeds=asked.num_seeds,
         precision="float64",
         metrics=_metrics(asked),
-        run_tile=functools.partial(run_tile, asked),
+        run_tile=functools.partial(run_tile, asked, execution.lanes, execution.num_devices),
         axes=("learning_rate", "relu_at_zero"),
         cost=lambda tile: float(len(tile.d0) * len(tile.d1)),
     )

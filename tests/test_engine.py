@@ -45,6 +45,90 @@ def test_lanes_are_refilled_on_the_device_too(lanes, monkeypatch):
     test_every_run_is_done_once_and_kept_in_its_place(lanes, 4)
 
 
+def endless(stop_at, num_steps):
+    """A run that never stops by itself: whoever advances it has to ask."""
+    return Work(
+        start=lambda row: (row, jnp.int32(-1)),  # Not looked at yet.
+        advance=lambda state, steps: (state[0], jnp.maximum(state[1], 0) + steps),
+        is_done=lambda state: (state[1] < 0) | (state[1] >= stop_at(state[0])),
+        finish=lambda state: state[1],
+        num_steps=num_steps,
+    )
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 8])
+@pytest.mark.parametrize("steps_per_chunk", [1, 7, 200])
+def test_a_run_is_asked_at_every_step_whether_it_is_done(lanes, steps_per_chunk):
+    rows = jnp.asarray([437, 0, 1, 200, 201, 3, 5000, 19, 20])
+    run = lambda work: run_on_devices(work, rows, lanes=lanes, steps_per_chunk=steps_per_chunk)[0]
+    np.testing.assert_array_equal(run(endless(lambda row: row, 1000)), np.minimum(rows, 1000))
+    np.testing.assert_array_equal(run(endless(lambda _: 10**6, 50)), 50)
+
+
+def test_a_stopping_rule_of_ones_own_holds_for_the_first_time_at_the_last_step():
+    """Descent until the gradient is small, its own rule left out: the same step for all lanes and chunks, by brute force."""
+    protocol = dataclasses.replace(small(), stop="never", num_steps=300)
+    runs = experiment.draw_tile(protocol, Tile("hidden", (5,), (4,), 0, 0, 5))
+    work = experiment.work_of(protocol, "hidden")
+    size = lambda gradient: jnp.sqrt(jnp.sum(gradient**2))
+
+    def look(state, steps):
+        state = work.advance(state, steps)
+        return state, size(state.descent.gradient)
+
+    path = lambda run: jax.lax.scan(look, work.start(run), jnp.minimum(jnp.arange(301), 1))[1]
+    paths = jax.vmap(path)(jax.tree.map(jnp.asarray, runs))
+    bound = float(np.median(paths))
+    below = np.asarray(paths) < bound
+    expected = np.where(below.any(axis=1), below.argmax(axis=1), 300)
+    assert len(set(expected)) > 2
+    own = work._replace(
+        is_done=lambda state: size(state.descent.gradient) < bound,
+        finish=lambda state: state.descent.steps,
+        asks_itself=False,
+    )
+    for lanes, steps_per_chunk in ((1, 200), (4, 7)):
+        found, _ = run_on_devices(own, runs, lanes=lanes, steps_per_chunk=steps_per_chunk)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_runs_in_one_go_share_a_device_in_lanes_and_never_more():
+    """Three devices: as many side by side as lanes on each, whatever the number of runs; in a process of its own."""
+    script = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 3)
+import jax.numpy as jnp
+from sweeps.engine import InOneGo, run_on_devices
+for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2)):
+    widths, devices = set(), set()
+    @jax.custom_batching.custom_vmap
+    def collatz(n):
+        jax.debug.callback(lambda device: devices.add(int(device)), jax.lax.axis_index("lanes"))
+        return steps_to_one(n)
+    def steps_to_one(n):
+        even = lambda n: jnp.where(n % 2 == 0, n // 2, 3 * n + 1)
+        return jax.lax.while_loop(lambda s: s[0] > 1, lambda s: (even(s[0]), s[1] + 1), (n, 0))[1]
+    @collatz.def_vmap
+    def side_by_side(axis_size, _, n):
+        widths.add(axis_size)
+        jax.debug.callback(lambda device: devices.add(int(device)), jax.lax.axis_index("lanes"))
+        return jax.vmap(steps_to_one)(n), True
+    numbers = np.arange(1, num_runs + 1)
+    found, timings = run_on_devices(InOneGo(collatz), numbers, lanes=lanes)
+    jax.effects_barrier()
+    assert widths == (set() if together is None else {together}), (lanes, num_runs, widths)
+    assert devices == {0, 1, 2}, devices
+    assert min(timings.values()) > 0
+    for n, count in zip(numbers.tolist(), found.tolist(), strict=True):
+        steps = 0
+        while n > 1:
+            n, steps = n // 2 if n % 2 == 0 else 3 * n + 1, steps + 1
+        assert steps == count
+"""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
 TILE = Tile("hidden", (3, 5), (4, 10), 0, 0, 3)
 
 
@@ -186,3 +270,4 @@ def test_output_laws(law):
 def test_default_lanes():
     assert [engine.default_lanes("cpu", weights) for weights in (100, 400, 501)] == [8, 4, 1]
     assert engine.default_lanes("gpu", 2500) > 8
+    assert [engine.default_lanes(backend, 100, in_one_go=True) for backend in ("cpu", "gpu")] == [1, 512]

@@ -73,6 +73,7 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("comparison_ode", ["--alpha_low=3"], "--alpha_low: 3 is not below"),
         ("comparison_ode", ["--num_processes=2"], "--num_processes: has no effect"),
         ("comparison_ode", ["--c=nan"], "--c: nan"),
+        ("comparison_ode", ["--half_width=10"], "--half_width: 10 is not below the threshold 1.7293"),
         ("width_bounds", ["--num_samples=9"], "--num_samples: 9 is odd"),
         ("width_bounds", ["--num_samples=0"], "--num_samples: sizes must be at least 1"),
         ("width_bounds", ["--delta=1"], "--delta: 1 is not a finite number in (0, 1)"),
@@ -93,6 +94,18 @@ def test_bad_flags(name, words, message, tmp_path):
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_two_samples_are_enough(tmp_path):
+    """Multiples of N coincide then, and N^0.99 is 2 once rounded."""
+    out, words = tmp_path / "out", ["--num_samples=2", "--delta=0.99", "--num_seeds=1", "--max_operations=1e4"]
+    done = command("width_bounds", f"--out={out}", *words, "--num_processes=1")
+    assert done.returncode == 0, done.stderr
+    results = xr.open_zarr(out / "results.zarr", group="widths", consolidated=False)
+    assert results["d0"].item() == 2
+    ratios = [results[f"alpha_ratio_{multiple}N"].item() for multiple in ("1", "1.25", "2", "4")]
+    assert ratios[0] == ratios[1]
+    assert np.isfinite(ratios).all()
 
 
 def test_figure_1(tmp_path):

@@ -226,6 +226,21 @@ def test_help_names_every_flag_with_its_default(capsys):
     flat = " ".join(text.split())
     assert "(preset: 0.15 hidden, 0.002 both in as_written; 0.15 in as_released)" in flat
     assert "(preset: 2:60:2)" in flat
+    # Names and formulas as they are.
+    assert "v <- momentum v + gradient" in flat
+    assert "sphere: rows of X uniform" in flat
+
+
+def test_whoever_reads_the_help_may_stop_early():
+    """As `head` does: a pipe that is closed at the other end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [sys.executable, "-m", "sweeps.convergence_map", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert found.stderr == ""
+    assert found.returncode == 1
 
 
 def test_the_program_itself_fails_in_one_line(tmp_path):

@@ -80,6 +80,26 @@ def test_runs_that_do_not_get_there(tmp_path):
     assert (table.query("trained_layers == 'both' and learning_rate == 1")["reached"] == 0).all()
 
 
+def test_losses_that_no_run_reaches(tmp_path):
+    out = tmp_path / "out"
+    words = [
+        "--num_samples=2",
+        "--d0=1",
+        "--d1=2",
+        "--num_seeds=1",
+        "--max_steps=5",
+        "--epsilon=1",
+        "--learning_rate=0.001",
+    ]
+    done = command(
+        "step_counts", f"--out={out}", *words, "--trained_layers=both", "--batch_size=1", "--num_processes=1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no loss was reached, so nothing is fitted" in done.stdout
+    assert pandas.read_csv(out / "summary.csv")["reached"].tolist() == [0]
+    assert pandas.read_csv(out / "fits.csv").columns[0] == "trained_layers"
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     out = tmp_path_factory.mktemp("zeros") / "out"

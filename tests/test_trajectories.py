@@ -1,7 +1,9 @@
 """What is recorded along training, against direct computation; the launcher: what it leaves, and that it goes on in the middle of a run."""
 
 import dataclasses
+import io
 import shutil
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +172,56 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(tmp_path, monkeypatch):
     count = len(saved)
     recording.follow(protocol, descent, runs, steps, **{**options, "configuration": "d"})
     assert len(saved) == count + 2 * len(steps)
+
+
+def places(archive):
+    """Every byte of a checkpoint that stands for something: (the structure of a zip file that it lies in, its place there)."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        members, central = file.infolist(), file.start_dir
+    found, at = [], central
+    for member in (members[0], members[-1]):
+        header = 30 + len(member.filename) + int.from_bytes(archive[member.header_offset + 28 :][:2], "little")
+        # The local header, NumPy's header, and the data.
+        found += range(member.header_offset, member.header_offset + header + 128)
+        found += range(member.header_offset + header + 128, member.header_offset + header + member.file_size, 29)
+    entry = lambda at: 46 + sum(int.from_bytes(archive[at + part :][:2], "little") for part in (28, 30, 32))
+    for index in range(len(members)):
+        size = entry(at)
+        found += range(at, at + size) if index in (0, len(members) - 1) else []
+        at += size
+    return found + list(range(at, len(archive)))
+
+
+def test_a_damaged_checkpoint_is_not_used_wherever_it_is_damaged(tmp_path):
+    """Every flipped byte, every truncation: the checkpoint is read as it was, or its runs begin anew; nothing is raised."""
+    path = tmp_path / "run_0.npz"
+    state = (np.arange(6.0).reshape(1, 2, 3), np.zeros(1, np.int32), np.ones((1, 2), np.uint32))
+    records = [
+        {name: np.full(1, index, kind or float) for name, (kind, _) in recording.RECORDS.items()} for index in (1, 2)
+    ]
+    recording._save(path, state, records, "c")
+    load = lambda: recording._load(path, state, "c", 5)
+    found, table = load()
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    assert table == records
+    archive = path.read_bytes()
+    refused = 0
+    for place in places(archive):
+        for flip in (0x01, 0xFF):
+            path.write_bytes(archive[:place] + bytes([archive[place] ^ flip]) + archive[place + 1 :])
+            if (read := load()) is None:
+                refused += 1
+            else:  # A date, say.
+                jax.tree.map(np.testing.assert_array_equal, read[0], state)
+                assert read[1] == records
+    assert refused > len(places(archive))
+    for size in (0, 1, 22, len(archive) // 2, len(archive) - 1):
+        path.write_bytes(archive[:size])
+        assert load() is None
+    path.write_bytes(archive)
+    assert recording._load(path, state, "d", 5) is None
+    assert recording._load(path, state, "c", 1) is None  # More records than there are to be.
+    assert recording._load(path, (state[0].astype(np.float32), *state[1:]), "c", 5) is None
 
 
 def test_lanes_agree():

@@ -1,0 +1,95 @@
+"""Whether this program runs the code of its files: a law that a script has replaced is no part of a configuration.
+
+A worker process imports the modules anew, and would draw by the law of the file where its parent has another; and the store would
+name either by the same configuration.
+"""
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from types import CodeType, ModuleType
+from typing import Any
+
+from sweeps.settings import UsageError
+
+__all__ = ["check", "checked", "fingerprints"]
+
+_PACKAGES = ("relu_sgd", "sweeps")
+
+
+def _code(code: CodeType) -> Any:
+    constants = [_code(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts
+                 if isinstance(part, CodeType | int | float | str | None)]  # fmt: skip
+    return code.co_code.hex(), code.co_names, constants
+
+
+def _described(value: Any) -> Any:
+    """What two processes that have imported the same files say alike of a value; its type where it says no more."""
+    if inspect.isfunction(plain := inspect.unwrap(value) if callable(value) else value):
+        return value.__module__, plain.__qualname__, _code(plain.__code__)
+    if isinstance(value, type):
+        return value.__module__, value.__qualname__
+    if isinstance(value, Mapping):
+        return [(repr(key), _described(part)) for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [_described(part) for part in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return [(name, _described(getattr(value, name))) for name in value.__dataclass_fields__]
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__qualname__
+
+
+def _modules() -> dict[str, ModuleType]:
+    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] in _PACKAGES}
+    return dict(sorted(ours.items()))
+
+
+def fingerprints() -> tuple[tuple[str, str], ...]:
+    """Of every module of this project that is loaded: its name, and a hash of the functions and tables in it."""
+    found = []
+    for name, module in _modules().items():
+        public = {
+            key: _described(value)
+            for key, value in vars(module).items()
+            if not key.startswith("__") and not isinstance(value, ModuleType)
+        }
+        found.append((name, hashlib.sha256(repr(sorted(public.items())).encode()).hexdigest()[:16]))
+    return tuple(found)
+
+
+def check() -> None:
+    """Refuses functions of relu_sgd that are not its own, wherever they run.
+
+    Raises:
+      UsageError: a function in a module of relu_sgd was defined elsewhere.
+    """
+    for name, module in _modules().items():
+        for key in getattr(module, "__all__", ()) if name.startswith("relu_sgd") else ():
+            value = getattr(module, key)
+            if inspect.isfunction(value) and not value.__module__.startswith("relu_sgd"):
+                raise UsageError(
+                    f"{name}.{key} was replaced by {value.__module__}.{value.__qualname__}, which the configuration does not name: "
+                    "results would pass for those of the original"
+                )
+
+
+@functools.cache
+def _compare(theirs: tuple[tuple[str, str], ...]) -> None:
+    own = dict(fingerprints())
+    different = [name for name, value in theirs if own.get(name, value) != value]
+    if different:
+        raise UsageError(
+            f"{different[0]} was changed after it was imported, which worker processes do not see and the configuration does not "
+            "name; nothing was computed"
+        )
+
+
+def checked(run: Callable[..., Any], theirs: tuple[tuple[str, str], ...], *arguments: Any) -> Any:
+    """`run` in a worker process, which first compares its modules with the fingerprints of its parent's.
+
+    Raises:
+      UsageError: they differ.
+    """
+    _compare(theirs)
+    return run(*arguments)
