@@ -213,8 +213,10 @@ class SlidingStep:
 
         def begins_to_repel() -> Bool[Array, ""]:
             errors_dot = -matmul(slopes * Z_dot, V) - matmul(hidden, V_dot)
-            jumps_dot = self._jumps(matmul(errors_dot, V.T) + matmul(errors, V_dot.T))
-            return jnp.any(at_zero & vanishes & still & (jumps_dot > 0))
+            C_dot = matmul(errors_dot, V.T) + matmul(errors, V_dot.T)
+            jumps_dot = self._jumps(C_dot)
+            low = self._along_rows(slopes * C_dot) - jumps_dot * slopes  # The acceleration with slope 0.
+            return jnp.any(at_zero & vanishes & still & (jumps_dot > 0) & (low <= 0) & (low + jumps_dot >= 0))
 
         begins = jax.lax.cond(jnp.any(at_zero & vanishes & still), begins_to_repel, lambda: jnp.bool_(False))
         return Velocity(
@@ -342,7 +344,11 @@ class SlidingStep:
         flux = slopes * C
         mean_W = matmul(self.X_transposed, flux)
         new_W = W + h * mean_W
-        arrives = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0) & self.can_rest
+        # On the line that all but one of its dimensions leave it, a neuron moves straight to 0, and meets all its kinks there.
+        norm, speed = jnp.linalg.norm(W, axis=0), jnp.linalg.norm(now.params.W, axis=0)
+        straight = -jnp.sum(W * now.params.W, axis=0) >= (1 - eps**0.75) * norm * speed
+        vanishes = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0)
+        arrives = (vanishes | (straight & (norm <= h * speed))) & (norm > 0) & self.can_rest
         # A balanced neuron shrinks in both layers, never to 0, and may grow again.
         arrives &= jnp.linalg.norm(V, axis=1) > 1e3 * self.smallest
         new_W = jnp.where(arrives, 0, new_W)
@@ -359,7 +365,7 @@ class SlidingStep:
         ends = jnp.where(jumps_there > 0, passed, ends).astype(sides.dtype)
         new_sides = _put(sides, kinks, ends)
         new_sides = jnp.where(self.follows, -jnp.take(new_sides, self.lines.opposite, axis=0, mode="clip"), new_sides)
-        new_sides = jnp.where(arrives, -1, new_sides).astype(sides.dtype)
+        new_sides = jnp.where(resting | arrives, -1, new_sides).astype(sides.dtype)
         new_sides = jnp.where(state.started, new_sides, sides)
         # A step is of no use when a preactivation is not where its side says.
         misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > jnp.sqrt(eps) * size * (
@@ -372,7 +378,7 @@ class SlidingStep:
         params = Params(new_W, V + h * mean_V)
         velocity = self.velocity(params, new_Z, new_sides, slopes, kinks)
         velocity = velocity._replace(undecided=velocity.undecided | now.undecided)
-        branches = self._begins_to_repel(now, velocity, sides)
+        branches = self._begins_to_repel(now, velocity)
         # What leaves before it would repel does not branch: a shorter step tells the two apart.
         fails |= branches & (h > 1e-3 * state.longest)
         velocity = velocity._replace(branches=velocity.branches | branches)
@@ -448,13 +454,13 @@ class SlidingStep:
         second = jnp.where(jumps, after.C - 0.5 * (1 - share) * change, after.C)
         return event, share, share * now.slopes * first + (1 - share) * after.slopes * second
 
-    def _begins_to_repel(self, now: Velocity, after: Velocity, sides: Int8[Array, "N d1"]) -> Bool[Array, ""]:
+    def _begins_to_repel(self, now: Velocity, after: Velocity) -> Bool[Array, ""]:
         """Whether a sliding preactivation ceases to be attracted within a step, and so branches.
 
         If its speed with slope 0 is not near 0 at that moment, then its multiplier has reached a bound, and it has
         left, before.
         """
-        slid = (sides == 0) & (now.slopes > 0) & (now.slopes < 1) & (now.jumps < 0) & (after.jumps >= 0)
+        slid = now.held & (now.jumps < 0) & (after.jumps >= 0)
         low, new_low = now.Z_dot - now.jumps * now.slopes, after.Z_dot - after.jumps * after.slopes
         span = after.jumps - now.jumps
         then = low - (new_low - low) * now.jumps / jnp.where(slid, span, 1)

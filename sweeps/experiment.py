@@ -233,7 +233,7 @@ def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
 def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> InOneGo:
     """A run that follows the differential inclusion, in one go; `protocol` is that of the set-up.
 
-    It goes on past branching kinks, and stops at the first network that meets the criterion.
+    It goes on past branching and undecided kinks, and stops at the first network that meets the criterion.
     """
     tolerance = relative_tolerance(protocol.criterion, protocol.tolerance, protocol.num_samples)
 
@@ -243,7 +243,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> InOneGo:
             run.problem,
             protocol.flow_time,
             trained_layers=trained_layers,
-            tolerance=protocol.energy_tolerance,
+            tolerance=protocol.path_tolerance,
             relative_error=tolerance,
             max_steps=10_000_000,
             max_kinks=min(protocol.num_samples, 32),

@@ -79,7 +79,7 @@ _FLAGS: FlagTable = {
         "eta, decreasing; T / num_records must be a whole number of steps (of eta b / N each, with mini-batches); "
         "both layers need shorter ones, below 2 / ||DY||^2",
     ),
-    "energy_tolerance": (number(1e-12, 1), "1e-4", "of the inclusion on [0, T], see relu_sgd.inclusion.solve"),
+    "path_tolerance": (number(1e-12, 1), "1e-4", "of the inclusion on [0, T], see relu_sgd.inclusion.solve"),
     "long_steps": (whole(1), "20000", "steps of the long descent: mean loss, all samples"),
     "long_rates": (
         several(number(0, low_in=False)),
@@ -104,7 +104,7 @@ class Limit:
     horizon: float
     num_records: int
     step_sizes: tuple[float, ...]
-    energy_tolerance: float
+    path_tolerance: float
     long_steps: int
     long_rates: tuple[float, ...]
     long_momentum: float
@@ -179,7 +179,7 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
     follow = functools.partial(
         inclusion.solve, params, problem, trained_layers=trained_layers, stop_at_branching=False, max_steps=10**7
     )
-    truth = follow(times, tolerance=limit.energy_tolerance)
+    truth = follow(times, tolerance=limit.path_tolerance)
     norm = lambda a, b: jnp.sqrt(jnp.sum((a.W - b.W) ** 2, axis=(1, 2)) + jnp.sum((a.V - b.V) ** 2, axis=(1, 2)))
     records: dict[str, jax.Array] = {}
     diverged = jnp.bool_(False)
@@ -202,7 +202,7 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
         diverged |= ~jnp.isfinite(distance)
 
     flow_time = limit.long_steps * limit.long_rates[0] / (1 - limit.long_momentum) * 2 / num_samples
-    end = follow(flow_time, tolerance=limit.energy_tolerance)
+    end = follow(flow_time, tolerance=limit.path_tolerance)
     label_norm = jnp.linalg.norm(problem.Y)
     for index, rate in enumerate(limit.long_rates):
         long = descend(

@@ -82,7 +82,7 @@ CHOICES: dict[str, dict[str, str]] = {
 SELECTIONS = ("random", "minimum_norm")
 # What decides nothing when the inclusion is followed, and what decides nothing when it is not.
 DESCENT_ONLY = ("learning_rate", "momentum", "normalization", "batch_size", "relu_at_zero", "stop", "num_steps")
-INCLUSION_ONLY = ("dynamics", "flow_time", "energy_tolerance")
+INCLUSION_ONLY = ("dynamics", "flow_time", "path_tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Protocol:
       relu_at_zero: slope of relu at 0: a number in [0, 1], one of `SELECTIONS`, or a tuple of them, a set-up for each.
       dynamics: see `CHOICES`.
       flow_time: how long the inclusion is followed at most.
-      energy_tolerance: see `relu_sgd.inclusion.solve`.
+      path_tolerance: see `relu_sgd.inclusion.solve`.
       zero_threshold: preactivations below it in absolute value are numerical zeros.
       zero_multiple: preactivations below zero_multiple eps ||x_i|| ||w_j|| are zeros to rounding.
       trajectories: Figure 3.
@@ -172,7 +172,7 @@ class Protocol:
     zero_multiple: float
     dynamics: str
     flow_time: float
-    energy_tolerance: float
+    path_tolerance: float
     precision: str
     trajectories: Trajectories
 
@@ -205,7 +205,7 @@ _AS_WRITTEN = Protocol(
     zero_multiple=8.0,
     dynamics="descent",
     flow_time=750.0,
-    energy_tolerance=3e-3,
+    path_tolerance=3e-3,
     precision="float32",
     trajectories=Trajectories(
         d0=20,

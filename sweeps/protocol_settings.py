@@ -75,9 +75,9 @@ _PROTOCOL_FLAGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "zero_multiple": (number(0), "preactivations below so many eps ||x_i|| ||w_j|| count as zeros to rounding"),
     "dynamics": (choice("dynamics"), _meanings("dynamics")),
     "flow_time": (number(0, low_in=False), "with --dynamics=inclusion: how long the flow of L is followed at most"),
-    "energy_tolerance": (
+    "path_tolerance": (
         number(1e-12, 1),
-        "with --dynamics=inclusion: share of the energy that a step may fail to account for, see relu_sgd.inclusion.solve",
+        "with --dynamics=inclusion: largest estimated error, relative to the path's length, see relu_sgd.inclusion.solve",
     ),
     "precision": (choice("precision"), "floating-point type of everything: float32 or float64"),
 }
@@ -173,7 +173,7 @@ def read(values: flags.FlagValues, adapt: Callable[[Protocol], Protocol] = lambd
             raise UsageError(f"--{unused[0]}: has no effect with --dynamics=inclusion")
         if "precision" not in given:
             protocol = dataclasses.replace(protocol, precision="float64")
-    elif unused := sorted(given & {"flow_time", "energy_tolerance"}):
+    elif unused := sorted(given & {"flow_time", "path_tolerance"}):
         raise UsageError(f"--{unused[0]}: has no effect without --dynamics=inclusion")
     _check_protocol(protocol, layers, given)
 

@@ -55,8 +55,8 @@ def caption(attributes: Mapping[str, Any]) -> str:
 def _dynamics(science: Mapping[str, Any]) -> str:
     if science.get("dynamics") == "inclusion":
         return (
-            f"the differential inclusion itself, for a flow time of at most {science['flow_time']:g} (energy tolerance "
-            f"{science['energy_tolerance']:g})"
+            f"the differential inclusion itself, for a flow time of at most {science['flow_time']:g} (path tolerance "
+            f"{science['path_tolerance']:g})"
         )
     return f"at most {science['num_steps']:,} steps, {CHOICES['stop'][science['stop']]}"
 

@@ -100,7 +100,7 @@ def read(values: flags.FlagValues) -> Trajectories:
       UsageError: a value is not allowed, or flags contradict each other.
     """
     own = parse_all(_FLAGS, values)
-    for name in ("lanes", "steps_per_chunk", "interval", "dynamics", "flow_time", "energy_tolerance", *_NO_EFFECT):
+    for name in ("lanes", "steps_per_chunk", "interval", "dynamics", "flow_time", "path_tolerance", *_NO_EFFECT):
         if values[name].present and values[name].value is not None:
             raise UsageError(f"--{name}: has no effect here")
     settings = protocol_settings.read(values, figure_3(own["preset"]))

@@ -68,7 +68,7 @@ def test_fingerprint_sees_the_science_and_nothing_else():
     assert name == protocol.fingerprint(dict(reversed(science.items())))
     seen = {name}
     for field in dataclasses.fields(protocol.Protocol):
-        if field.name in ("name", "trajectories", "flow_time", "energy_tolerance"):
+        if field.name in ("name", "trajectories", "flow_time", "path_tolerance"):
             changed = dataclasses.replace(PRESETS["as_written"], **{field.name: "other"})
             assert protocol.fingerprint(protocol.science(changed, layers)) == name
         elif field.name not in ("output_law", "learning_rate"):

@@ -70,7 +70,7 @@ OVERRIDES = {
     "zero_multiple": ("2", 2.0),
     "precision": ("float64", "float64"),
 }
-OF_THE_INCLUSION = {"dynamics": ("inclusion", "inclusion"), "flow_time": ("9", 9.0), "energy_tolerance": ("0.1", 0.1)}
+OF_THE_INCLUSION = {"dynamics": ("inclusion", "inclusion"), "flow_time": ("9", 9.0), "path_tolerance": ("0.1", 0.1)}
 
 
 @pytest.mark.parametrize("name", list(OVERRIDES))
@@ -150,7 +150,7 @@ BAD = {
     "rate of the inclusion": (["--dynamics=inclusion", "--learning_rate=1"], "--learning_rate: has no effect"),
     "flow time of descent": (["--flow_time=3"], "--flow_time: has no effect without --dynamics=inclusion"),
     "negative flow time": (["--dynamics=inclusion", "--flow_time=-1"], "--flow_time"),
-    "energy beyond all": (["--dynamics=inclusion", "--energy_tolerance=2"], "--energy_tolerance"),
+    "energy beyond all": (["--dynamics=inclusion", "--path_tolerance=2"], "--path_tolerance"),
     "slope above 1": (["--relu_at_zero=1.5"], "--relu_at_zero"),
     "negative tolerance": (["--tolerance=-1"], "--tolerance"),
     "negative threshold": (["--zero_threshold=-1"], "--zero_threshold"),
