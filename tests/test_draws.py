@@ -112,11 +112,12 @@ def test_one_network_in_both_precisions():
 def test_neither_padding_nor_tracing_nor_mapping_changes_a_bit(precision):
     expected = drawn.together()
     assert drawn.digest(expected) == DIGESTS[precision]
-    (d0, d1), padded = drawn.SHAPES[0]
+    (d0, d1), (padded_d0, _) = drawn.SHAPES[0]
     key = drawn.keys()[0]
-    traced = jax.jit(lambda key, d0, d1: drawn.laws(key, d0, d1, padded))(key, d0, d1)
-    for other in (traced, drawn.laws(key, d0, d1)):  # The latter is not compiled as a whole.
-        drawn.assert_same(drawn.true_part(other, d0, d1), expected[0])
+    drawn.assert_same(drawn.true_part(drawn.laws(key, d0, d1), d0, d1), expected[0])  # Not compiled as a whole.
+    hidden = jax.jit(lambda d0, d1: initialization.lecun_hidden(key, d0, d1, padded_d0=padded_d0, padded_d1=8))(d0, d1)
+    np.testing.assert_array_equal(hidden[:d0, :d1], expected[0]["hidden"])
+    np.testing.assert_array_equal(initialization.lecun_hidden(key, d0, d1), expected[0]["hidden"])
 
 
 @pytest.mark.parametrize(
