@@ -181,12 +181,12 @@ def test_what_the_conditions_imply_at_worst():
     """With V(0) = 0 and ||W(0)||_F as small as alpha / ||X|| lets it be: the least that (10) and the sharp condition say about the path."""
     worst = lambda k: Certificate(k, 1.0, 1.0, 1.0, 0.0)
     of_sharp = brentq(lambda k: worst(k).left_side_sharp - 1, 0.1, 0.9)
-    assert worst(of_sharp).left_side_path == pytest.approx(4.5 * math.acosh(2) - 3 * math.sqrt(3), rel=1e-9)
-    assert 2 * worst(of_sharp).path_alpha ** 2 > 0.539
-    assert math.sqrt(2) / worst(of_sharp).path_alpha < 2.73
+    assert worst(of_sharp).path.left_side == pytest.approx(4.5 * math.acosh(2) - 3 * math.sqrt(3), rel=1e-9)
+    assert 2 * worst(of_sharp).path.least_alpha ** 2 > 0.539
+    assert math.sqrt(2) / worst(of_sharp).path.least_alpha < 2.73
     of_10 = brentq(lambda k: worst(k).left_side_10 - 1, 0.01, 0.9)
-    assert worst(of_10).left_side_path < 0.3193
-    assert 2 * worst(of_10).path_alpha ** 2 > 1  # So (10) gives (12) in this way too.
+    assert worst(of_10).path.left_side < 0.3193
+    assert 2 * worst(of_10).path.least_alpha ** 2 > 1  # So (10) gives (12) in this way too.
 
 
 @given(st.floats(1e-3, 3), st.floats(1, 30), st.floats(0, 30))
@@ -194,8 +194,8 @@ def test_the_path_condition_is_the_weakest(k, hidden, output):
     """For every network ||X|| ||W(0)||_F is at least alpha."""
     found = Certificate(k, 1.0, 1.0, hidden, output)
     if found.left_side_sharp < 1:
-        assert found.left_side_path < 0.7302
-        assert found.path_length < found.drift  # What (13) allows.
+        assert found.path.left_side < 0.7302
+        assert found.path.path < found.drift  # What (13) allows.
     if found.left_side_10 < 1:
         assert found.left_side_sharp < 1
     reference, _ = integrate.quad(
@@ -214,7 +214,7 @@ def test_no_scale_of_weights_or_data_is_out_of_range(scale):
     plain = certificate.certificate(Params(W, V), Problem(X, Y))
     for weights, data in [((W * scale, V * scale), (X, Y * scale**2)), ((W, V), (X * scale, Y * scale))]:
         found = certificate.certificate(Params(*weights), Problem(*data))
-        for name in ("left_side_10", "F", "left_side_sharp", "left_side_path"):
+        for name in ("left_side_10", "F", "left_side_sharp"):
             assert getattr(found, name) == pytest.approx(getattr(plain, name), rel=1e-8), name
         assert found.margins["path"] == pytest.approx(plain.margins["path"], rel=1e-8)
         factor = found.hidden_norm / plain.hidden_norm
@@ -340,7 +340,7 @@ def test_12_would_show_twice_the_rate():
     assert loss[-1] > start.a**2 * math.exp(-2 * times[-1] * start.alpha**2)
 
 
-# What `Certificate.left_side_path` promises.
+# What `Certificate.path` promises.
 PATH_PROMISES = ("path, alpha", "path, loss", "path, hidden", "path, length")
 
 
@@ -349,7 +349,7 @@ def test_the_sharp_condition_promises_less_than_12():
     params, problem = scalar(1.0, 0.3, 0.3 + math.sqrt(2) * 0.35)
     start = certificate.certificate(params, problem)
     assert start.left_side_sharp < 1 < start.left_side_10
-    assert 2 * start.path_alpha**2 < start.alpha**2 * 1.05
+    assert 2 * start.path.least_alpha**2 < start.alpha**2 * 1.05
     slack = trajectory.slack(*(lambda path, times: (path, problem, times))(*flow(params, problem, 5e-3, 600)))
     assert not {"(12)", "(13)", "(13), sharp"} & set(slack)
     for name in PATH_PROMISES:
@@ -360,17 +360,17 @@ def test_12_fails_where_the_path_condition_alone_holds():
     """One sample, w = v = 1, a label near 0: w and v fall together, and the rate ends at 4 times the label where (12) says 1."""
     params, problem = scalar(1.0, 1.0, 0.02)
     start = certificate.certificate(params, problem)
-    assert start.left_side_path == pytest.approx(0.98)
+    assert start.path.left_side == pytest.approx(0.98)
     path, times = flow(params, problem, 2e-3, 10_000)
     path, times = Params(path.W[::100], path.V[::100]), times[::100]
     slack = trajectory.slack(path, problem, times)
     for name in PATH_PROMISES:
         assert (slack[name] >= -1e-9).all(), name
-    loss = start.path_loss_bound(times) - slack["path, loss"]
+    loss = start.path.loss_bound(times) - slack["path, loss"]
     assert (start.loss_bound(times) < loss).any()
     # Nearly attained: half of the path of W, or twice the least alpha, would be too much to promise.
-    assert slack["path, hidden"][-1] < 0.1 * (start.alpha - start.path_alpha)
-    assert slack["path, alpha"][-1] < start.path_alpha
+    assert slack["path, hidden"][-1] < 0.1 * (start.alpha - start.path.least_alpha)
+    assert slack["path, alpha"][-1] < start.path.least_alpha
 
 
 @pytest.mark.parametrize(
@@ -383,16 +383,16 @@ def test_the_path_promises_along_a_flow(N, d1, d2, seed, crosses):
     predicted = np.maximum(problem.X @ params.W, 0) @ params.V
     error = np.random.default_rng(seed).normal(size=predicted.shape)
     unit = certificate.certificate(params, Problem(problem.X, predicted + error))
-    problem = Problem(problem.X, predicted + error * 0.9 / unit.left_side_path)
+    problem = Problem(problem.X, predicted + error * 0.9 / unit.path.left_side)
     start = certificate.certificate(params, problem)
-    assert start.left_side_path == pytest.approx(0.9)
+    assert start.path.left_side == pytest.approx(0.9)
     step = 0.02 / (start.operator_norm * (start.hidden_norm + start.output_norm)) ** 2
     path, times = flow(params, problem, step, 4000)
     assert np.diff(np.sign(problem.X @ path.W), axis=0).any() == crosses
     slack = trajectory.slack(Params(path.W[::40], path.V[::40]), problem, times[::40])
     for name in PATH_PROMISES:
         assert (slack[name] >= -1e-9).all(), (name, slack[name].min())
-    assert abs(slack["path, alpha"][-1] + start.path_alpha - start.alpha) > 0.02 * start.alpha
+    assert abs(slack["path, alpha"][-1] + start.path.least_alpha - start.alpha) > 0.02 * start.alpha
 
 
 def test_no_width_no_certificate():

@@ -11,6 +11,7 @@ from scipy.integrate import quad
 from relu_sgd._checks import finite_arrays, whole_number
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
+from relu_sgd.theory.path_certificate import PathCertificate
 
 __all__ = ["Certificate", "certificate", "certificate_of", "drift_bounds", "hidden_gram", "neuron_chunks"]
 
@@ -149,7 +150,7 @@ class Certificate:
         the two constants 1/2 in Lemma 3.3's proof.
 
         It does not promise (12), whose rate needs that alpha_0^2 stays above alpha^2 / 2. What it promises is what
-        `left_side_path` does, which it implies to be below 9 acosh(2) / 2 - 3 sqrt(3) = 0.7302: the integral is
+        `path` does, whose left side it implies to be below 9 acosh(2) / 2 - 3 sqrt(3) = 0.7302: the integral is
         largest at V(0) = 0 and ||X|| ||W(0)||_F = alpha, the least that there is. So L(t) <= L(0) exp(-0.539 t
         alpha^2), and theta's path has at most the length 2.73 a / alpha, which is less than (13) allows.
         """
@@ -169,36 +170,11 @@ class Certificate:
         return math.sqrt(2) * self._k / (end * mean)
 
     @property
-    def left_side_path(self) -> float:
-        """sqrt(2) ||X|| a / alpha^2; below 1 the paths are short, and alpha_0 stays up.
-
-        It promises `path_alpha`, `path_loss_bound` and `path_length`, for every solution of the inclusion and any d2,
-        also with Lemma A.4's larger set. Why: sqrt(L) falls by (||W'||^2 + ||V'||^2) / (2 sqrt(L)) per unit of time,
-        which is at least ||W'|| ||V'|| / sqrt(L), and ||V'|| = ||H^T E||_F >= alpha_0 sqrt(2 L). So per unit of the
-        length l of W's path sqrt(L) falls by at least sqrt(2) alpha_0 >= sqrt(2) (alpha - ||X|| l), by Weyl (4). As
-        sqrt(L) >= 0, l stays below the smaller root of ||X|| l^2 / 2 - alpha l + a / sqrt(2), which is real if this
-        condition holds. One sample, one neuron, w = v = 1 and y = 0 show that sqrt(2) cannot be less. (10) implies
-        that it is below 0.3193.
+    def path(self) -> PathCertificate:
+        """Theorem B for the same start: it is implied by the sharp condition, and by (10) with a left side below
+        0.3193.
         """
-        return math.sqrt(2) * self._k
-
-    @property
-    def path_alpha(self) -> float:
-        """sqrt(alpha^2 - sqrt(2) ||X|| a), the least alpha_0(t) of all t where `left_side_path` < 1. 0 elsewhere."""
-        return self.alpha * math.sqrt(max(1 - self.left_side_path, 0.0)) if self.alpha > 0 else 0.0
-
-    def path_loss_bound(self, t: Float[np.ndarray, "*times"]) -> Float[np.ndarray, "*times"]:
-        """L(theta(t)) <= L(theta(0)) exp(-2 t path_alpha^2), promised where `left_side_path` < 1."""
-        return self.a * self.a * np.exp(-2 * np.asarray(t, float) * self.path_alpha * self.path_alpha)
-
-    @property
-    def path_length(self) -> float:
-        """sqrt(2) a / path_alpha, the largest length of theta's path where `left_side_path` < 1. inf elsewhere.
-
-        Per unit of that length sqrt(L) falls by ||theta'|| / (2 sqrt(L)) >= path_alpha / sqrt(2). W's own path is at
-        most (alpha - path_alpha) / ||X|| long.
-        """
-        return math.sqrt(2) * self.a / self.path_alpha if self.path_alpha > 0 else math.inf
+        return PathCertificate(self.operator_norm, self.a, self.alpha)
 
     @property
     def margins(self) -> dict[str, float]:
@@ -207,7 +183,7 @@ class Certificate:
             "(10)": 1 - self.left_side_10,
             "(11)": 1 / 8 - self.F,
             "sharp": 1 - self.left_side_sharp,
-            "path": 1 - self.left_side_path,
+            "path": 1 - self.path.left_side,
         }
 
     @property

@@ -9,7 +9,8 @@ __all__ = ["RESULTS", "Result", "crossing"]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A row of Table 1, or a result since: d1 of order N^sample_power d0^dimension_power L^depth_power, up to logarithms and constants.
+    """A row of Table 1, or a result since: d1 of order N^sample_power d0^dimension_power L^depth_power, up to
+    logarithms and constants.
 
     Attributes:
       name: authors and year.

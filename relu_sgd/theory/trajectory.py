@@ -39,9 +39,9 @@ def slack(
       By statement: "(4)", ||X|| ||W(t) - W(0)|| - |alpha_0(t) - alpha_0(0)|. "Proposition 2.1", L(0) exp(-2 integral
       of alpha_0^2) - L(t). "(5)" and "(6)", Lemma 3.1 for theta and for ||X|| ||W(t) - W(0)||; "(6), sharp" with sinh
       and cosh. "(9)", the right side of the differential inequality minus sqrt(L(t)). Where (10) certifies the start,
-      also "(12)", "(13)" and "(13), sharp", which are promised only there. Where `Certificate.left_side_path` < 1 (the sharp condition
-      implies it), "path, alpha", "path, loss", "path, hidden" and "path, length": of alpha_0, of L, and of the lengths
-      of the chords of W's and theta's paths.
+      also "(12)", "(13)" and "(13), sharp", which are promised only there. Where `Certificate.path` holds (the
+      sharp condition implies it), "path, alpha", "path, loss", "path, hidden" and "path, length": of alpha_0, of L,
+      and of the lengths of the chords of W's and theta's paths.
 
     Raises:
       ValueError: the times do not increase from 0, or shapes do not fit.
@@ -74,11 +74,11 @@ def slack(
             "(13)": start.drift - moved,
             "(13), sharp": start.sharp_drift - moved,
         }
-    if start.left_side_path < 1:
+    if start.path.holds:
         found |= {
-            "path, alpha": alpha - start.path_alpha,
-            "path, loss": start.path_loss_bound(times) - loss,
-            "path, hidden": (start.alpha - start.path_alpha) / start.operator_norm - _length(W),
-            "path, length": start.path_length - _length(W, V),
+            "path, alpha": alpha - start.path.least_alpha,
+            "path, loss": start.path.loss_bound(times) - loss,
+            "path, hidden": start.path.hidden_path - _length(W),
+            "path, length": start.path.path - _length(W, V),
         }
     return found

@@ -1,6 +1,8 @@
-"""Sections 4 and 5: the sizes at a random start (Lemma 4.4), the widths of Lemma C.1, Theorem 4.3 and Corollary 4.5, the steps of Theorem 5.1.
+"""Sections 4 and 5: the sizes at a random start (Lemma 4.4), the widths of Lemma C.1, Theorem 4.3 and Corollary 4.5,
+the steps of Theorem 5.1.
 
-Where the paper leaves a constant open it is an argument here, 1 unless told otherwise: such a width is an order of magnitude, not a
+Where the paper leaves a constant open it is an argument here, 1 unless told otherwise: such a width is an order of
+  magnitude, not a
 promise. `width_search` computes widths that are promises.
 """
 
@@ -97,8 +99,9 @@ def initial_sizes(
 def output_norm_bound(num_samples: int, hidden_layer_norm: float, *, beta_v: float, d2: int = 1) -> float:
     """Appendix D with its constants: ||Yhat||_F <= 2 beta_v sqrt(d2 log N) ||relu(X W0)||_F.
 
-    It holds with probability at least 1 - N^(-d2 / 2) over V0, given X and W0, for N >= 3. (E ||Yhat||_F <= beta_v sqrt(d2) ||H||_F, and the deviation
-    sqrt(d2 log N) beta_v ||H||_F is at least as large only where log N >= 1, which the paper does not say.)
+    It holds with probability at least 1 - N^(-d2 / 2) over V0, given X and W0, for N >= 3. (E ||Yhat||_F <= beta_v
+    sqrt(d2) ||H||_F, and the deviation sqrt(d2 log N) beta_v ||H||_F is at least as large only where log N >= 1, which
+    the paper does not say.)
 
     Args:
       num_samples: N.
@@ -116,7 +119,8 @@ def output_norm_bound(num_samples: int, hidden_layer_norm: float, *, beta_v: flo
 
 
 def least_singular_value_bound(lambda_X: float, d1: float, *, beta_w: float = 1.0) -> float:
-    """Lemma C.1's conclusion: alpha_0(0) > beta_w sqrt(d1 lambda(X)) / 2, with probability at least 1 - exp(-psi) at its width.
+    """Lemma C.1's conclusion: alpha_0(0) > beta_w sqrt(d1 lambda(X)) / 2, with probability at least 1 - exp(-psi) at
+    its width.
 
     Raises:
       ValueError: a number is negative.
@@ -136,9 +140,11 @@ def lemma_c1_width(
 
     As printed: max(N, C ||X||^2 (psi + log N) / lambda(X) max(1, log(12 ||X||^2 / lambda(X)))), C = 16 / (1 - log 2).
 
-    Erratum: its proof bounds P(||relu(Xw)|| >= t) by exp(-t^2 / 2 ||X||^2) and so forgets the mean of the norm, about sqrt(N d0 / 2) for rows of
-    norm sqrt(d0). For d0 = N the printed width is N beyond some N, and at d1 = N alpha_0 is that of a square matrix: alpha_0 / sqrt(d0 d1)
-    tends to 0. Repaired: max(N, 4 t^2 (psi + log N) / ((1 - log 2) lambda(X))) with t of `gram.truncation_level`, which is at least 2 ||X||_F^2.
+    Erratum: its proof bounds P(||relu(Xw)|| >= t) by exp(-t^2 / 2 ||X||^2) and so forgets the mean of the norm, about
+      sqrt(N d0 / 2) for rows of
+    norm sqrt(d0). For d0 = N the printed width is N beyond some N, and at d1 = N alpha_0 is that of a square matrix:
+    alpha_0 / sqrt(d0 d1) tends to 0. Repaired: max(N, 4 t^2 (psi + log N) / ((1 - log 2) lambda(X))) with t of
+    `gram.truncation_level`, which is at least 2 ||X||_F^2.
 
     Args:
       X: the samples.
@@ -162,7 +168,8 @@ def theorem_4_3_width(
 ) -> float:
     """The width of Theorem 4.3, at which alpha_0(0) >= sqrt(c(delta) d0 d1) beta_w.
 
-    As printed: max(N, C(delta) N psi log^2(N) / d0). Erratum (see `lemma_c1_width`): it fails at d0 = d1 = N. Repaired: C(delta) N (psi + log N).
+    As printed: max(N, C(delta) N psi log^2(N) / d0). Erratum (see `lemma_c1_width`): it fails at d0 = d1 = N.
+      Repaired: C(delta) N (psi + log N).
 
     Args:
       num_samples, d0: N and the input dimension, d0 in [N^delta, N].
@@ -196,7 +203,8 @@ def corollary_4_5_width(
 ) -> float:
     """The width of Corollary 4.5 and Theorem 5.1: max(N, C(delta) [d2 N^2.5 / (d0 beta_w^2)]^(1/(1+rho)) log^2(N)).
 
-    Erratum: Appendix E drops the first term of F. Repaired: also d1 >= C [d2 N^1.5 / (d0 beta_w^2)]^(1/(1/2+rho)) log^2(N), which decides where rho < 1/4 under
+    Erratum: Appendix E drops the first term of F. Repaired: also d1 >= C [d2 N^1.5 / (d0 beta_w^2)]^(1/(1/2+rho))
+      log^2(N), which decides where rho < 1/4 under
     LeCun's scaling (beta_w^2 = 1 / d0). For rho = 1 the two agree.
 
     Args:
@@ -232,11 +240,14 @@ def path_certificate_width(
     d2: int = 1,
     constant: float = 1.0,
 ) -> float:
-    """The width at which Theorem B certifies a random start: C(delta) max(N (psi + log N), [d2 N^2 log(N) / (d0 beta_w^2)]^(1/(1+rho))).
+    """The width at which Theorem B certifies a random start: C(delta) max(N (psi + log N), [d2 N^2 log(N) / (d0
+    beta_w^2)]^(1/(1+rho))).
 
-    Under Assumption 4.1, where Corollary 4.5 has N^2.5 log^2(N) in the brackets: sqrt(2) ||X|| sqrt(L(0)) is of order N sqrt(d0 d1 d2 log N) beta_w beta_v by
-    Lemma 4.4, and alpha_0^2 of order d0 d1 beta_w^2 by Theorem 4.3 as repaired, which asks for the first of the two widths. Under LeCun's scaling that one decides: order N up to a
-    logarithm. It fails with the probability of `failure_probability` with this psi. For the inclusion; descent's Theorem C has the same order and larger constants.
+    Under Assumption 4.1, where Corollary 4.5 has N^2.5 log^2(N) in the brackets: sqrt(2) ||X|| sqrt(L(0)) is of order
+    N sqrt(d0 d1 d2 log N) beta_w beta_v by Lemma 4.4, and alpha_0^2 of order d0 d1 beta_w^2 by Theorem 4.3 as
+    repaired, which asks for the first of the two widths. Under LeCun's scaling that one decides: order N up to a
+    logarithm. It fails with the probability of `failure_probability` with this psi. For the inclusion; descent's
+    Theorem C has the same order and larger constants.
 
     Args:
       num_samples, d0: N and the input dimension, d0 in [N^delta, N]; rows of X have norm sqrt(d0).
@@ -261,7 +272,8 @@ class FailureProbability(NamedTuple):
 
     Attributes:
       width: exp(-psi), psi = (d0 / N) [d2 N^2.5 / (d0 beta_w^2)]^(1/(1+rho)): that alpha_0 is too small at this width.
-      data: N^2 exp(-N^(delta/2)): that rows of X are too close. Above 1, so that nothing is promised, until N is large.
+      data: N^2 exp(-N^(delta/2)): that rows of X are too close. Above 1, so that nothing is promised, until N is
+        large.
       loss: exp(-d2 log N): that the initial loss is too large.
     """
 
@@ -278,7 +290,8 @@ class FailureProbability(NamedTuple):
 def failure_probability(
     num_samples: float, d0: float, *, delta: float, rho: float, beta_w: float, d2: int = 1, psi: float | None = None
 ) -> FailureProbability:
-    """The failure probability of Corollary 4.5 and Theorem 5.1, as printed, with unit constants; with psi given, that of `path_certificate_width`.
+    """The failure probability of Corollary 4.5 and Theorem 5.1, as printed, with unit constants; with psi given, that
+    of `path_certificate_width`.
 
     Theorem 5.1 is printed without the factor d2 in its first term and without the factor 2 that its proof ends with
     (1 - 2 P(theta_0 not in Q)); both are constants of the order.
@@ -317,8 +330,10 @@ def convergence_time(largest_loss: float, target: float, rate: float) -> float:
 def num_steps_bound(time: float, num_samples: int, batch_size: int, learning_rate: float) -> int:
     """k* of Theorem 5.6: how many steps of mini-batch descent cover the flow time `time`, ceil(N T* / (b eta)).
 
-    Erratum: the theorem is printed with floor(1 + N T* / (b eta)), the same but where N T* / (b eta) is whole, and its proof (Appendix F) takes
-    floor((1 + N T* / b) / eta), up to 1 / eta steps more. A step on b of N samples moves by b / N of the flow on average.
+    Erratum: the theorem is printed with floor(1 + N T* / (b eta)), the same but where N T* / (b eta) is whole, and its
+      proof (Appendix F) takes
+    floor((1 + N T* / b) / eta), up to 1 / eta steps more. A step on b of N samples moves by b / N of the flow on
+    average.
 
     Raises:
       ValueError: the time is negative, the learning rate is not positive, or the batch size is not in [1, N].
@@ -343,7 +358,8 @@ def theorem_5_1_num_steps(
     loss_constant: float = 1.0,
     rate_constant: float = 1.0,
 ) -> int:
-    """(15): k* <= ceil(1 + N / (eta b) max(0, log(C N log(N) d0 d1 beta_w^2 beta_v^2 / epsilon) / (c(delta) d0 d1 beta_w^2))).
+    """(15): k* <= ceil(1 + N / (eta b) max(0, log(C N log(N) d0 d1 beta_w^2 beta_v^2 / epsilon) / (c(delta) d0 d1
+    beta_w^2))).
 
     Args:
       num_samples, d0, d1: N and the sizes of the network.
