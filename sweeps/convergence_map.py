@@ -51,8 +51,8 @@ def run_tile(
 def cost_of(num_samples: int, num_steps: int) -> Callable[[Tile], float]:
     """How long the runs of a tile take, in any unit: a step's cost times a guess at the steps.
 
-    Networks with d0 d1 far below N cannot fit their labels and take every step, and those far above it take a few hundred; in
-    between, which is about where half of them converge, the share of all steps falls as a power of d0 d1 / N.
+    Networks with d0 d1 far below N cannot fit their labels and take every step, and those far above it take a few
+    hundred; in between, which is about where half of them converge, the share of all steps falls as a power of d0 d1 / N.
     """
 
     def cost(tile: Tile) -> float:

@@ -3,8 +3,9 @@
 A device trains its networks side by side in lanes, in chunks of steps; between two chunks the lanes that are done are read
 off and given the next runs, by the host: what is compiled is a chunk and nothing else, and a sweep compiles one for every
 tile. A CPU wants a handful of lanes, to spread the cost of starting an operation over several small networks while they stay
-inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another. Either way a run
-is asked at every step, inside the compiled loop, whether it is done. No collective runs inside a compiled chunk.
+inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another. Either
+way a run is asked at every step, inside the compiled loop, whether it is done. No collective runs inside a compiled
+chunk.
 
 Runs that cannot be interrupted (`InOneGo`) fill the lanes in batches, the next when all of the last are done.
 """
@@ -35,13 +36,13 @@ class Work(NamedTuple):
 
     Attributes:
       start: from what describes a run, any pytree of arrays, to its state.
-      advance: from a state and a number of steps to the state after so many; with 0 steps, to the state that has been looked at, of
-        which `is_done` can be asked.
+      advance: from a state and a number of steps to the state after so many; with 0 steps, to the state that has been
+        looked at, of which `is_done` can be asked.
       is_done: whether a state takes no more steps.
       finish: from the last state to what is kept of it.
       num_steps: the largest number of steps of any run.
-      asks_itself: a promise that `advance` takes no step of a state that is done. The engine then hands over many steps at once, which
-        is faster; otherwise it takes them one by one, and asks before each.
+      asks_itself: a promise that `advance` takes no step of a state that is done. The engine then hands over many steps
+        at once, which is faster; otherwise it takes them one by one, and asks before each.
     """
 
     start: Callable[[PyTree], State]
@@ -104,8 +105,8 @@ def default_lanes(backend: str, num_weights: int, *, in_one_go: bool = False) ->
     """How many runs a device trains side by side unless told otherwise.
 
     512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for larger ones:
-    the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's end; 1 for
-    runs in one go, which wait for each other.
+    the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's
+    end; 1 for runs in one go, which wait for each other.
     """
     if backend != "cpu":
         return 512
@@ -128,8 +129,8 @@ def _count(runs: PyTree) -> int:
 
 def _in_batches(follow: Callable[[PyTree], Record], runs: PyTree, mesh: Mesh, lanes: int) -> tuple[Record, Timings]:
     """All runs in one compiled program, dealt out over the devices; on each so many side by side, then as many again."""
-    # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats of the last run fill the
-    # last round.
+    # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats of the last
+    # run fill the last round.
     num_runs, num_devices = _count(runs), mesh.size
     per_device = -(-num_runs // (num_devices * lanes)) * lanes
     dealt = np.arange(per_device * num_devices).reshape(per_device, num_devices).T.ravel()
@@ -235,7 +236,8 @@ def run_on_devices(
       work: the run.
       runs: what describes them, stacked along a leading axis.
       lanes: runs side by side on every device, at most; 1 for one after another.
-      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1 and for runs in one go.
+      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1 and for runs in
+        one go.
       devices: all local ones when None.
 
     Returns:

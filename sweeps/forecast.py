@@ -1,9 +1,10 @@
 """Which tile is next, and how long the rest takes.
 
-A tile takes what compiling it takes, and its work: its cost, an estimate from before the sweep, times a rate that is learned from the finished
-tiles near it. Tiles differ by their steps above all: where networks are too small to fit their data every run takes every step. The
-longest go first, so that the processes end together and what is learned first is what most of the time goes into; in the first tenth of the
-tiles every second one is far from all before it, so that the rate is known everywhere.
+A tile takes what compiling it takes, and its work: its cost, an estimate from before the sweep, times a rate that is
+learned from the finished tiles near it. Tiles differ by their steps above all: where networks are too small to fit
+their data every run takes every step. The longest go first, so that the processes end together and what is learned
+first is what most of the time goes into; in the first tenth of the tiles every second one is far from all before it,
+so that the rate is known everywhere.
 """
 
 import heapq
@@ -20,8 +21,6 @@ __all__ = ["Forecast"]
 _NEIGHBOURS = 4
 # A tile that was expected to be done takes so many times what it has taken.
 _OVERDUE = 1.25
-# Parts of a tile's time that do not grow with its work.
-_FIXED = ("drawing", "compilation")
 
 
 class Forecast:
@@ -64,9 +63,9 @@ class Forecast:
         """A tile is done, and took so long."""
         index = self._index[tile]
         del self._begun[index]
-        fixed = sum(timings.get(part, 0.0) for part in _FIXED)
-        self._fixed.append(fixed)
-        self._work[index] = sum(timings.values()) - fixed
+        # What else there is, a process does once: its first tile compiles the programs that draw and measure.
+        self._fixed.append(timings.get("compilation", 0.0))
+        self._work[index] = timings.get("running", sum(timings.values()))
 
     def left(self, now: float) -> float | None:
         """Seconds until everything is done; None before the first tile is."""

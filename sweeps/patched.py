@@ -1,7 +1,7 @@
 """Whether this program runs the code of its files: a law that a script has replaced is no part of a configuration.
 
-A worker process imports the modules anew, and would draw by the law of the file where its parent has another; and the store would
-name either by the same configuration.
+A worker process imports the modules anew, and would draw by the law of the file where its parent has another; and the
+store would name either by the same configuration.
 """
 
 import functools
@@ -69,8 +69,8 @@ def check() -> None:
             value = getattr(module, key)
             if inspect.isfunction(value) and not value.__module__.startswith("relu_sgd"):
                 raise UsageError(
-                    f"{name}.{key} was replaced by {value.__module__}.{value.__qualname__}, which the configuration does not name: "
-                    "results would pass for those of the original"
+                    f"{name}.{key} was replaced by {value.__module__}.{value.__qualname__}, which the configuration does not "
+                    "name: results would pass for those of the original"
                 )
 
 
@@ -80,8 +80,8 @@ def _compare(theirs: tuple[tuple[str, str], ...]) -> None:
     different = [name for name, value in theirs if own.get(name, value) != value]
     if different:
         raise UsageError(
-            f"{different[0]} was changed after it was imported, which worker processes do not see and the configuration does not "
-            "name; nothing was computed"
+            f"{different[0]} was changed after it was imported, which worker processes do not see and the configuration "
+            "does not name; nothing was computed"
         )
 
 

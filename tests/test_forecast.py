@@ -116,6 +116,17 @@ def test_a_tile_that_takes_longer_than_expected_is_not_about_to_end():
     assert forecast.left(101.0) > 25
 
 
+def test_what_a_process_does_once_is_not_expected_of_every_tile():
+    tiles = plan.cut(("both",), (2, 4, 6), (2, 4, 6), 1, (1, 1))
+    forecast = Forecast(tiles, lambda _: 1.0, 1)
+    queue = forecast.order(lambda: 0.0)
+    forecast.finished(next(queue), {"drawing": 30.0, "compilation": 2.0, "running": 1.0, "measuring": 5.0})
+    assert forecast.left(0.0) == pytest.approx(8 * 3.0)
+    forecast = Forecast(tiles, lambda _: 1.0, 1)
+    forecast.finished(next(forecast.order(lambda: 0.0)), {"measuring": 5.0})
+    assert forecast.left(0.0) == pytest.approx(8 * 5.0)
+
+
 def test_nothing_to_do():
     forecast = Forecast([], plan.cost, 1)
     assert list(forecast.order(lambda: 0.0)) == []
