@@ -329,7 +329,7 @@ def test_a_repelling_kink_is_reported():
 
 def test_a_change_of_an_output_weights_sign_makes_sliding_branch():
     """Both integrators stop at the same time, when V_j is 0 and neuron j has sliding preactivations."""
-    params, problem = drawn(2, 20, 5, 10, "both")
+    params, problem = drawn(19, 20, 5, 10, "both")
     found = solve(params, problem, jnp.array([1.0, 20.0]), trained_layers="both", tolerance=1e-7)
     assert found.status == Status.BRANCHING
     reference = event_driven.solve(params, problem, np.array([1.0, 20.0]))
