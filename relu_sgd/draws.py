@@ -20,7 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt
 
-__all__ = ["balanced_signs", "normal", "signs", "sum_of_squares", "uniform"]
+__all__ = ["VERSION", "balanced_signs", "normal", "signs", "sum_of_squares", "uniform"]
+
+# Another number whenever the values of draws change: results of different ones do not mix.
+VERSION = 2
 
 # A size is an int, or a traced integer when the padded size is given.
 Shape = tuple[int | Array, int | Array]

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
+from relu_sgd import draws
 from sweeps import arithmetic, patched, plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.forecast import Forecast
@@ -34,6 +35,7 @@ __all__ = [
     "Launcher",
     "Sweep",
     "complete",
+    "configuration_of",
     "configure_jax",
     "execute",
     "main",
@@ -176,6 +178,11 @@ def _check_folder(out: Path) -> None:
         raise UsageError(f"--out: cannot write to {folder}")
 
 
+def configuration_of(science: dict[str, Any]) -> str:
+    """A short name for everything that decides the results, the version of the draws included."""
+    return fingerprint({**science, "draws": draws.VERSION})
+
+
 def _check_same(store: Store, science: dict[str, Any], block: tuple[int, int] | None, out: Path) -> None:
     there = store.attributes.get("science")
     if not isinstance(there, dict):
@@ -186,6 +193,10 @@ def _check_same(store: Store, science: dict[str, Any], block: tuple[int, int] | 
             f"--{name} is {_short(there.get(name))} there and {_short(science.get(name))} here" for name in names
         )
         raise UsageError(f"--out: the results in {out} are of another sweep: {different}")
+    if store.attributes.get("draws") != draws.VERSION:
+        raise UsageError(
+            f"--out: the results in {out} were begun with other draws of data and weights, by another version of this code"
+        )
     if block is not None and list(block) != store.attributes["block"]:
         raise UsageError(
             f"--block: {block[0]}x{block[1]}, but the results in {out} are in blocks of "
@@ -206,7 +217,8 @@ def _open_store(sweep: Sweep, execution: Execution) -> Store:
             block = execution.block or plan.default_block(sweep.d0, sweep.d1)
             attributes = {
                 "science": sweep.science,
-                "configuration": fingerprint(sweep.science),
+                "draws": draws.VERSION,
+                "configuration": configuration_of(sweep.science),
                 "protocol": sweep.protocol_name,
                 "setups": list(sweep.setups),
                 "block": list(block),

@@ -28,7 +28,7 @@ from sweeps import experiment, figures, launch, protocol_settings, recording
 from sweeps.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
-from sweeps.protocol import Protocol, fingerprint, for_setup, parts_of, science, setups
+from sweeps.protocol import Protocol, for_setup, parts_of, science, setups
 from sweeps.protocol_settings import Settings, flagfile
 from sweeps.report import reporting
 from sweeps.settings import FlagTable, UsageError, number, one_of, parse_all, whole
@@ -132,7 +132,7 @@ def run_tile(chosen: Trajectories, tile: Tile) -> tuple[dict[str, np.ndarray], T
         recording.steps_to_record(protocol.num_steps, chosen.measure_every),
         lanes=1 if cpu else tile.num_seeds,
         checkpoints=execution.out / "checkpoints" / f"{tile.setup}_{int(tile.d1[0])}",
-        configuration=fingerprint(chosen.science),
+        configuration=launch.configuration_of(chosen.science),
         seconds_between=chosen.checkpoint_seconds,
     )
     records["status"] = np.where(np.isfinite(records["loss"][:, -1]), 1, 3).astype(np.int8)

@@ -165,6 +165,17 @@ def test_results_of_another_sweep_are_refused(finished, capsys, words, message):
     assert message in refuses(capsys, finished, *words)
 
 
+def test_results_of_other_draws_are_refused(finished, tmp_path, capsys):
+    """As a store is that was begun before the values of draws changed."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    metadata = out / "results.zarr" / "zarr.json"
+    root = json.loads(metadata.read_text())
+    del root["attributes"]["draws"]
+    metadata.write_text(json.dumps(root))
+    assert "begun with other draws" in refuses(capsys, out)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "no store"])
 def test_a_damaged_store_is_refused(finished, tmp_path, capsys, damage):
     out = tmp_path / "out"
