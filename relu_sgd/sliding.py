@@ -143,14 +143,22 @@ class SlidingStep:
         self.largest = largest
         self.smallest = jnp.sqrt(jnp.finfo(self.X.dtype).eps) * largest
         # On a single line W_j = 0 is a kink like any other.
-        self.can_rest = jnp.sum(lines.leads) > 1
+        self.several_lines = jnp.sum(lines.leads) > 1
 
     def _along_rows(self, coefficients: Float[Array, "N d1"]) -> Float[Array, "N d1"]:
         """X X^T times the coefficients: the speeds of all preactivations."""
         return matmul(self.X, matmul(self.X_transposed, coefficients))
 
-    def _rests(self, W: Array) -> Bool[Array, " d1"]:
-        return ~jnp.any(W != 0, axis=0) & self.can_rest
+    def _at_origin(self, W: Array) -> Bool[Array, " d1"]:
+        """The neurons with W_j = 0, where several lines meet."""
+        return ~jnp.any(W != 0, axis=0) & self.several_lines
+
+    def _rests(self, params: Params) -> Bool[Array, " d1"]:
+        """Those whose velocity 0 is an element, with slope 0 everywhere: not so where one of two opposite rays is
+        active.
+        """
+        silent = ~jnp.any(params.V != 0, axis=1)
+        return self._at_origin(params.W) & (silent | ~jnp.any(self.follows))
 
     def _jumps(self, C: Float[Array, "N d1"]) -> Float[Array, "N d1"]:
         """Of the speed of every line's kink from slope 0 to slope 1: there one ray takes over from the opposite
@@ -179,7 +187,7 @@ class SlidingStep:
         errors = self.Y - matmul(hidden, V)
         C = matmul(errors, V.T)
         jumps = self._jumps(C)
-        resting = self._rests(W)
+        resting = self._rests(params)
         zero = (sides == 0) & self.leads
         at_kink = zero & (jumps != 0) & ~resting
         at = (within.samples, jnp.arange(W.shape[1])[:, None])
@@ -232,7 +240,7 @@ class SlidingStep:
             resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
             branches=jnp.any(at_zero & repels & _instantaneous_slope(speed, jumps)[1]) | begins,
-            undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(resting & repels),
+            undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(self._at_origin(W) & repels),
             too_many=kinks.number > self.max_kinks,
         )
 
@@ -315,7 +323,7 @@ class SlidingStep:
 
         # The preactivations that are at 0 or may reach it.
         reach = jnp.abs(Z_dot) + _MARGIN * size * jnp.linalg.norm(now.params.W, axis=0)
-        resting = self._rests(W)
+        resting = self._rests(state.params)
         wanted = ((sides == 0) | (jnp.abs(Z) <= h * reach)) & self.leads & ~resting
         kinks = compact(wanted, self.max_kinks)
         at = (kinks.samples, jnp.arange(W.shape[1])[:, None])
@@ -344,11 +352,12 @@ class SlidingStep:
         flux = slopes * C
         mean_W = matmul(self.X_transposed, flux)
         new_W = W + h * mean_W
-        # On the line that all but one of its dimensions leave it, a neuron moves straight to 0, and meets all its kinks there.
+        # On the line that all but one of its dimensions leave it, a neuron moves straight to 0, and meets all its
+        # kinks there.
         norm, speed = jnp.linalg.norm(W, axis=0), jnp.linalg.norm(now.params.W, axis=0)
         straight = -jnp.sum(W * now.params.W, axis=0) >= (1 - eps**0.75) * norm * speed
         vanishes = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0)
-        arrives = (vanishes | (straight & (norm <= h * speed))) & (norm > 0) & self.can_rest
+        arrives = (vanishes | (straight & (norm <= h * speed))) & (norm > 0) & self.several_lines
         # A balanced neuron shrinks in both layers, never to 0, and may grow again.
         arrives &= jnp.linalg.norm(V, axis=1) > 1e3 * self.smallest
         new_W = jnp.where(arrives, 0, new_W)
@@ -365,13 +374,18 @@ class SlidingStep:
         ends = jnp.where(jumps_there > 0, passed, ends).astype(sides.dtype)
         new_sides = _put(sides, kinks, ends)
         new_sides = jnp.where(self.follows, -jnp.take(new_sides, self.lines.opposite, axis=0, mode="clip"), new_sides)
-        new_sides = jnp.where(resting | arrives, -1, new_sides).astype(sides.dtype)
+        resting_side = jnp.where(jnp.any(self.follows), 0, -1)
+        new_sides = jnp.where(resting, -1, jnp.where(arrives, resting_side, new_sides)).astype(sides.dtype)
         new_sides = jnp.where(state.started, new_sides, sides)
         # A step is of no use when a preactivation is not where its side says.
         misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > jnp.sqrt(eps) * size * (
             scale + 1e-3 * self.largest
         )
+        # Nor when one that repels crosses only because it has crossed: the event that holds it back comes first.
+        alone = Z_there + h * (speeds + jumps_there * (sides_there > 0))
+        unsupported = (jumps_there > 0) & (ends * sides_there < 0) & (alone * sides_there > 0)
         fails = (kinks.number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives & (size > 0))
+        fails |= jnp.any(kinks.present & unsupported & ~arrives[:, None])
 
         new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
         mean_V = 0.5 * matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)

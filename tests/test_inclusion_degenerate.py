@@ -46,6 +46,13 @@ CASES = [
     (case([[1, 0], [0, 0]], [[-1], [3]], [[1], [1]], [[1]], "hidden", 1), Status.REACHED, [[0], [1]]),
     # Three lines in a plane that attract and repel, at W = 0: the velocity is open.
     (case([[1, 0], [0, 1], [1, 1]], [[-1], [-1], [1]], [[0], [0]], [[1]], "hidden", 1), Status.UNDECIDED, None),
+    # From W_j = 0, where opposite rays pull; and a sample that would cross only because it has crossed.
+    (degenerate.case(687), Status.REACHED, None),
+    (degenerate.case(1046), Status.REACHED, None),
+    # Neurons that arrive at W_j = 0: they rest there, or cannot tell.
+    (degenerate.case(245), Status.REACHED, None),
+    (degenerate.case(261), Status.REACHED, None),
+    (degenerate.case(402), Status.UNDECIDED, None),
     *(
         (case(np.eye(2), [[10], [5]], scale * np.array([[1], [0.5]]), [[scale]], "both", 1), Status.REACHED, None)
         for scale in (0.1, 0.01, 1e-4)
