@@ -1,47 +1,45 @@
-"""A run of a protocol: drawn from its (d0, d1, seed), trained, and read off.
-
-A run's data and weights depend on (d0, d1, seed) and the protocol alone, to the bit: not on its tile, padding, machine
-or order. The streams of random numbers are: the sweep's base seed, folded with d0 and d1, then with 1 + seed (with 0 for
-what the runs of a cell share), then with the number of the stream below.
-"""
+"""A run of a protocol: trained from its draw, and read off."""
 
 import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Int, Key, UInt32
+from jaxtyping import Array, UInt32
 
-from relu_sgd import Descent, Params, Problem, draws, inclusion, initialization, measurements, problem, selections
+from relu_sgd import Descent, Params, Problem, inclusion, measurements, selections
 from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
-from sweeps import arithmetic
-from sweeps.engine import STEPS_PER_CHUNK, InOneGo, Timings, Work, default_lanes, run_on_devices
-from sweeps.plan import Tile
-from sweeps.protocol import Protocol, relative_tolerance
+from sweeps.protocol.draw import Run, draw_tile, networks, padded, resize, roomy, x64
+from sweeps.protocol.presets import Conditions, Protocol, relative_tolerance
+from sweeps.runtime import arithmetic
+from sweeps.runtime.engine import STEPS_PER_CHUNK, InOneGo, Timings, Work, default_lanes, run_on_devices
+from sweeps.study import Execution, Tile
 
 __all__ = [
     "METRICS",
+    "STATUSES",
     "End",
-    "Run",
     "descent_of",
-    "draw_run",
-    "draw_tile",
+    "devices_of",
     "inclusion_of",
     "map_cells",
     "measure_run",
     "measure_tile",
     "metrics",
+    "network_cost",
     "train_tile",
     "work_of",
 ]
 
-STREAMS = {"X": 0, "Y": 1, "W": 2, "V": 3, "batches": 4}
+# What a status of a run means; 0 is pending.
+STATUSES = {1: "converged", 2: "step limit", 3: "diverged"}
 
 # What is kept of a run: name, type (None for the precision of the run) and description.
 METRICS: dict[str, tuple[type | None, str]] = {
@@ -55,7 +53,7 @@ METRICS: dict[str, tuple[type | None, str]] = {
     ),
     "dead_samples": (np.int32, "samples on which no neuron is active at the last step; -1 when diverged"),
     "steps": (np.int32, "updates made"),
-    "status": (np.int8, "0 pending, 1 converged, 2 step limit, 3 diverged"),
+    "status": (np.int8, ", ".join(f"{code} {name}" for code, name in {0: "pending", **STATUSES}.items())),
 }
 
 
@@ -70,28 +68,12 @@ INCLUSION_METRICS: dict[str, tuple[type | None, str]] = {
 }
 
 
-def metrics(protocol: Protocol) -> dict[str, tuple[type | None, str]]:
+def metrics(protocol: Conditions) -> dict[str, tuple[type | None, str]]:
     """What is kept of a run: name, type (None for the precision of the run) and description."""
     if protocol.dynamics == "descent":
         return METRICS
     status = METRICS["status"]
     return {name: kind for name, kind in METRICS.items() if name != "status"} | INCLUSION_METRICS | {"status": status}
-
-
-class Run(NamedTuple):
-    """A run before its first step.
-
-    Attributes:
-      params: theta_0, padded.
-      problem: the training set, padded.
-      batches: the key of the mini-batches, as raw data, which NumPy can hold.
-      neurons: which of the padded neurons are true ones.
-    """
-
-    params: Params
-    problem: Problem
-    batches: UInt32[Array, "2"]
-    neurons: Bool[Array, " padded_d1"]
 
 
 def _criterion(protocol: Protocol) -> Criterion:
@@ -119,68 +101,6 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
         at_zero=_at_zero(protocol),
         criterion=_criterion(protocol),
         stop=protocol.stop,
-    )
-
-
-def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, labels: Array) -> Array:
-    d2 = protocol.d2
-    match protocol.output_law:
-        case "normal":
-            return initialization.lecun_output(key, d1, d2, padded_d1=padded_d1)
-        case "uniform":
-            return initialization.uniform_output(key, d1, d2, padded_d1=padded_d1)
-        case "balanced_signs":
-            return initialization.balanced_sign_output(d1, d2, padded_d1=padded_d1)
-        case "shuffled_signs":
-            return initialization.shuffled_sign_output(key, d1, d2, padded_d1=padded_d1)
-        case "appendix_g":
-            squares = draws.sum_of_squares(labels.reshape(1, -1))[0]
-            magnitude = jnp.sqrt(squares / jnp.asarray(protocol.num_samples * d1, squares.dtype))
-            return initialization.balanced_sign_output(d1, d2, magnitude=magnitude, padded_d1=padded_d1)
-        case law:
-            raise ValueError(f"unknown output law {law!r}")
-
-
-def draw_run(protocol: Protocol, run: Int[Array, "3"], padded: tuple[int, int]) -> Run:
-    """Data and weights of a run of a set-up (see `protocol.for_layers`).
-
-    Args:
-      protocol: of one set-up.
-      run: (d0, d1, seed), traced or not.
-      padded: (d0, d1) of the result.
-
-    Raises:
-      ValueError: the protocol names a law that does not exist.
-    """
-    d0, d1, seed = run[0], run[1], run[2]
-    padded_d0, padded_d1 = padded
-    cell = jax.random.fold_in(jax.random.fold_in(arithmetic.key(protocol.base_seed), d0), d1)
-    own = jax.random.fold_in(cell, 1 + seed)
-    data = jax.random.fold_in(cell, 0) if protocol.data_sharing == "cell" else own
-
-    rows = {"sphere": problem.sphere_rows, "cube": problem.cube_rows}[protocol.data_law]
-    radius = jnp.sqrt(jnp.asarray(d0, jnp.result_type(float))) if protocol.data_radius == "sqrt_d0" else 1.0
-    X = rows(jax.random.fold_in(data, STREAMS["X"]), protocol.num_samples, d0, radius, padded_d0=padded_d0)
-    labels = {
-        "balanced": problem.balanced_labels,
-        "random_signs": problem.random_sign_labels,
-        "gaussian": problem.gaussian_labels,
-    }[protocol.label_law]
-    Y = labels(jax.random.fold_in(data, STREAMS["Y"]), protocol.num_samples, protocol.d2)
-
-    key = jax.random.fold_in(own, STREAMS["W"])
-    if protocol.hidden_law == "lecun":
-        W = initialization.lecun_hidden(key, d0, d1, padded_d0=padded_d0, padded_d1=padded_d1)
-    else:
-        W = initialization.normal_hidden(
-            key, d0, d1, protocol.hidden_standard_deviation, padded_d0=padded_d0, padded_d1=padded_d1
-        )
-    V = _draw_output(protocol, jax.random.fold_in(own, STREAMS["V"]), d1, padded_d1, Y)
-    return Run(
-        params=Params(W, V.astype(W.dtype)),
-        problem=Problem(X, Y),
-        batches=jax.random.key_data(jax.random.fold_in(own, STREAMS["batches"])),
-        neurons=jnp.arange(padded_d1) < d1,
     )
 
 
@@ -297,35 +217,6 @@ def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
     }
 
 
-def _resize(run: Run, params: Params, d0: int, d1: int) -> Run:
-    """Runs with other weights and more or less padding, stacked along a leading axis; with NumPy, so nothing compiles."""
-
-    def fit(array: Any, *sizes: int) -> Any:
-        array = array[(slice(None), *(slice(0, size) for size in sizes))]
-        return np.pad(array, [(0, 0), *((0, size - old) for size, old in zip(sizes, array.shape[1:], strict=True))])
-
-    (W, V), (X, Y) = params, run.problem
-    data = Problem(fit(X, X.shape[1], d0), Y)
-    return Run(Params(fit(W, d0, d1), fit(V, d1, V.shape[2])), data, run.batches, fit(run.neurons, d1))
-
-
-# Drawing and measuring are done with more padding than training, up to a power of two: padding changes no draw and no
-# count, and so a sweep compiles few programs for them. The random number generator alone takes longer to compile than the
-# training. They are kept here, because they outlive the programs of the tiles.
-
-
-def _roomy(sizes: tuple[int, int]) -> tuple[int, int]:
-    d0, d1 = (max(64, 1 << (size - 1).bit_length()) for size in sizes)
-    return d0, d1
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled_draws(protocol: Protocol, num_runs: int, padded: tuple[int, int], precision: bool) -> jax.stages.Compiled:
-    del precision  # JAX's, part of what is compiled.
-    draw_all = jax.jit(lambda runs: jax.lax.map(lambda run: draw_run(protocol, run, padded), runs))
-    return draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32)).compile()
-
-
 @functools.lru_cache(maxsize=16)
 def _compiled_measurements(protocol: Protocol, shapes: Any, precision: bool) -> jax.stages.Compiled:
     del precision
@@ -334,63 +225,55 @@ def _compiled_measurements(protocol: Protocol, shapes: Any, precision: bool) -> 
     return measure_all.lower(*jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])).compile()
 
 
-def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:
-    """The runs of a tile before their first steps, stacked along a leading axis, on the host.
-
-    Tiles with one `widest` share the program that draws them, whatever their widths.
-
-    Raises:
-      ValueError: the tile's axes are no sizes of networks.
-    """
-    d0, d1 = tile.padded
-    runs = tile.runs()
-    if runs.dtype != np.int32:
-        raise ValueError(f"networks have whole sizes, got d0 = {tile.d0} and d1 = {tile.d1}")
-    draw_all = _compiled_draws(protocol, tile.num_runs, _roomy((d0, max(d1, widest))), _x64())
-    drawn = jax.device_get(draw_all(runs))
-    return _resize(drawn, drawn.params, *tile.padded)
-
-
 def measure_tile(protocol: Protocol, tile: Tile, runs: Run, ends: End) -> dict[str, np.ndarray]:
     """What is kept of the runs of a tile; `runs` and `ends` are on the host, stacked along a leading axis."""
-    runs = _resize(runs, ends.params, *_roomy(tile.padded))
+    runs = resize(runs, ends.params, *roomy(padded(tile)))
     ends = ends._replace(params=runs.params)
     leaves, structure = jax.tree.flatten((runs, ends))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves), structure
-    return jax.device_get(_compiled_measurements(protocol, shapes, _x64())(runs, ends))
+    return jax.device_get(_compiled_measurements(protocol, shapes, x64())(runs, ends))
+
+
+def network_cost(tile: Tile) -> float:
+    """A rough measure of the longest possible time of a tile over (d0, d1): runs x (products + a constant a neuron and a step)."""
+    d0, d1 = padded(tile)
+    return tile.num_runs * ((d0 + 20) * d1 + 200)
+
+
+def devices_of(execution: Execution) -> list[jax.Device]:
+    """The devices that this process uses."""
+    return jax.local_devices()[: execution.num_devices or None]
 
 
 def map_cells(
     protocol: Protocol,
-    networks: Tile,
-    cells: Tile,
-    follow: Callable[[float, float], Callable[[Run], dict[str, Array]]],
-    *,
-    lanes: int,
-    devices: list[jax.Device],
+    sizes: tuple[int, int],
+    tile: Tile,
+    follow: Callable[[Mapping[str, Any]], Callable[[Run], dict[str, Array]]],
+    execution: Execution,
 ) -> tuple[dict[str, np.ndarray], Timings]:
     """The same starts through every cell of a tile whose axes are not (d0, d1).
 
     Args:
-      protocol: of one set-up; the starts are drawn from it.
-      networks: a tile of one (d0, d1) and all seeds.
-      cells: the tile.
+      protocol: of the variant; the starts are drawn from it.
+      sizes: (d0, d1) of the networks.
+      tile: what is run.
       follow: from the values of a cell to what is done to a run.
-      lanes, devices: as for `train_tile`.
+      execution: lanes and devices.
 
     Returns:
       The records of all cells in the tile's order, and the seconds that went into each part of the work.
     """
     begun = time.perf_counter()
-    runs = draw_tile(protocol, networks)
+    starts = Tile(tile.variant, {"d0": (sizes[0],), "d1": (sizes[1],)}, tile.seeds)
+    runs = draw_tile(protocol, starts)
     timings = {"drawing": time.perf_counter() - begun, "compilation": 0.0, "running": 0.0}
-    lanes = lanes or default_lanes(jax.default_backend(), 0, in_one_go=True)
+    lanes = execution.lanes or default_lanes(jax.default_backend(), 0, in_one_go=True)
     parts = []
-    for row in cells.d0:
-        for column in cells.d1:
-            records, spent = run_on_devices(InOneGo(follow(row, column)), runs, lanes=lanes, devices=devices)
-            parts.append(records)
-            timings |= {name: timings[name] + seconds for name, seconds in spent.items()}
+    for cell in tile.cells():
+        records, spent = run_on_devices(InOneGo(follow(cell)), runs, lanes=lanes, devices=devices_of(execution))
+        parts.append(records)
+        timings |= {name: timings[name] + seconds for name, seconds in spent.items()}
     jax.clear_caches()
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
 
@@ -419,11 +302,11 @@ def train_tile(
     begun = time.perf_counter()
     runs = draw_tile(protocol, tile)
     # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle late.
-    order = np.argsort(np.prod(tile.runs()[:, :2], axis=1), kind="stable")
+    order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun
     work = (inclusion_of if protocol.dynamics == "inclusion" else work_of)(protocol, trained_layers)
-    num_weights = tile.padded[0] * tile.padded[1]
+    num_weights = math.prod(padded(tile))
     lanes = lanes or default_lanes(jax.default_backend(), num_weights, in_one_go=isinstance(work, InOneGo))
     ends, timings = run_on_devices(
         work,
@@ -436,7 +319,3 @@ def train_tile(
     ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)
     records = measure_tile(protocol, tile, runs, ends)
     return records, {"drawing": drawing, **timings, "measuring": time.perf_counter() - begun}
-
-
-def _x64() -> bool:
-    return jax.config.jax_enable_x64  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from absl import flags
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps import arithmetic, experiment, launch, limit_report
-from sweeps.engine import InOneGo, Timings, default_lanes, run_on_devices
+from sweeps.runtime.engine import InOneGo, Timings, default_lanes, run_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of

@@ -28,7 +28,7 @@ from relu_sgd.problem import balanced_labels, cube_rows, sphere_rows
 from relu_sgd.theory import gram, hidden_layer, related_work, width_search, widths
 from relu_sgd.theory.width_search import Scaling
 from sweeps import arithmetic, figures, launch
-from sweeps.engine import Timings
+from sweeps.runtime.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.report import reporting

@@ -1,11 +1,8 @@
-"""Every plot, from stored results alone. Axes show d1 across and d0 up; colours are readable to the colour-blind."""
+"""The panels of a convergence map. Axes show d1 across and d0 up."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -15,76 +12,34 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
-from sweeps.protocol import parts_of
+from sweeps.reporting.style import add_caption, variant_title
+from sweeps.study import Variant
 
-__all__ = [
-    "FORMATS",
-    "add_caption",
-    "causes",
-    "convergence_steps",
-    "intervals",
-    "numerical_zeros",
-    "probability",
-    "save",
-    "set_log_x",
-    "shades",
-]
+__all__ = ["causes", "convergence_steps", "intervals", "numerical_zeros", "probability"]
 
-FORMATS = ("png", "pdf", "svg")
-LETTERS_PER_INCH = 19  # Of captions, on average.
-SETUP_TITLES = {"hidden": "hidden layer trained", "both": "both layers trained"}
 CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
-
-
-def shades(count: int) -> list[Any]:
-    """Colours for `count` ordered values, readable to the colour-blind, from dark to light."""
-    return [matplotlib.colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]
-
-
-def set_log_x(axes: Axes, values: Sequence[float] | np.ndarray, base: float = 10) -> None:
-    """A log axis over some positive values, whatever is drawn: Matplotlib fails where nothing is."""
-    low, high = float(min(values)), float(max(values))
-    room = max((high / low) ** 0.05, 1.1)
-    axes.set_xlim(low / room, high * room)
-    axes.set_xscale("log", base=base)
-
-
-def add_caption(figure: Figure, caption: str) -> None:
-    """The small print below a figure, wrapped here: Matplotlib would measure it word by word at every draw."""
-    width = int(LETTERS_PER_INCH * figure.get_figwidth())
-    figure.supxlabel("\n".join(textwrap.fill(line, width) for line in caption.splitlines()), fontsize="x-small")
-
-
-def setup_title(setup: str) -> str:
-    """The name of a set-up as a title."""
-    layers, slope = parts_of(setup)
-    title = SETUP_TITLES[layers]
-    if not slope:
-        return title
-    return f"{title}, {slope.replace('_', ' ')} slope" if slope[0].isalpha() else f"{title}, relu'(0) = {slope}"
-
-
-Summaries = Mapping[str, xr.Dataset]
-
-
-def _edges(sizes: np.ndarray) -> np.ndarray:
-    """The borders between cells that are centred on the sizes."""
-    if len(sizes) == 1:
-        return np.array([sizes[0] - 0.5, sizes[0] + 0.5])
-    middles = (sizes[1:] + sizes[:-1]) / 2
-    return np.concatenate([[2 * sizes[0] - middles[0]], middles, [2 * sizes[-1] - middles[-1]]])
+Summaries: TypeAlias = Mapping[Variant, xr.Dataset]
 
 
 def _cells(axes: Axes, values: xr.DataArray, **kwargs: Any) -> Any:
     """The values as coloured cells over a hatched ground, which shows through where there is no value."""
-    d0, d1 = _edges(values["d0"].values), _edges(values["d1"].values)
+    d0, d1 = (np.asarray(values[name], float) for name in ("d0", "d1"))
+    mesh = axes.pcolormesh(d1, d0, np.ma.masked_invalid(values.values), shading="nearest", **kwargs)
+    corners = mesh.get_coordinates()  # Matplotlib's own, half a cell beyond the outermost sizes.
+    (left, bottom), (right, top) = corners[0, 0], corners[-1, -1]
     ground = Rectangle(
-        (d1[0], d0[0]), d1[-1] - d1[0], d0[-1] - d0[0], facecolor="0.95", edgecolor="0.6", hatch="////", linewidth=0
+        (left, bottom),
+        right - left,
+        top - bottom,
+        facecolor="0.95",
+        edgecolor="0.6",
+        hatch="////",
+        linewidth=0,
+        zorder=0,
     )
     axes.add_patch(ground)
-    mesh = axes.pcolormesh(d1, d0, np.ma.masked_invalid(values.values), **kwargs)
-    axes.set_xlim(d1[0], d1[-1])
-    axes.set_ylim(d0[0], d0[-1])
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     axes.set_xlabel("hidden width $d_1$")
     axes.set_ylabel("input dimension $d_0$")
     return mesh
@@ -122,9 +77,9 @@ def _over_setups(
 ) -> Figure:
     """A panel per set-up, all on one scale."""
     figure, panels = _panels(summaries, title, caption)
-    for axes, (setup, summary) in zip(panels[0], summaries.items(), strict=True):
+    for axes, (variant, summary) in zip(panels[0], summaries.items(), strict=True):
         mesh = _cells(axes, summary[name], norm=norm, cmap=colours)
-        axes.set_title(setup_title(setup), fontsize="medium")
+        axes.set_title(variant_title(variant), fontsize="medium")
         _legend(axes, [], summary[name], missing)
     figure.colorbar(mesh, ax=panels[0].tolist(), label=label)
     return figure
@@ -148,7 +103,7 @@ def _overparametrization_curves(axes: Axes, num_samples: int) -> list[Line2D]:
 def probability(summaries: Summaries, caption: str) -> Figure:
     """Figure 2a: the probability of convergence, with its contour 0.5 and the curves d0 d1 = N and d1 = N."""
     figure, panels = _panels(summaries, "Probability of convergence to a global minimum", caption)
-    for axes, (setup, summary) in zip(panels[0], summaries.items(), strict=True):
+    for axes, (variant, summary) in zip(panels[0], summaries.items(), strict=True):
         values = summary["probability"]
         mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
         handles: list[Any] = []
@@ -161,7 +116,7 @@ def probability(summaries: Summaries, caption: str) -> Figure:
             contour.set(path_effects=outline)
             handles.append(Line2D([], [], color="white", path_effects=outline, label="probability 0.5"))
         handles += _overparametrization_curves(axes, summary.attrs["science"]["num_samples"])
-        axes.set_title(setup_title(setup), fontsize="medium")
+        axes.set_title(variant_title(variant), fontsize="medium")
         _legend(axes, handles, values, "no run yet")
     figure.colorbar(mesh, ax=panels[0].tolist(), label="share of runs that converged")
     return figure
@@ -170,8 +125,8 @@ def probability(summaries: Summaries, caption: str) -> Figure:
 def intervals(summaries: Summaries, caption: str, method: str) -> Figure:
     """How sure the probabilities are: the width of their 95 percent intervals."""
     widths = {
-        setup: summary.assign(width=summary["probability_high"] - summary["probability_low"])
-        for setup, summary in summaries.items()
+        variant: summary.assign(width=summary["probability_high"] - summary["probability_low"])
+        for variant, summary in summaries.items()
     }
     title = f"Width of the 95 percent interval of the probability ({method})"
     return _over_setups(widths, title, caption, "width", "high end - low end", Normalize(0, 1), "cividis")
@@ -209,32 +164,13 @@ def convergence_steps(summaries: Summaries, caption: str) -> Figure:
 def causes(summaries: Summaries, caption: str) -> Figure:
     """Why runs fail: the share of runs that ended for each reason; a row per set-up."""
     figure, panels = _panels(summaries, "Why runs fail", caption, rows=max(2, len(summaries)))
-    for row, (setup, summary) in zip(panels, summaries.items(), strict=False):
+    for row, (variant, summary) in zip(panels, summaries.items(), strict=False):
         for axes, (name, cause) in zip(row, CAUSES.items(), strict=True):
             values = summary[name] / summary["runs"].where(summary["runs"] > 0)
             mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
-            axes.set_title(f"{setup_title(setup)}: {cause}", fontsize="medium")
+            axes.set_title(f"{variant_title(variant)}: {cause}", fontsize="medium")
     for row in panels[len(summaries) :]:
         for axes in row:
             axes.remove()
     figure.colorbar(mesh, ax=panels.ravel().tolist()[: 3 * len(summaries)], label="share of runs")
     return figure
-
-
-def save(figure: Figure, folder: Path, name: str, configuration: str) -> list[Path]:
-    """The figure as PNG, PDF with embedded fonts, and SVG, with the configuration in each file's metadata."""
-    keyword = f"configuration {configuration}"
-    metadata: dict[str, dict[str, Any]] = {
-        "png": {"Keywords": keyword},
-        "pdf": {"Keywords": keyword, "CreationDate": None},
-        "svg": {"Keywords": [keyword], "Date": None},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": configuration}):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # Once is enough for all formats.
-        for kind in FORMATS:
-            paths.append(folder / f"{name}.{kind}")
-            figure.savefig(paths[-1], dpi=150, metadata=metadata[kind])
-    return paths

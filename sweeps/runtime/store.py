@@ -17,13 +17,12 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from sweeps.study import Metrics
+
 if TYPE_CHECKING:  # Loaded by who reads, not by every worker process.
     import xarray as xr
 
-__all__ = ["Metrics", "Store", "StoreError"]
-
-# Name to type and description. "status" must be among them: an integer, 0 for pending.
-Metrics = Mapping[str, tuple[type | np.dtype, str]]
+__all__ = ["Store", "StoreError"]
 
 _PARTIAL = ".partial"
 
@@ -186,8 +185,11 @@ class Store:
         except Exception as error:
             raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
 
-    def verify(self) -> None:
+    def verify(self, statuses: Sequence[int] = (0, 1, 2, 3)) -> None:
         """Reads everything once.
+
+        Args:
+          statuses: the codes that a run may have.
 
         Raises:
           StoreError: something is missing or damaged, or a run has a status but no metrics.
@@ -199,8 +201,9 @@ class Store:
                 continue
             results = self.read(group)
             done = results["status"].values != 0
-            if not np.isin(results["status"].values, (0, 1, 2, 3)).all():
-                raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of 0, 1, 2, 3")
+            if not np.isin(results["status"].values, statuses).all():
+                known = ", ".join(map(str, statuses))
+                raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of {known}")
             for name, values in results.data_vars.items():
                 if values.dtype.kind == "f" and np.isnan(values.values[done]).any():
                     raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")

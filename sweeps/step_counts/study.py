@@ -24,7 +24,7 @@ from relu_sgd import Descent
 from relu_sgd.descent import DescentState
 from relu_sgd.network import TrainedLayers
 from sweeps import arithmetic, experiment, figures, launch
-from sweeps.engine import Timings
+from sweeps.runtime.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers, parts_of

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key, UInt32
 
-from sweeps.settings import UsageError
+from sweeps.study import UsageError
 
 __all__ = ["check", "key", "pin", "recorded", "wrap"]
 

@@ -1,4 +1,4 @@
-"""Which tile is next, and how long the rest takes.
+"""How far a study is, which tile is next, how long the rest takes, and how it is asked to stop.
 
 A tile takes what compiling it takes, and its work: its cost, an estimate from before the sweep, times a rate that is
 learned from the finished tiles near it. Tiles differ by their steps above all: where networks are too small to fit
@@ -8,19 +8,37 @@ so that the rate is known everywhere.
 """
 
 import heapq
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
+from tqdm import tqdm
 
-from sweeps.engine import Timings
-from sweeps.plan import Tile
+from sweeps.study import Tile, Timings
 
-__all__ = ["Forecast"]
+__all__ = ["Forecast", "Progress", "Stopping", "duration"]
 
 # Of one tile, how many finished ones near it say how fast it is.
 _NEIGHBOURS = 4
 # A tile that was expected to be done takes so many times what it has taken.
 _OVERDUE = 1.25
+
+
+def _places(tiles: Sequence[Tile]) -> np.ndarray:
+    """Where the tiles lie, a row each: their variant, and their rank along every axis; an axis of the grid is as long as
+    the way from one variant to the next.
+    """
+    corners = [(tile.variant, *(values[0] for values in tile.axes.values()), tile.seeds.start) for tile in tiles]
+    columns = []
+    for index, column in enumerate(zip(*corners, strict=True)):
+        ranks = {value: rank for rank, value in enumerate(dict.fromkeys(column) if index == 0 else sorted(set(column)))}
+        places = np.array([ranks[value] for value in column], float)
+        columns.append(places if index == 0 else places / max(len(ranks) - 1, 1))
+    return np.stack(columns, axis=1) if columns else np.zeros((0, 1))
 
 
 class Forecast:
@@ -37,11 +55,7 @@ class Forecast:
         self._index = {tile: index for index, tile in enumerate(self._tiles)}
         self._cost = np.array([cost(tile) for tile in self._tiles], float)
         self._num_processes = num_processes
-        setups = {setup: number for number, setup in enumerate(dict.fromkeys(tile.setup for tile in self._tiles))}
-        places = np.array([(setups[t.setup], t.d0_index, t.d1_index) for t in self._tiles], float).reshape(-1, 3)
-        # Each axis of the grid is as long as the way from one set-up to the next.
-        places[:, 1:] /= np.maximum(places[:, 1:].max(axis=0, initial=0), 1)
-        self._places = places
+        self._places = _places(self._tiles)
         self._distance = np.full(len(self._tiles), np.inf)  # To the nearest tile that was begun.
         self._waiting = np.ones(len(self._tiles), bool)
         self._begun: dict[int, float] = {}
@@ -98,3 +112,77 @@ class Forecast:
         away, near = KDTree(self._places[where]).query(self._places, k=count)
         weights = 1 / (away.reshape(-1, count) ** 2 + 1e-3)
         return self._cost * (weights * rates[near.reshape(-1, count)]).sum(axis=1) / weights.sum(axis=1)
+
+
+class Progress:
+    """A bar on a terminal, lines in a log otherwise: tiles, runs a second, and how long the rest takes.
+
+    Args:
+      num_tiles: all of them.
+      num_done: those that were done before.
+      forecast: of the others.
+    """
+
+    def __init__(self, num_tiles: int, num_done: int, forecast: Forecast) -> None:
+        self._tiles, self._done, self._runs = num_tiles, num_done, 0
+        self._forecast = forecast
+        self._begun = self._logged = time.monotonic()
+        self._bar = tqdm(
+            total=num_tiles,
+            initial=num_done,
+            disable=not sys.stderr.isatty(),
+            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}]",
+            dynamic_ncols=True,
+        )
+
+    def update(self, tile: Tile, timings: Timings) -> None:
+        """One more tile is done."""
+        self._done += 1
+        self._runs += tile.num_runs
+        self._forecast.finished(tile, timings)
+        self._bar.update()
+        self.tick(last=self._done == self._tiles)
+
+    def tick(self, *, last: bool = False) -> None:
+        """Says where the sweep is, when that is due: every second on a terminal, every ten in a log, and at the end."""
+        now = time.monotonic()
+        if not last and now - self._logged < (10 if self._bar.disable else 1):
+            return
+        self._logged = now
+        left = self._forecast.left(now)
+        text = f"{self._done}/{self._tiles} tiles, {self._runs / max(now - self._begun, 1e-9):.1f} runs/s"
+        text += "" if left is None else f", about {duration(left)} left"
+        self._bar.set_postfix_str(text)
+        if self._bar.disable:
+            logging.info("%s", text)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class Stopping:
+    """SIGINT or SIGTERM: finish the tiles in hand, then leave. A second one: leave at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Stopping":
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.asked:
+            os._exit(128 + number)
+        self.asked = True
+        logging.warning("finishing the tiles in hand; a second signal leaves at once")

@@ -23,7 +23,7 @@ from relu_sgd import measurements
 from relu_sgd.descent import Descent, Status
 from relu_sgd.network import TrainedLayers
 from sweeps import experiment, figures, launch
-from sweeps.engine import Timings
+from sweeps.runtime.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers

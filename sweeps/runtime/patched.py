@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, ModuleType
 from typing import Any
 
-from sweeps.settings import UsageError
+from sweeps.study import UsageError
 
 __all__ = ["check", "checked", "fingerprints"]
 

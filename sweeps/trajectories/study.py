@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sweeps import experiment, figures, launch, protocol_settings, recording
-from sweeps.engine import Timings
+from sweeps.runtime.engine import Timings
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, for_setup, parts_of, science, setups

@@ -7,7 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from relu_sgd.descent import Status
-from sweeps.protocol import relative_tolerances
+from sweeps.protocol.presets import relative_tolerances
 
 __all__ = ["fitted_slope", "interval", "mean_interval", "median_interval", "summarize"]
 
@@ -19,7 +19,7 @@ def interval(successes: int, runs: int, method: str = "wilson", level: float = 0
     Args:
       successes: 0 to `runs`.
       runs: at least 1.
-      method: "wilson" or "exact", see `settings.INTERVALS`.
+      method: "wilson" or "exact", see `convergence_map.study.INTERVALS`.
       level: its coverage, exact methods cover at least this much.
 
     Returns:

@@ -1,0 +1,182 @@
+"""The one program of all studies: flags to a study, the study to results, results to a report.
+
+Bad input is one line on the standard error that names the flag, and status 2; nothing is written.
+"""
+
+import importlib
+import logging as standard_logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags, logging
+
+from sweeps.command.parsers import Switch
+from sweeps.runtime import arithmetic, session
+from sweeps.runtime.store import Store, StoreError
+from sweeps.study import Execution, Flag, Report, Study, UsageError, flags_of
+
+__all__ = ["complete", "execute", "flag_values", "main", "report"]
+
+
+def _define(values: flags.FlagValues, name: str, spec: Flag, default: Any, text: str) -> None:
+    if isinstance(spec.parser, Switch):
+        flags.DEFINE_boolean(name, default, text, values, module_name=spec.group)
+        return
+    default = None if default is None else spec.parser.serialize(default)
+    flags.DEFINE(spec.parser, name, default, text, values, serializer=spec.parser, module_name=spec.group)
+
+
+def _own(study: type[Study]) -> dict[str, tuple[Flag, Any]]:
+    """The flags of a study, those of its execution among them."""
+    shared = flags_of(Execution).items()
+    return flags_of(study) | {name: own for name, own in shared if own[0].group in study.execution_groups}
+
+
+def flag_values(study: type[Study]) -> flags.FlagValues:
+    """The flags that a study knows: its own, and those of logging."""
+    # Another study in the same process may have flags of the same names, so these get a place of their own.
+    values = flags.FlagValues()
+    for module, known in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("absl"):
+            for flag in known:
+                values[flag.name] = flag
+    for name, (spec, default) in _own(study).items():
+        _define(values, name, spec, default, study.help_of(name, spec.help))
+    return values
+
+
+def _read(study: type[Study], values: flags.FlagValues) -> tuple[Study, Execution]:
+    """The study that the flags describe, or the results with --figures_only; and how it runs."""
+    own = flags_of(study)
+    given = {name: values[name].value for name in own if values[name].present}
+    places = {name: values[name].value for name in _own(study) if name not in own and values[name].value is not None}
+    if "out" not in places:
+        raise UsageError("--out: say where the results go")
+    execution = Execution(**places)
+    if not execution.figures_only:
+        return study.make(**given), execution
+    science = [name for name in given if own[name][0].decides or name == "protocol"]
+    if stray := sorted(science + ["block"] * bool(execution.block)):
+        raise UsageError(f"--{stray[0]}: contradicts --figures_only, which takes everything from the results in --out")
+    return study.from_science(session.open_results(execution.out).attributes, **given), execution
+
+
+def report(study: Study, store: Store | None) -> Report:
+    """What a study says of its results; of nothing, where it has no store.
+
+    Raises:
+      UsageError: the store is damaged or of another study.
+    """
+    module, _, function = study.reporter.partition(":")
+    reporter = getattr(importlib.import_module(module), function)
+    try:
+        if store is None:
+            return reporter(study, {})
+        store.verify((0, *study.statuses))
+        return reporter(study, {variant: store.read(variant.group) for variant in study.variants()})
+    except UsageError:
+        raise
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--out: {error}") from error
+
+
+def complete(study: Study, execution: Execution) -> Report | None:
+    """Does what is pending, and writes the report when nothing is any more; None while other shards are at work.
+
+    Raises:
+      UsageError: see `session.train` and `report`.
+    """
+    store = None
+    if execution.figures_only:
+        store = session.open_results(execution.out)
+    elif study.axes():
+        store = session.train(study, execution)
+        if any(left.any() for left in session.pending(study, store).values()):
+            logging.info("this shard is done; others are not, so no figures yet (--figures_only draws them)")
+            return None
+        study.finish(execution)
+    else:
+        session.check_folder(execution.out, marks=("config.json",))
+        session.check_config(study, execution.out)
+        session.configure_jax(study.arithmetic, "")
+    made = report(study, store)
+    from sweeps.reporting import write  # With plots and tables.
+
+    configuration = session.configuration_of(study.science()) if store is None else store.attributes["configuration"]
+    try:
+        execution.out.mkdir(parents=True, exist_ok=True)
+        write.write(made, execution.out, study.name, configuration)
+        if store is None:
+            session.write_config(study, execution.out)
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {execution.out}: {error.strerror or error}") from error
+    return made
+
+
+def _one_line(name: str, error: Exception) -> str:
+    where = {StoreError: "--out: ", UnicodeDecodeError: "--flagfile: "}.get(type(error), "")
+    text = " ".join(str(error).split())
+    if isinstance(error, flags.IllegalFlagValueError) and isinstance(error.__context__, ValueError):
+        # absl repeats the value in front of what the parser says of it.
+        (flag,) = re.findall(r"^flag --(\w+)=", text) or [""]
+        text = f"--{flag}: {error.__context__}"
+    return f"{name}: {where}{text}"
+
+
+def execute(study: type[Study], argv: Sequence[str]) -> None:
+    """Parses the flags and runs.
+
+    Args:
+      study: the kind of study.
+      argv: the words of the command line, the program first.
+
+    Raises:
+      SystemExit: with status 2 after one line on the standard error, when the input is bad; with 0 after --help.
+    """
+    values = flag_values(study)
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        groups = dict.fromkeys(spec.group for spec, _ in _own(study).values())
+        document = sys.modules[study.__module__].__doc__ or ""
+        print(document.strip() + "\n" + "".join(values.module_help(group) for group in groups))
+        raise SystemExit(0)
+    try:
+        left = values(argv)
+        if len(left) > 1:
+            raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
+        flags.FLAGS.mark_as_parsed()  # The logging module looks there.
+        arithmetic.check(os.environ.get("XLA_FLAGS", ""))
+        made, execution = _read(study, values)
+        complete(made, execution)
+    except (flags.Error, UsageError, StoreError, UnicodeDecodeError) as error:
+        print(_one_line(study.name, error), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def main(study: type[Study], argv: Sequence[str] | None = None) -> None:
+    """The entry point of a study: `execute` on the command line, with its log on the standard error."""
+    # A network trains on one core; splitting its small products over threads costs more than it gains. XLA reads this
+    # once, before its first program; what the user has set stays.
+    if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    # Workers, which read this when they load NumPy, are pinned to a core each: threads of BLAS would fight for it.
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    logging.use_absl_handler()
+    # Our own progress, and from everybody else only what is worth a warning.
+    standard_logging.getLogger().setLevel(standard_logging.WARNING)
+    logging.get_absl_logger().setLevel(standard_logging.INFO)
+    try:
+        try:
+            execute(study, sys.argv if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has seen enough, as `head` does. The interpreter would complain when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{study.name}: interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None

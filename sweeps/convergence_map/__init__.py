@@ -1,0 +1,1 @@
+"""The probability of convergence over (d0, d1): Figure 2 of the paper."""

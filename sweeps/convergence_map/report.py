@@ -1,0 +1,121 @@
+"""What a convergence map says: summary.csv, figures, and the maps as text."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas
+import xarray as xr
+
+from sweeps.convergence_map import figures
+from sweeps.convergence_map.study import INTERVALS, ConvergenceMap
+from sweeps.protocol.presets import CHOICES, PRESETS
+from sweeps.protocol.study import ProtocolStudy
+from sweeps.reporting.statistics import summarize
+from sweeps.reporting.style import variant_title
+from sweeps.runtime.session import configuration_of
+from sweeps.study import Claim, Report, Results, Variant, flags_of
+
+__all__ = ["caption", "report", "text_map"]
+
+SCALE = ".123456789#"
+
+
+def _overrides(study: ProtocolStudy) -> list[str]:
+    """The values that differ from the preset's, as flags; the grid and the number of seeds are named elsewhere."""
+    usual = study.make(protocol=study.protocol, trained_layers=study.trained_layers, dynamics=study.dynamics)
+    skipped = ("trained_layers", "d0", "d1", "num_seeds", "precision", "dynamics")
+    changed = {name for name, value in study.replay().items() if getattr(usual, name) != value} - set(skipped)
+    return [
+        f"--{name}={spec.parser.serialize(getattr(study, name))}"
+        for name, (spec, _) in flags_of(study).items()
+        if name in changed
+    ]
+
+
+def caption(study: ProtocolStudy) -> str:
+    """Protocol, precision, seeds, stopping, and what the theorems say of the cells: the small print of every figure."""
+    num_samples, d1 = study.num_samples, np.asarray(study.d1)
+    overrides = _overrides(study)
+    below = int((d1 < num_samples).sum())
+    rank = (
+        "Every cell has d1 < N, so alpha_0 = sigma_min(H^T) = 0 and the paper's theorems say nothing about it."
+        if below == len(d1)
+        else f"{below} of {len(d1)} widths are below N: there alpha_0 = 0 and the paper's theorems say nothing."
+    )
+    return (
+        f"Protocol {study.protocol}{' with ' + ' '.join(overrides) if overrides else ''}, {study.precision}, "
+        f"N = {num_samples}, {study.num_seeds} seeds a cell, {_dynamics(study)};\n"
+        f"criterion {CHOICES['criterion'][study.criterion]}, tolerance {study.tolerance:g}. {rank}\n"
+        f"Configuration {configuration_of(study.science())}."
+    )
+
+
+def _dynamics(study: ProtocolStudy) -> str:
+    if study.dynamics == "inclusion":
+        return (
+            f"the differential inclusion itself, for a flow time of at most {study.flow_time:g} (path tolerance "
+            f"{study.path_tolerance:g})"
+        )
+    return f"at most {study.num_steps:,} steps, {CHOICES['stop'][study.stop]}"
+
+
+def text_map(summary: xr.Dataset) -> str:
+    """The probabilities as characters: d0 down, d1 across; "." for 0, "#" for 1, digits for tenths (rounded down), blank for
+    cells without a run.
+    """
+    tenths = np.floor(10 * summary["probability"].values + 1e-9)
+    d1 = [str(size) for size in summary["d1"].values]
+    width = max(map(len, d1)) + 1
+    lines = ["d0 \\ d1" + "".join(size.rjust(width) for size in d1)]
+    for d0, row in zip(summary["d0"].values[::-1], tenths[::-1], strict=True):
+        cells = (" " if np.isnan(tenth) else SCALE[int(tenth)] for tenth in row)
+        lines.append(str(d0).rjust(7) + "".join(cell.rjust(width) for cell in cells))
+    return "\n".join(lines)
+
+
+def _counts(variant: Variant, summary: xr.Dataset) -> str:
+    total = {name: int(summary[name].sum()) for name in ("runs", "converged", "step_limit", "dead", "diverged")}
+    within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in PRESETS)
+    return (
+        f"{variant_title(variant)}: {total['converged']} of {total['runs']} runs converged; failures: "
+        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged\n"
+        f"criteria met by the last network: {within}"
+    )
+
+
+def _comparison(summaries: Mapping[Variant, xr.Dataset]) -> tuple[Claim, ...]:
+    """Whether the set-ups differ, as far as the intervals can tell."""
+    if len(summaries) != 2:
+        return ()
+    (first, a), (second, b) = summaries.items()
+    better = int((a["probability_low"] > b["probability_high"]).sum())
+    worse = int((b["probability_low"] > a["probability_high"]).sum())
+    cells = int((a["runs"] * b["runs"] > 0).sum())
+    result = (
+        f"of {cells} cells, {better} have a probability that is higher in the set-up {first.group!r} and {worse} one "
+        f"that is higher in {second.group!r}, with 95 percent intervals that do not overlap"
+    )
+    return (Claim("Section 6", "no difference between the set-ups", result, better + worse == 0 if cells else None),)
+
+
+def report(study: ConvergenceMap, results: Results) -> Report:
+    """summary.csv, the figures, and the maps as text."""
+    summaries = {variant: summarize(data, study.interval) for variant, data in results.items()}
+    text = caption(study)
+    drawn = {
+        "probability": figures.probability(summaries, text),
+        "interval_width": figures.intervals(summaries, text, INTERVALS[study.interval]),
+        "numerical_zeros": figures.numerical_zeros(summaries, text),
+        "steps": figures.convergence_steps(summaries, text),
+        "causes": figures.causes(summaries, text),
+    }
+    frames = []
+    for variant, summary in summaries.items():
+        frame = summary.to_dataframe(dim_order=["d0", "d1"]).reset_index()
+        for position, (name, value) in enumerate(variant.varied.items()):
+            frame.insert(position, name, str(value))
+        frames.append(frame)
+    claims = _comparison(summaries)
+    parts = [f"\n{_counts(variant, summary)}\n{text_map(summary)}" for variant, summary in summaries.items()]
+    parts += [f"\n(. is probability 0, # is 1, digits are tenths)\n{text}", *(claim.result for claim in claims)]
+    return Report({"summary": pandas.concat(frames, ignore_index=True)}, drawn, claims, "\n".join(parts))

@@ -1,0 +1,79 @@
+"""The probability that gradient descent finds a global minimum, over (d0, d1): Figure 2 of the paper.
+
+python -m sweeps.convergence_map --protocol=as_written --out=DIR
+
+trains every network of the grid, in every set-up, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The same
+command goes on after an interruption.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from sweeps.command.parsers import Choice
+from sweeps.protocol import runs
+from sweeps.protocol.study import ProtocolStudy
+from sweeps.runtime import tiles
+from sweeps.study import Execution, Metrics, Tile, Timings, flag
+
+__all__ = ["INTERVALS", "ConvergenceMap"]
+
+INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvergenceMap(ProtocolStudy):
+    """Every network of the grid, trained to its end.
+
+    Attributes:
+      interval: method of the confidence intervals, see `INTERVALS`.
+    """
+
+    name = "convergence_map"
+    reporter = "sweeps.convergence_map.report:report"
+    statuses = runs.STATUSES
+
+    interval: str = flag(
+        Choice(INTERVALS),
+        "confidence interval of the probabilities, 95 percent; " + "; ".join(f"{k}: {v}" for k, v in INTERVALS.items()),
+        "wilson",
+        group="report",
+        decides=False,
+    )
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is kept of a run."""
+        return {name: (kind or np.dtype(self.precision), text) for name, (kind, text) in runs.metrics(self).items()}
+
+    def default_block(self) -> tuple[int, ...]:
+        """What spans 8 inputs and 6 neurons."""
+        return tiles.default_block(self.d0, self.d1)
+
+    def cost(self, tile: Tile) -> float:
+        """A step's cost times a guess at the steps.
+
+        Networks with d0 d1 far below N cannot fit their labels and take every step, and those far above it take a few
+        hundred; in between, which is about where half of them converge, the share of all steps falls as a power of
+        d0 d1 / N.
+        """
+        if self.stop == "never" or self.dynamics == "inclusion":
+            return runs.network_cost(tile)
+        load = np.outer(tile.axes["d0"], tile.axes["d1"]) / (1.1 * self.num_samples)
+        steps = np.minimum(self.num_steps, 300 + self.num_steps / (1 + load**4))
+        return runs.network_cost(tile) * float(np.mean(steps))
+
+    def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
+        """Trains the networks of a tile on the devices of this process."""
+        protocol = self.protocol_of(tile.variant)
+        result = runs.train_tile(
+            protocol,
+            protocol.trained_layers,
+            tile,
+            lanes=execution.lanes,
+            steps_per_chunk=execution.steps_per_chunk,
+            devices=runs.devices_of(execution),
+        )
+        jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
+        return result

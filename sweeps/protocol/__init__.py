@@ -1,0 +1,1 @@
+"""What a run is: presets, laws, draws, training."""

@@ -1,0 +1,1 @@
+"""What a study says: statistics, figures, tables, HTML."""
