@@ -1,7 +1,6 @@
 """What `inclusion_limit` leaves: two tables, a figure, and a text."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,11 @@ import pandas
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sweeps import figures
-from sweeps.report import reporting
-from sweeps.statistics import mean_interval
-from sweeps.store import Store
+from sweeps.inclusion_limit.study import Limit
+from sweeps.reporting import style
+from sweeps.reporting.statistics import mean_interval
+from sweeps.runtime.session import configuration_of
+from sweeps.study import Claim, Report, Results
 
 __all__ = ["count_zeros", "fitted_rate", "report", "summarize"]
 
@@ -27,18 +27,17 @@ def fitted_rate(step_sizes: np.ndarray, distances: np.ndarray) -> float:
     return float(np.polyfit(np.log(step_sizes), np.log(distances), 1)[0])
 
 
-def _cells(results: dict[str, xr.Dataset]) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+def _cells(results: Results) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     """Every set-up and cell: its columns, and its finished runs."""
-    for setup, data in results.items():
-        layers, _, size = setup.partition("_N")
+    for variant, data in results.items():
         for i, d0 in enumerate(data["d0"].values):
             for j, d1 in enumerate(data["d1"].values):
                 cell = data.isel(d0=i, d1=j)
-                columns = {"trained_layers": layers, "num_samples": int(size), "d0": int(d0), "d1": int(d1)}
+                columns = {**variant.varied, "d0": int(d0), "d1": int(d1)}
                 yield columns, cell.isel(seed=cell["status"].values != 0)
 
 
-def summarize(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...], horizon: float) -> pandas.DataFrame:
+def summarize(results: Results, step_sizes: tuple[float, ...], horizon: float) -> pandas.DataFrame:
     """A row per set-up and cell: the rate of convergence with its interval over the seeds, and the inclusion's end.
 
     Where solutions branch within the horizon descent may follow another one than the inclusion that is computed, and need not
@@ -74,7 +73,7 @@ def summarize(results: dict[str, xr.Dataset], step_sizes: tuple[float, ...], hor
     return pandas.DataFrame(rows)
 
 
-def count_zeros(results: dict[str, xr.Dataset], long_rates: tuple[float, ...]) -> pandas.DataFrame:
+def count_zeros(results: Results, long_rates: tuple[float, ...]) -> pandas.DataFrame:
     """A row per set-up, cell and rate of the long descent: its zeros beside what slides, with intervals over the seeds."""
     rows = []
     for columns, all_runs in _cells(results):
@@ -96,16 +95,21 @@ def count_zeros(results: dict[str, xr.Dataset], long_rates: tuple[float, ...]) -
     return pandas.DataFrame(rows)
 
 
-def _draw_distances(axes: Any, results: dict[str, xr.Dataset], step_sizes: tuple[float, ...]) -> None:
-    for index, (setup, data) in enumerate(results.items()):
-        layers, _, size = setup.partition("_N")
+def _draw_distances(axes: Any, results: Results, step_sizes: tuple[float, ...]) -> None:
+    for index, (variant, data) in enumerate(results.items()):
         done = data["status"].values != 0
         distances = np.stack([data[f"distance_{k}"].values[done] for k in range(len(step_sizes))], axis=-1)
         distances = distances[(np.isfinite(distances) & (distances > 0)).all(axis=-1)]
         if len(distances):
             low, middle, high = np.percentile(distances, [10, 50, 90], axis=0)
             axes.fill_between(step_sizes, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
-            axes.plot(step_sizes, middle, "o-", color=f"C{index}", label=f"{layers}, N = {size}")
+            axes.plot(
+                step_sizes,
+                middle,
+                "o-",
+                color=f"C{index}",
+                label=f"{variant.trained_layers}, N = {variant.num_samples}",
+            )
     if axes.lines:
         ends = np.array([min(step_sizes), max(step_sizes)])
         anchor = np.median([line.get_ydata()[0] for line in axes.lines])
@@ -119,14 +123,13 @@ def _draw_distances(axes: Any, results: dict[str, xr.Dataset], step_sizes: tuple
     axes.set_ylabel(r"$\sup_{t \leq T} \|\theta(t) - \bar\theta^\eta(t)\|$ (median, 10 to 90 percent)")
 
 
-def _draw_zeros(axes: Any, results: dict[str, xr.Dataset], long_rates: tuple[float, ...]) -> None:
+def _draw_zeros(axes: Any, results: Results, long_rates: tuple[float, ...]) -> None:
     largest = 1.0
-    for index, (setup, data) in enumerate(results.items()):
-        layers, _, size = setup.partition("_N")
+    for index, (variant, data) in enumerate(results.items()):
         for k, rate in enumerate(long_rates):
             zeros, sliding = data[f"zeros_{k}"].values, data["sliding"].values
             kept = (data["status"].values != 0) & (zeros >= 0)
-            label = f"{layers}, N = {size}, rate {rate:g}"
+            label = f"{variant.trained_layers}, N = {variant.num_samples}, rate {rate:g}"
             marker = _MARKERS[k % len(_MARKERS)]
             axes.plot(sliding[kept], zeros[kept], marker, color=f"C{index}", alpha=0.6, label=label, fillstyle="none")
             largest = max([largest, *sliding[kept], *zeros[kept]])
@@ -136,45 +139,30 @@ def _draw_zeros(axes: Any, results: dict[str, xr.Dataset], long_rates: tuple[flo
     axes.legend(fontsize="x-small")
 
 
-def _draw(
-    results: dict[str, xr.Dataset], step_sizes: tuple[float, ...], long_rates: tuple[float, ...], caption: str
-) -> Figure:
+def _draw(results: Results, step_sizes: tuple[float, ...], long_rates: tuple[float, ...], caption: str) -> Figure:
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle("Gradient descent and the differential inclusion")
-    figures.add_caption(figure, caption)
+    style.add_caption(figure, caption)
     _draw_distances(left, results, step_sizes)
     _draw_zeros(right, results, long_rates)
     return figure
 
 
-def report(store: Store, out: Path) -> None:
-    """Writes summary.csv, zeros.csv and the figure from the store, and prints the tables.
-
-    Raises:
-      UsageError: the store is damaged or of another launcher, or the folder cannot be written.
-    """
-    with reporting(out):
-        store.verify()
-        science, configuration = store.attributes["science"], store.attributes["configuration"]
-        step_sizes, long_rates = tuple(science["step_sizes"]), tuple(science["long_rates"])
-        results = {setup: store.read(setup) for setup in store.attributes["setups"]}
-        table, zeros = summarize(results, step_sizes, science["horizon"]), count_zeros(results, long_rates)
-        caption = (
-            f"T = {science['horizon']:g}, {science['num_seeds']} seeds, batch size {science['batch_size'] or 'N'}, float64; "
-            f"long descent: mean loss, momentum {science['long_momentum']:g}, {science['long_steps']:,} steps at rate "
-            f"{long_rates[0]:g} and as much flow time at others. Configuration {configuration}."
-        )
-        figure = _draw(results, step_sizes, long_rates, caption)
-        figures.save(figure, out / "figures", "inclusion_limit", configuration)
-        table.to_csv(out / "summary.csv", index=False, float_format="%.6g")
-        zeros.to_csv(out / "zeros.csv", index=False, float_format="%.6g")
+def report(study: Limit, results: Results) -> Report:
+    """Two tables, the figure, and the fitted rate."""
+    table, zeros = summarize(results, study.step_sizes, study.horizon), count_zeros(results, study.long_rates)
+    caption = (
+        f"T = {study.horizon:g}, {study.num_seeds} seeds, batch size {study.batch_size or 'N'}, float64; long descent: "
+        f"mean loss, momentum {study.long_momentum:g}, {study.long_steps:,} steps at rate {study.long_rates[0]:g} and as "
+        f"much flow time at others. Configuration {configuration_of(study.science())}."
+    )
     show = lambda table: table.to_string(index=False, float_format="%.3g")
     mean, low, high = mean_interval(table["rate"].to_numpy())
-    print(show(table.drop(columns=["median_smallest_distance", "energy_residual"])))
-    print(f"\nfitted rate over the cells, unique solutions: {mean:.2f} (95 percent interval {low:.2f} to {high:.2f})\n")
-    print(show(zeros))
-    print(
-        f"\n{caption}\nfigure: {out / 'figures' / 'inclusion_limit.png'}\n"
-        f"tables: {out / 'summary.csv'} ({len(table)} rows), {out / 'zeros.csv'} ({len(zeros)} rows)"
-    )
+    result = f"fitted rate over the cells, unique solutions: {mean:.2f} (95 percent interval {low:.2f} to {high:.2f})"
+    statement = "the interpolated descent tends to the inclusion as the step goes to 0"
+    claim = Claim("Theorem 5.5", statement, result, bool(low > 0) if np.isfinite(low) else None)
+    shown = show(table.drop(columns=["median_smallest_distance", "energy_residual"]))
+    text = f"{shown}\n\n{result}\n\n{show(zeros)}\n\n{caption}"
+    figure = _draw(results, study.step_sizes, study.long_rates, caption)
+    return Report({"summary": table, "zeros": zeros}, {"inclusion_limit": figure}, (claim,), text)

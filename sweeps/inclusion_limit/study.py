@@ -12,35 +12,24 @@ same command goes on after an interruption.
 import dataclasses
 import functools
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
-from sweeps import arithmetic, experiment, launch, limit_report
-from sweeps.runtime.engine import InOneGo, Timings, default_lanes, run_on_devices
-from sweeps.launch import Launcher, Sweep
-from sweeps.plan import Tile
-from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
-from sweeps.settings import (
-    Execution,
-    FlagTable,
-    UsageError,
-    choice,
-    number,
-    parse_all,
-    parse_sizes,
-    read_execution,
-    several,
-    whole,
-)
+from sweeps.command.parsers import Choice, Number, Several, Sizes, Whole
+from sweeps.protocol.draw import Run, draw_tile
+from sweeps.protocol.presets import CHOICES, preset
+from sweeps.protocol.runs import devices_of, network_cost
+from sweeps.runtime import arithmetic
+from sweeps.runtime.engine import InOneGo, default_lanes, run_on_devices
+from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
-__all__ = ["LAUNCHER", "Limit", "compare", "read", "run", "run_tile", "steps_per_record"]
+__all__ = ["Limit", "compare", "steps_per_record"]
 
 # For every rate of the long descent.
 _LONG_METRICS: dict[str, tuple[Any, str]] = {
@@ -58,66 +47,119 @@ _METRICS: dict[str, tuple[Any, str]] = {
     "status": (np.int8, "0 pending, 1 done, 2 the inclusion stopped early, 3 a descent diverged"),
 }
 
-# Flag to parser, default and help.
-_FLAGS: FlagTable = {
-    "trained_layers": (
-        several(choice("trained_layers")),
-        "hidden",
-        "set-ups, a comma list of hidden (V stays fixed) and both",
-    ),
-    "num_samples": (several(whole(1)), "40,100,200", "N, a comma list; even, for balanced labels"),
-    "d0": (parse_sizes, "20", "input dimensions: start:stop:step with both ends in, or a comma list"),
-    "d1": (parse_sizes, "20,50", "widths of the hidden layer; even when V is fixed"),
-    "num_seeds": (whole(1), "5", "runs per cell"),
-    "base_seed": (whole(0, 2**32 - 1), "0", "random seed of the whole sweep"),
-    "batch_size": (whole(0), "0", "samples per step of the compared descent; 0 for all of them"),
-    "horizon": (number(0, low_in=False), "2", "T, in flow time of L = 1/2 ||Y - Yhat||^2"),
-    "num_records": (whole(1), "40", "times in (0, T] at which the two are compared"),
-    "step_sizes": (
-        several(number(0, low_in=False)),
-        "0.05,0.025,0.0125,0.00625,0.003125",
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limit(Study):
+    """Descent with every step size, and the inclusion, from the same starts; the fields are the flags."""
+
+    name = "inclusion_limit"
+    reporter = "sweeps.inclusion_limit.report:report"
+    statuses: ClassVar = {1: "done", 2: "the inclusion stopped early", 3: "a descent diverged"}
+
+    trained_layers: tuple[TrainedLayers, ...] = flag(
+        Several(Choice(CHOICES["trained_layers"])), "set-ups, a comma list of hidden and both", ("hidden",)
+    )
+    num_samples: tuple[int, ...] = flag(Several(Whole(1)), "N, a comma list; even, for balanced labels", (40, 100, 200))
+    d0: tuple[int, ...] = flag(Sizes(), "input dimensions: start:stop:step with both ends in, or a comma list", (20,))
+    d1: tuple[int, ...] = flag(Sizes(), "widths of the hidden layer; even when V is fixed", (20, 50))
+    num_seeds: int = flag(Whole(1), "runs per cell", 5)
+    base_seed: int = flag(Whole(0, 2**32 - 1), "random seed of the whole sweep", 0)
+    batch_size: int = flag(Whole(0), "samples per step of the compared descent; 0 for all of them", 0)
+    horizon: float = flag(Number(0, low_in=False), "T, in flow time of L = 1/2 ||Y - Yhat||^2", 2.0)
+    num_records: int = flag(Whole(1), "times in (0, T] at which the two are compared", 40)
+    step_sizes: tuple[float, ...] = flag(
+        Several(Number(0, low_in=False), "decreasing"),
         "eta, decreasing; T / num_records must be a whole number of steps (of eta b / N each, with mini-batches); "
         "both layers need shorter ones, below 2 / ||DY||^2",
-    ),
-    "path_tolerance": (number(1e-12, 1), "1e-4", "of the inclusion on [0, T], see relu_sgd.inclusion.solve"),
-    "long_steps": (whole(1), "20000", "steps of the long descent: mean loss, all samples"),
-    "long_rates": (
-        several(number(0, low_in=False)),
-        "0.15,0.03",
+        (0.05, 0.025, 0.0125, 0.00625, 0.003125),
+    )
+    path_tolerance: float = flag(Number(1e-12, 1), "of the inclusion on [0, T], see relu_sgd.inclusion.solve", 1e-4)
+    long_steps: int = flag(Whole(1), "steps of the long descent: mean loss, all samples", 20_000)
+    long_rates: tuple[float, ...] = flag(
+        Several(Number(0, low_in=False), "decreasing"),
         "its learning rates, decreasing; the smaller ones take more steps, up to the same flow time",
-    ),
-    "long_momentum": (number(0, 1, high_in=False), "0.9", "its momentum"),
-}
+        (0.15, 0.03),
+    )
+    long_momentum: float = flag(Number(0, 1, high_in=False), "its momentum", 0.9)
+
+    def check(self) -> None:
+        """Refuses values that do not fit each other."""
+        if odd := [size for size in self.num_samples if size % 2]:
+            raise UsageError(f"--num_samples: {odd[0]} is odd, and balanced labels need an even number")
+        if "hidden" in self.trained_layers and (odd := [size for size in self.d1 if size % 2]):
+            raise UsageError(f"--d1: {odd[0]} is odd, and half of the fixed V0 is positive")
+        if self.batch_size > min(self.num_samples):
+            raise UsageError(f"--batch_size: {self.batch_size} exceeds N = {min(self.num_samples)}")
+        if len(self.step_sizes) < 2:
+            raise UsageError("--step_sizes: give at least two, decreasing")
+        if (steps := self.long_steps * self.long_rates[0] / self.long_rates[-1]) >= 2**31:
+            raise UsageError(f"--long_rates: {self.long_rates[-1]:g} would take {steps:.3g} steps, more than 2^31 - 1")
+        for num_samples in self.num_samples:
+            for step_size in self.step_sizes:
+                steps_per_record(self, num_samples, step_size)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Trained layers and numbers of samples."""
+        return tuple(
+            Variant(trained_layers=layers, num_samples=size)
+            for layers in self.trained_layers
+            for size in self.num_samples
+        )
+
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The sizes of the networks."""
+        return {"d0": self.d0, "d1": self.d1}
+
+    def default_block(self) -> tuple[int, ...]:
+        """The whole grid: one compiled program a variant; the cells differ little."""
+        return len(self.d0), len(self.d1)
+
+    def cost(self, tile: Tile) -> float:
+        """That of a step."""
+        return network_cost(tile)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is kept of a run."""
+        distances = {
+            f"distance_{index}": (
+                np.float64,
+                f"sup over the records of ||theta(t) - theta^eta(t)||, eta = {step_size:g}",
+            )
+            for index, step_size in enumerate(self.step_sizes)
+        }
+        long = {
+            f"{name}_{index}": (dtype, f"{words}, rate {rate:g}")
+            for index, rate in enumerate(self.long_rates)
+            for name, (dtype, words) in _LONG_METRICS.items()
+        }
+        return {**distances, **long, **_METRICS}
+
+    def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
+        """All runs of a tile; on a CPU one after another on every device, unless `lanes` says otherwise."""
+        layers, num_samples = tile.variant.layers, tile.variant.num_samples
+        begun = time.perf_counter()
+        protocol = preset("as_written", layers, num_samples=num_samples, base_seed=self.base_seed, precision="float64")
+        runs = draw_tile(protocol, tile)
+        drawing = time.perf_counter() - begun
+        records, timings = run_on_devices(
+            InOneGo(functools.partial(compare, self, layers)),
+            runs,
+            lanes=execution.lanes or default_lanes(jax.default_backend(), 0, in_one_go=True),
+            devices=devices_of(execution),
+        )
+        jax.clear_caches()
+        return records, {"drawing": drawing, **timings}
 
 
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """What the flags say of the comparison; the fields are the flags, and the set-ups."""
-
-    trained_layers: tuple[TrainedLayers, ...]
-    num_samples: tuple[int, ...]
-    d0: tuple[int, ...]
-    d1: tuple[int, ...]
-    num_seeds: int
-    base_seed: int
-    batch_size: int
-    horizon: float
-    num_records: int
-    step_sizes: tuple[float, ...]
-    path_tolerance: float
-    long_steps: int
-    long_rates: tuple[float, ...]
-    long_momentum: float
-
-
-def steps_per_record(limit: Limit, num_samples: int, step_size: float) -> int:
+def steps_per_record(study: Limit, num_samples: int, step_size: float) -> int:
     """How many steps lie between two records.
 
     Raises:
       UsageError: the number is not whole.
     """
-    share = limit.batch_size / num_samples if limit.batch_size else 1.0
-    count = limit.horizon / limit.num_records / (step_size * share)
+    share = study.batch_size / num_samples if study.batch_size else 1.0
+    count = study.horizon / study.num_records / (step_size * share)
     if abs(count - round(count)) > 1e-6 * count or round(count) < 1:
         raise UsageError(
             f"--step_sizes: {step_size:g} fits {count:g} times into T / num_records at N = {num_samples}, "
@@ -126,72 +168,27 @@ def steps_per_record(limit: Limit, num_samples: int, step_size: float) -> int:
     return round(count)
 
 
-def read(values: flags.FlagValues) -> tuple[Limit, Execution]:
-    """The settings that the flags describe.
-
-    Raises:
-      UsageError: a value is not allowed, or flags contradict each other.
-    """
-    execution = read_execution(values)
-    limit = Limit(**parse_all(_FLAGS, values))
-    if odd := [size for size in limit.num_samples if size % 2]:
-        raise UsageError(f"--num_samples: {odd[0]} is odd, and balanced labels need an even number")
-    if "hidden" in limit.trained_layers and (odd := [size for size in limit.d1 if size % 2]):
-        raise UsageError(f"--d1: {odd[0]} is odd, and half of the fixed V0 is positive")
-    if limit.batch_size > min(limit.num_samples):
-        raise UsageError(f"--batch_size: {limit.batch_size} exceeds N = {min(limit.num_samples)}")
-    if list(limit.step_sizes) != sorted(limit.step_sizes, reverse=True) or len(limit.step_sizes) < 2:
-        raise UsageError("--step_sizes: give at least two, decreasing")
-    if list(limit.long_rates) != sorted(set(limit.long_rates), reverse=True):
-        raise UsageError("--long_rates: give them decreasing")
-    if (steps := limit.long_steps * limit.long_rates[0] / limit.long_rates[-1]) >= 2**31:
-        raise UsageError(f"--long_rates: {limit.long_rates[-1]:g} would take {steps:.3g} steps, more than 2^31 - 1")
-    for num_samples in limit.num_samples:
-        for step_size in limit.step_sizes:
-            steps_per_record(limit, num_samples, step_size)
-    return limit, execution
-
-
-def _metrics(limit: Limit) -> dict[str, tuple[Any, str]]:
-    distances = {
-        f"distance_{index}": (np.float64, f"sup over the records of ||theta(t) - theta^eta(t)||, eta = {step_size:g}")
-        for index, step_size in enumerate(limit.step_sizes)
-    }
-    long = {
-        f"{name}_{index}": (dtype, f"{words}, rate {rate:g}")
-        for index, rate in enumerate(limit.long_rates)
-        for name, (dtype, words) in _LONG_METRICS.items()
-    }
-    return {**distances, **long, **_METRICS}
-
-
-def _protocol(limit: Limit, num_samples: int) -> Protocol:
-    return dataclasses.replace(
-        PRESETS["as_written"], num_samples=num_samples, base_seed=limit.base_seed, precision="float64"
-    )
-
-
-def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) -> dict[str, jax.Array]:
+def compare(study: Limit, trained_layers: TrainedLayers, run: Run) -> dict[str, jax.Array]:
     """One run: the distances, and the zeros against the sliding set; see `_METRICS`."""
     params, problem = run.params, run.problem
     num_samples = problem.X.shape[0]
-    times = jnp.arange(1, limit.num_records + 1) * (limit.horizon / limit.num_records)
+    times = jnp.arange(1, study.num_records + 1) * (study.horizon / study.num_records)
     follow = functools.partial(
         inclusion.solve, params, problem, trained_layers=trained_layers, stop_at_branching=False, max_steps=10**7
     )
-    truth = follow(times, tolerance=limit.path_tolerance)
+    truth = follow(times, tolerance=study.path_tolerance)
     norm = lambda a, b: jnp.sqrt(jnp.sum((a.W - b.W) ** 2, axis=(1, 2)) + jnp.sum((a.V - b.V) ** 2, axis=(1, 2)))
     records: dict[str, jax.Array] = {}
     diverged = jnp.bool_(False)
-    for index, step_size in enumerate(limit.step_sizes):
-        every = steps_per_record(limit, num_samples, step_size)
+    for index, step_size in enumerate(study.step_sizes):
+        every = steps_per_record(study, num_samples, step_size)
         path = descend(
             params,
             problem,
-            num_steps=every * limit.num_records,
+            num_steps=every * study.num_records,
             optimizer=optax.sgd(step_size),
             trained_layers=trained_layers,
-            batch_size=limit.batch_size or None,
+            batch_size=study.batch_size or None,
             key=arithmetic.wrap(run.batches),
             stop="never",
             measure=lambda p: p,
@@ -201,15 +198,15 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
         records[f"distance_{index}"] = jnp.where(jnp.isfinite(distance), distance, jnp.inf)
         diverged |= ~jnp.isfinite(distance)
 
-    flow_time = limit.long_steps * limit.long_rates[0] / (1 - limit.long_momentum) * 2 / num_samples
-    end = follow(flow_time, tolerance=limit.path_tolerance)
+    flow_time = study.long_steps * study.long_rates[0] / (1 - study.long_momentum) * 2 / num_samples
+    end = follow(flow_time, tolerance=study.path_tolerance)
     label_norm = jnp.linalg.norm(problem.Y)
-    for index, rate in enumerate(limit.long_rates):
+    for index, rate in enumerate(study.long_rates):
         long = descend(
             params,
             problem,
-            num_steps=round(limit.long_steps * limit.long_rates[0] / rate),
-            optimizer=optax.sgd(rate, momentum=limit.long_momentum),
+            num_steps=round(study.long_steps * study.long_rates[0] / rate),
+            optimizer=optax.sgd(rate, momentum=study.long_momentum),
             normalization="mean",
             trained_layers=trained_layers,
             stop="never",
@@ -230,51 +227,3 @@ def compare(limit: Limit, trained_layers: TrainedLayers, run: experiment.Run) ->
         "branched_at": jnp.minimum(truth.branched_at, end.branched_at),
         "status": jnp.where(diverged, 3, jnp.where(stopped, 2, 1)).astype(jnp.int8),
     }
-
-
-def _setup(layers: str, num_samples: int) -> str:
-    return f"{layers}_N{num_samples}"
-
-
-def run_tile(limit: Limit, lanes: int, num_devices: int, tile: Tile) -> tuple[dict[str, np.ndarray], Timings]:
-    """All runs of a tile; on a CPU one after another on every device, unless `lanes` says otherwise."""
-    name, _, size = tile.setup.partition("_N")
-    trained_layers, _ = parts_of(name)
-    begun = time.perf_counter()
-    runs = experiment.draw_tile(for_layers(_protocol(limit, int(size)), trained_layers), tile)
-    drawing = time.perf_counter() - begun
-    records, timings = run_on_devices(
-        InOneGo(functools.partial(compare, limit, trained_layers)),
-        runs,
-        lanes=lanes or default_lanes(jax.default_backend(), 0, in_one_go=True),
-        devices=jax.local_devices()[: num_devices or None],
-    )
-    jax.clear_caches()
-    return records, {"drawing": drawing, **timings}
-
-
-def run(chosen: tuple[Limit, Execution]) -> None:
-    """The whole comparison: what is pending is computed, then the figure is drawn."""
-    limit, execution = chosen
-    science, lines = launch.science_of(limit)
-    sweep = Sweep(
-        protocol_name="",
-        flags=lines,
-        science=science,
-        setups=tuple(_setup(layers, size) for layers in limit.trained_layers for size in limit.num_samples),
-        d0=limit.d0,
-        d1=limit.d1,
-        num_seeds=limit.num_seeds,
-        precision="float64",
-        metrics=_metrics(limit),
-        run_tile=functools.partial(run_tile, limit, execution.lanes, execution.num_devices),
-    )
-    # One compiled program a set-up; the cells differ little.
-    whole_grid = (len(limit.d0), len(limit.d1))
-    launch.complete(sweep, execution, lambda store: limit_report.report(store, execution.out), block=whole_grid)
-
-
-LAUNCHER = Launcher("inclusion_limit", __doc__, read, run, ("sweeps.inclusion_limit", "sweeps.settings"), _FLAGS)
-
-if __name__ == "__main__":
-    launch.main(LAUNCHER)

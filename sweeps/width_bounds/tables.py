@@ -5,7 +5,6 @@ certified ones.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,31 +13,15 @@ import xarray as xr
 
 from relu_sgd.problem import sphere_rows
 from relu_sgd.theory import related_work, width_search
-from sweeps import arithmetic, launch
-from sweeps.report import setups_of
-from sweeps.settings import UsageError
-from sweeps.statistics import fitted_slope, median_interval, summarize
-from sweeps.store import StoreError
+from sweeps.convergence_map.study import ConvergenceMap
+from sweeps.reporting.statistics import fitted_slope, median_interval, summarize
+from sweeps.runtime import arithmetic
+from sweeps.runtime.session import open_results
+from sweeps.runtime.store import StoreError
+from sweeps.study import UsageError
+from sweeps.width_bounds.study import CONDITIONS, WidthBounds, dimension
 
-__all__ = ["CONDITIONS", "SCALINGS", "dimension", "half_convergence", "map_widths", "printed_bounds", "tables"]
-
-# Rows of norm 1 with beta_w = 1, or of norm sqrt(d0) with beta_w = 1 / sqrt(d0): the same network at the start, but
-# not the same flow.
-SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
-# Metrics are named after these: the conditions of the board that live on alpha_0.
-CONDITIONS = {
-    "11": "(11)",
-    "10": "(10)",
-    "sharp": "sharp",
-    "local": "local criterion",
-    "path": "path",
-    "descent": "path, descent",
-}
-
-
-def dimension(num_samples: int, delta: float) -> int:
-    """d0 = N^delta, rounded."""
-    return round(num_samples**delta)
+__all__ = ["half_convergence", "map_widths", "printed_bounds", "tables"]
 
 
 def exponent_of_theory(condition: str, scaling: str, delta: float, rho: float) -> float:
@@ -54,13 +37,13 @@ def exponent_of_theory(condition: str, scaling: str, delta: float, rho: float) -
     return (2 - dimension_power) / (1 + min(rho, 1.0))
 
 
-def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+def tables(results: xr.Dataset, study: WidthBounds) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """summary.csv, a row per (N, delta, scaling, condition), and exponents.csv, a row per (delta, scaling,
     condition).
     """
     rows, exponents = [], []
     for j, delta in enumerate(results["delta"].values):
-        for scaling in chosen["scaling"]:
+        for scaling in study.scaling:
             for name, text in CONDITIONS.items():
                 medians = []
                 for i, num_samples in enumerate(results["num_samples"].values):
@@ -72,7 +55,7 @@ def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFram
                     measured = measured[np.isfinite(measured)]
                     used = measured if len(measured) == done.sum() else expected
                     median, low, high, coverage = median_interval(used)
-                    rank = max(math.ceil(chosen["confidence"] * len(used)), 1) - 1
+                    rank = max(math.ceil(study.confidence * len(used)), 1) - 1
                     medians.append(median)
                     rows.append(
                         {
@@ -103,7 +86,7 @@ def tables(results: xr.Dataset, chosen: dict[str, Any]) -> tuple[pandas.DataFram
                         "exponent": slope,
                         "exponent_low": low,
                         "exponent_high": high,
-                        "exponent_of_theory": exponent_of_theory(text, scaling, float(delta), chosen["rho"]),
+                        "exponent_of_theory": exponent_of_theory(text, scaling, float(delta), study.rho),
                     }
                 )  # fmt: skip
     return pandas.DataFrame(rows), pandas.DataFrame(exponents)
@@ -166,11 +149,11 @@ def map_widths(folder: Path) -> pandas.DataFrame:
     Raises:
       UsageError: there is no map in the folder.
     """
-    store = launch.open_results(folder)
+    store = open_results(folder)
     try:
-        science = store.attributes["science"]
-        num_samples, base_seed = int(science["num_samples"]), int(science["base_seed"])
-        groups = {setup: summarize(store.read(setup)) for setup in setups_of(store)}
+        study = ConvergenceMap.from_science(store.attributes)
+        num_samples, base_seed = study.num_samples, study.base_seed
+        groups = {variant.group: summarize(store.read(variant.group)) for variant in study.variants()}
         sizes = {setup: (group["d0"].values, group["d1"].values) for setup, group in groups.items()}
     except (StoreError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--map: {folder} holds no convergence map ({error})") from error

@@ -1,0 +1,1 @@
+"""Gradient descent against the differential inclusion: Theorem 5.5."""

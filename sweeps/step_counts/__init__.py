@@ -1,0 +1,1 @@
+"""How many steps mini-batch SGD takes."""

@@ -1,0 +1,1 @@
+"""What the numerical zeros depend on."""
