@@ -337,6 +337,13 @@ class Study:
           UsageError: naming the flag.
         """
 
+    def check_block(self, block: tuple[int, ...]) -> None:
+        """Refuses tiles that the study cannot run.
+
+        Raises:
+          UsageError: naming --block.
+        """
+
     def finish(self, execution: Execution) -> None:
         """Whatever is to be done when nothing is pending any more, before the report."""
 

@@ -289,6 +289,7 @@ def train(study: Study, execution: Execution) -> Store:
     axes, seeds, block = study.axes(), study.seeds(), execution.block
     if block is not None and len(block) not in (len(axes), len(axes) + 1):
         raise UsageError(f"--block: {'x'.join(map(str, block))} does not fit the axes {', '.join(axes)} (and seeds)")
+    study.check_block(block or study.default_block())
     num_processes = _count_processes(execution)
     out = execution.out
     if (out / "results.zarr").exists():

@@ -20,9 +20,9 @@ from relu_sgd import differentials, measurements
 from relu_sgd.descent import Descent, DescentState
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
-from sweeps import arithmetic
-from sweeps.experiment import Run
-from sweeps.protocol import Protocol
+from sweeps.protocol.draw import Run
+from sweeps.protocol.presets import Protocol
+from sweeps.runtime import arithmetic
 
 __all__ = ["RECORDS", "Recorded", "advance_and_measure", "follow", "steps_to_record"]
 

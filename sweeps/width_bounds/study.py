@@ -165,7 +165,7 @@ class WidthBounds(Study):
         return table, {"measuring": time.perf_counter() - begun}
 
 
-def measure(study: Widths, num_samples: int, delta: float, seed: int) -> dict[str, float]:
+def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> dict[str, float]:
     """One data set and start: every metric of the store."""
     d0 = dimension(num_samples, delta)
     key = arithmetic.key(study.base_seed)

@@ -1,0 +1,1 @@
+"""The scalar comparison problem (9): Figure 1."""

@@ -1,0 +1,1 @@
+"""What happens along training: Figure 3."""
