@@ -147,10 +147,10 @@ class Flag(NamedTuple):
 
 
 def flag(
-    parser: Parser, help: str, default: Any = dataclasses.MISSING, *, group: str = "study", decides: bool = True
+    parser: Parser, text: str, default: Any = dataclasses.MISSING, *, group: str = "study", decides: bool = True
 ) -> Any:
     """A field of a dataclass that is a flag; without a default it must be given, or the study finds one."""
-    return dataclasses.field(default=default, metadata={"flag": Flag(parser, help, group, decides)})
+    return dataclasses.field(default=default, metadata={"flag": Flag(parser, text, group, decides)})
 
 
 def flags_of(owner: Any) -> dict[str, tuple[Flag, Any]]:

@@ -52,7 +52,9 @@ def _read(study: type[Study], values: flags.FlagValues) -> tuple[Study, Executio
     """The study that the flags describe, or the results with --figures_only; and how it runs."""
     own = flags_of(study)
     given = {name: values[name].value for name in own if values[name].present}
-    places = {name: values[name].value for name in _own(study) if name not in own and values[name].value is not None}
+    places: dict[str, Any] = {
+        name: values[name].value for name in _own(study) if name not in own and values[name].value is not None
+    }
     if "out" not in places:
         raise UsageError("--out: say where the results go")
     execution = Execution(**places)

@@ -25,8 +25,8 @@ def _cells(axes: Axes, values: xr.DataArray, **kwargs: Any) -> Any:
     """The values as coloured cells over a hatched ground, which shows through where there is no value."""
     d0, d1 = (np.asarray(values[name], float) for name in ("d0", "d1"))
     mesh = axes.pcolormesh(d1, d0, np.ma.masked_invalid(values.values), shading="nearest", **kwargs)
-    corners = mesh.get_coordinates()  # Matplotlib's own, half a cell beyond the outermost sizes.
-    (left, bottom), (right, top) = corners[0, 0], corners[-1, -1]
+    corners: Any = mesh.get_coordinates()  # Matplotlib's own, half a cell beyond the outermost sizes.
+    (left, bottom), (right, top) = (map(float, corners[at]) for at in ((0, 0), (-1, -1)))
     ground = Rectangle(
         (left, bottom),
         right - left,

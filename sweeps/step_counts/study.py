@@ -9,6 +9,7 @@ log(1 / epsilon). float64. DIR gets results.zarr, summary.csv and the figure; th
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -94,7 +95,7 @@ class StepCounts(Study):
             "as_written", layers, num_samples=self.num_samples, base_seed=self.base_seed, precision="float64"
         )
 
-        def follow(cell: dict[str, Any]) -> Any:
+        def follow(cell: Mapping[str, Any]) -> Any:
             return functools.partial(count_steps, self, layers, cell["learning_rate"], cell["batch_size"])
 
         return map_cells(protocol, (self.d0, self.d1), tile, follow, execution)

@@ -8,6 +8,7 @@ end the preactivations below every threshold are counted. DIR gets results.zarr,
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -93,7 +94,7 @@ class Zeros(Study):
     def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
         """All seeds of a step size and slope, from the same starts."""
 
-        def follow(cell: dict[str, Any]) -> Any:
+        def follow(cell: Mapping[str, Any]) -> Any:
             return functools.partial(count_zeros, self, tile.variant, cell["learning_rate"], cell["relu_at_zero"])
 
         return map_cells(self.protocol_of(tile.variant), (self.d0, self.d1), tile, follow, execution)
