@@ -74,8 +74,7 @@ def test_mini_batch_gradients_are_b_over_n_times_the_full_one_on_average(trained
     part = dataclasses.replace(whole, batch_size=5)
 
     def gradient(descent, key):
-        state = descent.start(params, problem)
-        return jax.tree.leaves(descent.advance(state, problem, 0, key).gradient)
+        return jax.tree.leaves(descent.advance_to(descent.init(problem, params, key), 0).gradient)
 
     full = gradient(whole, None)
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -96,9 +95,9 @@ def test_mini_batches_draw_every_sample_equally_often_and_afresh():
     # The average mini-batch gradient is b / N times the full one, within its standard error.
     W, V, X, Y = map(jnp.asarray, arrays)
     params, problem = Params(W, V), Problem(X, Y)
-    start = descent.start(params, problem)
-    states = jax.vmap(lambda seed: descent.advance(start, problem, 0, jax.random.key(seed)))(jnp.arange(2000))
-    assert (states.steps == 0).all()
+    start = lambda seed: descent.init(problem, params, jax.random.key(seed))
+    states = jax.vmap(lambda seed: descent.advance_to(start(seed), 0))(jnp.arange(2000))
+    assert (states.step == 0).all()
     gradients = np.asarray(states.gradient.W)
     error = gradients.std(axis=0, ddof=1) / np.sqrt(len(gradients))
     expected = 5 / 20 * reference.gradients(*arrays, 0.0)[0]
@@ -215,11 +214,15 @@ def test_an_interrupted_descent_goes_on_bit_for_bit():
     W, V, X, Y = map(jnp.asarray, draw())
     problem, key = Problem(X, Y), jax.random.key(2)
     descent = Descent(optax.adam(0.01), batch_size=7)
-    advance = jax.jit(lambda state, steps: descent.advance(state, problem, steps, key))
-    start = jax.jit(lambda: descent.start(Params(W, V), problem))()
-    whole = advance(start, 100)
-    parts = advance(advance(start, 37), 63)
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    advance_to = jax.jit(descent.advance_to)
+    start = descent.init(problem, Params(W, V), key)
+    assert (start.step, bool(start.evaluated), int(descent.result(start).status)) == (0, False, Status.PENDING)
+    whole = advance_to(start, 100)
+    parts = advance_to(advance_to(advance_to(start, 0), 37), 100)
+    assert whole.step == 100
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(key=None), parts._replace(key=None))
+    # There already: nothing happens.
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(key=None), advance_to(parts, 60)._replace(key=None))
 
 
 def test_vmap_over_seeds_equals_single_runs():

@@ -93,8 +93,7 @@ def test_random_slopes_are_independent_of_the_mini_batches():
     key = jax.random.key(4)
     used = set()
     for step in range(30):
-        _, evaluate = descent._evaluator(problem, key)
-        evaluate(params, jnp.int32(step))
+        descent.evaluator(problem, key)(params, jnp.int32(step))
         batch = jax.random.fold_in(key, step)
         for made in (batch, *jax.random.split(batch), *jax.random.split(jax.random.split(batch)[0])):
             used.add(tuple(np.asarray(jax.random.key_data(made)).tolist()))
