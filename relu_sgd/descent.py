@@ -280,10 +280,10 @@ class Descent:
             total = self.objective
 
             def whole(trained: PyTree, params: Any, step: Int[Array, ""]) -> tuple[Array, Array]:
-                value = total(self._with_trained(params, trained), *given)
+                value = jnp.asarray(total(self._with_trained(params, trained), *given))
                 return value, value[None]
 
-            return whole, lambda params: total(params, *given)[None]
+            return whole, lambda params: jnp.asarray(total(params, *given))[None]
 
         num_samples, d2 = problem.Y.shape
         if self.batch_size is not None and self.batch_size > num_samples:
