@@ -16,7 +16,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from relu_sgd import Descent, Params, Problem, draws, inclusion, initialization, measurements, problem, selections
+from relu_sgd import Descent, Params, Problem, inclusion, initialization, measurements, problem
+from relu_sgd import _draws as draws
+from relu_sgd.clarke import selections
 from relu_sgd.descent import Criterion, DescentResult, mean_squared_error_below, relative_error_below
 from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers

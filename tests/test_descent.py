@@ -21,8 +21,8 @@ from relu_sgd import (
     gradient_norm_below,
     loss,
     relative_error_below,
-    selections,
 )
+from relu_sgd.clarke import selections
 from relu_sgd.descent import mean_loss_below, mean_squared_error_below, paper_optimizer
 
 

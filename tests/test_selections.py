@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from relu_sgd import Descent, Params, Problem, descend, loss, selections
+from relu_sgd import Descent, Params, Problem, descend, loss
+from relu_sgd.clarke import selections
 from relu_sgd.initialization import balanced_sign_output, normal_hidden
 from relu_sgd.problem import balanced_labels, sphere_rows
 

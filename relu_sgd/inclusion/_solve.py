@@ -40,10 +40,10 @@ from jaxtyping import Array, Bool, Float, Int, Int8
 
 from relu_sgd.clarke import kink_sides
 from relu_sgd.dynamics import Status
-from relu_sgd.lines import merge
+from relu_sgd.inclusion._lines import merge
+from relu_sgd.inclusion._step import SlidingStep, State, Velocity
 from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
 from relu_sgd.problem import Problem
-from relu_sgd.sliding import SlidingStep, State, Velocity
 
 __all__ = ["Solution", "Status", "solve"]
 
