@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
-from relu_sgd.lines import Lines
-from relu_sgd.multipliers import Kinks, compact, solve_slopes
+from relu_sgd.inclusion._lines import Lines
+from relu_sgd.inclusion._multipliers import Kinks, compact, solve_slopes
 from relu_sgd.network import Params, TrainedLayers, matmul
 
 __all__ = ["SlidingStep", "State", "Step", "Velocity"]
