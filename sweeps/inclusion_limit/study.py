@@ -26,7 +26,7 @@ from sweeps.protocol.draw import Run, draw_tile
 from sweeps.protocol.presets import CHOICES, preset
 from sweeps.protocol.runs import devices_of, network_cost
 from sweeps.runtime import arithmetic
-from sweeps.runtime.engine import InOneGo, default_lanes, run_on_devices
+from sweeps.runtime.engine import default_lanes, map_on_devices
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
 __all__ = ["Limit", "compare", "steps_per_record"]
@@ -142,10 +142,10 @@ class Limit(Study):
         protocol = preset("as_written", layers, num_samples=num_samples, base_seed=self.base_seed, precision="float64")
         runs = draw_tile(protocol, tile)
         drawing = time.perf_counter() - begun
-        records, timings = run_on_devices(
-            InOneGo(functools.partial(compare, self, layers)),
+        records, timings = map_on_devices(
+            functools.partial(compare, self, layers),
             runs,
-            lanes=execution.lanes or default_lanes(jax.default_backend(), 0, in_one_go=True),
+            lanes=execution.lanes or default_lanes(jax.default_backend(), interruptible=False),
             devices=devices_of(execution),
         )
         jax.clear_caches()

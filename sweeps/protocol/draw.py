@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from relu_sgd import Params, Problem, draws, initialization, problem
+from relu_sgd import Params, Problem, initialization, problem
+from relu_sgd import _draws as draws
 from sweeps.protocol.presets import Protocol
 from sweeps.runtime import arithmetic
 from sweeps.study import Tile

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from relu_sgd import draws
+from relu_sgd import _draws as draws
 from sweeps.runtime import arithmetic, patched, processes, tiles
 from sweeps.runtime.progress import Forecast, Progress, Stopping, duration
 from sweeps.runtime.store import Store, StoreError

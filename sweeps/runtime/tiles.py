@@ -32,7 +32,7 @@ def cut(
       block: cells of a tile along every axis; a further number blocks the seeds.
     """
     block = [*block, *[len(seeds)] * (len(axes) + 1 - len(block))]
-    blocks = [
+    blocks: list[list[Any]] = [
         [values[start : start + size] for start in range(0, len(values), size)]
         for values, size in zip([*map(tuple, axes.values()), seeds], block, strict=True)
     ]

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from relu_sgd import measurements
-from relu_sgd.descent import Descent, Status
+from relu_sgd import Descent, Status, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps.command.parsers import Choice, Number, Several, Whole
 from sweeps.protocol.draw import Run
@@ -112,7 +111,7 @@ def count_zeros(study: Zeros, variant: Variant, learning_rate: float, slope: flo
         at_zero=slope,
         stop="never",
     )
-    end = descent.result(descent.advance(descent.start(params, problem), problem, study.num_steps))
+    end = descent.result(descent.advance_to(descent.init(problem, params), study.num_steps))
     diverged = end.status == Status.DIVERGED
     count = lambda value: jnp.where(diverged, -1, value)
     return {
