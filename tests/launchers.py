@@ -1,4 +1,4 @@
-"""Launchers in the process of the tests."""
+"""Studies in the process of the tests."""
 
 import contextlib
 import io
@@ -8,22 +8,25 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
-from sweeps import (
-    comparison_ode,
-    convergence_map,
-    figures,
-    inclusion_limit,
-    launch,
-    step_counts,
-    trajectories,
-    width_bounds,
-    zeros,
-)
+from sweeps.command import app
+from sweeps.comparison_ode.study import Comparison
+from sweeps.convergence_map.study import ConvergenceMap
+from sweeps.inclusion_limit.study import Limit
+from sweeps.reporting import style
+from sweeps.step_counts.study import StepCounts
+from sweeps.study import Tile, Variant
+from sweeps.trajectories.study import Trajectories
+from sweeps.width_bounds.study import WidthBounds
+from sweeps.zeros.study import Zeros
 
-LAUNCHERS = {
-    module.LAUNCHER.name: module.LAUNCHER
-    for module in (comparison_ode, convergence_map, inclusion_limit, step_counts, trajectories, width_bounds, zeros)
+STUDIES = {
+    study.name: study for study in (Comparison, ConvergenceMap, Limit, StepCounts, Trajectories, WidthBounds, Zeros)
 }
+
+
+def sized(layers, d0, d1, num_seeds):
+    """A tile of networks."""
+    return Tile(Variant(trained_layers=layers), {"d0": d0, "d1": d1}, range(num_seeds))
 
 
 class Done(NamedTuple):
@@ -33,7 +36,7 @@ class Done(NamedTuple):
 
 
 def command(name, *words):
-    """The launcher in this process, with its figures in one format."""
+    """The study in this process, with its figures in one format."""
     out, error, status = io.StringIO(), io.StringIO(), 0
     with (
         flagsaver.flagsaver(),
@@ -41,9 +44,9 @@ def command(name, *words):
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
     ):
-        patch.setattr(figures, "FORMATS", ("png",))
+        patch.setattr(style, "FORMATS", ("png",))
         try:
-            launch.execute(LAUNCHERS[name], [name, *words])
+            app.execute(STUDIES[name], [name, *words])
         except SystemExit as left:
             status = left.code
     jax.config.update("jax_enable_x64", True)

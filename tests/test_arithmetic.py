@@ -11,14 +11,15 @@ from launchers import command
 
 TRAIN_A_TILE = """
 import dataclasses, hashlib, jax
-from sweeps import experiment, launch
-from sweeps.plan import Tile
-from sweeps.protocol import PRESETS, for_layers
-launch.configure_jax("float32", "")
-protocol = dataclasses.replace(PRESETS["as_released"], num_samples=10, num_steps=30, precision="float32")
-tile = Tile("both", (2, 3), (4,), 0, 0, 2)
-records, _ = experiment.train_tile(for_layers(protocol, "both"), "both", tile, lanes=1)
-runs = experiment.draw_tile(for_layers(protocol, "both"), tile)
+from sweeps.protocol import draw, runs as protocol_runs
+from sweeps.protocol.presets import preset
+from sweeps.runtime import session
+from sweeps.study import Tile, Variant
+session.configure_jax("float32", "")
+protocol = preset("as_released", "both", num_samples=10, num_steps=30, precision="float32")
+tile = Tile(Variant(trained_layers="both"), {"d0": (2, 3), "d1": (4,)}, range(2))
+records, _ = protocol_runs.train_tile(protocol, "both", tile, lanes=1)
+runs = draw.draw_tile(protocol, tile)
 found = hashlib.sha256()
 for leaf in jax.tree.leaves((runs, records)):
     found.update(str(leaf.dtype).encode() + leaf.tobytes())

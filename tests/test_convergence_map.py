@@ -1,5 +1,6 @@
 """The launcher from flags to figure: what it leaves, that it resumes, and that it refuses."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,8 +17,13 @@ import pytest
 import xarray as xr
 from absl.testing import flagsaver
 
-from sweeps import convergence_map, experiment, figures, launch, report
-from sweeps.store import Store
+from sweeps.command import app
+from sweeps.convergence_map import report
+from sweeps.convergence_map.study import ConvergenceMap
+from sweeps.protocol import runs
+from sweeps.reporting import style
+from sweeps.runtime import session
+from sweeps.runtime.store import Store
 
 TINY = [
     "--d0=2,3", "--d1=4:8:2", "--num_seeds=2", "--num_samples=10", "--num_steps=60", "--block=2x2",
@@ -33,7 +39,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch, cache):
-    monkeypatch.setattr(figures, "FORMATS", ("png",))  # The other formats have their own tests.
+    monkeypatch.setattr(style, "FORMATS", ("png",))  # The other formats have their own tests.
     monkeypatch.setitem(os.environ, "RELU_SGD_TEST_CACHE", str(cache))
     with flagsaver.flagsaver():
         yield
@@ -41,7 +47,7 @@ def _restore(monkeypatch, cache):
 
 
 def execute(*words):
-    launch.execute(convergence_map.LAUNCHER, ["convergence_map", *words])
+    app.execute(ConvergenceMap, ["convergence_map", *words])
 
 
 def run(out, *words):
@@ -71,7 +77,7 @@ def finished(tmp_path_factory, cache):
 
 def test_what_a_sweep_leaves(finished):
     assert sorted(path.name for path in finished.iterdir() if not path.name.startswith(".")) == [
-        "config.json", "figures", "results.zarr", "run.flagfile", "sessions.jsonl", "summary.csv",
+        "config.json", "figures", "report.html", "results.zarr", "run.flagfile", "sessions.jsonl", "summary.csv",
     ]  # fmt: skip
     for layers in ("hidden", "both"):
         found = xr.open_zarr(finished / "results.zarr", group=layers, consolidated=False)
@@ -97,7 +103,7 @@ def test_what_a_sweep_leaves(finished):
 
 def test_the_same_command_again_trains_nothing(finished, monkeypatch):
     before = (finished / "sessions.jsonl").read_text()
-    monkeypatch.delattr(experiment, "train_tile")
+    monkeypatch.delattr(runs, "train_tile")
     run(finished)
     assert (finished / "sessions.jsonl").read_text() == before
 
@@ -191,7 +197,7 @@ def test_a_damaged_store_is_refused(finished, tmp_path, capsys, damage):
 
 
 def test_two_runs_at_once_are_refused(finished, capsys):
-    with launch._locked(finished, 0, 1):
+    with session.locked(finished, 0, 1):
         assert "another run is writing" in refuses(capsys, finished)
 
 
@@ -223,14 +229,14 @@ def test_text_map(finished):
 
 def test_caption_says_protocol_precision_seeds_and_rank(finished):
     attributes = json.loads((finished / "config.json").read_text())
-    text = report.caption(attributes)
+    study = ConvergenceMap.from_science(attributes)
+    text = report.caption(study)
     for part in (
         "as_written with --num_samples=10 --num_steps=60", "float64", "2 seeds", "Every cell has d1 < N",
         attributes["configuration"],
     ):  # fmt: skip
         assert part in text
-    attributes["science"]["d1"] = [4, 10, 20]
-    assert "1 of 3 widths are below N" in report.caption(attributes)
+    assert "1 of 3 widths are below N" in report.caption(dataclasses.replace(study, d1=(4, 10, 20)))
 
 
 # From here on the program itself, in processes of its own.

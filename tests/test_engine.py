@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
+from launchers import sized
 
 from relu_sgd import Status, Stepwise, gradient_norm_below
-from sweeps import engine, experiment
-from sweeps.engine import Start, map_on_devices, run_on_devices
-from sweeps.plan import Tile
-from sweeps.protocol import PRESETS, for_layers
+from sweeps.protocol import runs as protocol_runs
+from sweeps.protocol.draw import draw_run, draw_tile, networks
+from sweeps.protocol.presets import preset as preset_of
+from sweeps.runtime import engine
+from sweeps.runtime.engine import Start, map_on_devices, run_on_devices
 
 
 class CountdownState(NamedTuple):
@@ -69,9 +71,9 @@ def test_a_run_is_asked_at_every_step_whether_it_is_done(lanes, steps_per_chunk)
 def test_a_stopping_rule_is_asked_at_every_step_whatever_the_lanes():
     """Descent until the gradient is small: for all lanes and chunks the first such step, found by brute force."""
     protocol = small(stop="never")
-    runs = experiment.draw_tile(protocol, Tile("hidden", (5,), (4,), 0, 0, 5))
-    descent = dataclasses.replace(experiment.descent_of(protocol, "hidden"), stop="never")
-    starts = experiment.starts_of(runs)
+    runs = draw_tile(protocol, sized("hidden", (5,), (4,), 5))
+    descent = dataclasses.replace(protocol_runs.descent_of(protocol, "hidden"), stop="never")
+    starts = protocol_runs.starts_of(runs)
 
     def look(state, step):
         state = descent.advance_to(state, step)
@@ -131,13 +133,13 @@ def test_mapping_a_run_again_compiles_nothing(lanes, caplog):
     """Neither for equal dynamics, nor for a protocol that asks for the same descent."""
     rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(11, 2)), jnp.int32)
     protocol = small()
-    starts = experiment.starts_of(experiment.draw_tile(protocol, Tile("hidden", (3,), (4,), 0, 0, 3)))
+    starts = protocol_runs.starts_of(draw_tile(protocol, sized("hidden", (3,), (4,), 3)))
 
     def compilations(num_rows):
         caplog.clear()
         with jax.log_compiles(), caplog.at_level("WARNING"):
             run_on_devices(Countdown(), Start(rows[:num_rows]), 100, lanes=lanes, steps_per_chunk=3)
-            descent = experiment.descent_of(small(), "hidden")
+            descent = protocol_runs.descent_of(small(), "hidden")
             run_on_devices(descent, starts, 20, lanes=lanes)
             map_on_devices(jnp.sum, rows[:num_rows], lanes=lanes)
         return sum("Finished XLA compilation" in record.message for record in caplog.records)
@@ -153,7 +155,7 @@ def test_mapped_functions_share_a_device_in_lanes_and_never_more():
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 import jax.numpy as jnp
-from sweeps.engine import map_on_devices
+from sweeps.runtime.engine import map_on_devices
 for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2)):
     widths, devices = set(), set()
     @jax.custom_batching.custom_vmap
@@ -184,25 +186,25 @@ for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10,
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
-TILE = Tile("hidden", (3, 5), (4, 10), 0, 0, 3)
+TILE = sized("hidden", (3, 5), (4, 10), 3)
 
 
 def small(preset="as_written", layers="hidden", **changes):
     values = dict(num_samples=12, num_steps=400, precision="float64", **changes)
-    return for_layers(dataclasses.replace(PRESETS[preset], **values), layers)
+    return preset_of(preset, layers, **values)
 
 
 @pytest.fixture(scope="module")
 def records():
     protocol = small()
-    return experiment.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:1])[0]
+    return protocol_runs.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:1])[0]
 
 
 def test_runs_equal_the_reference(records):
     """The whole chain, draws apart: unpadded, in NumPy, run by run."""
     protocol = small()
-    for index, row in enumerate(TILE.runs()):
-        run = experiment.draw_run(protocol, jnp.asarray(row), (int(row[0]), int(row[1])))
+    for index, row in enumerate(networks(TILE)):
+        run = draw_run(protocol, jnp.asarray(row), (int(row[0]), int(row[1])))
         W, V = map(np.asarray, run.params)
         X, Y = map(np.asarray, run.problem)
         W, V, steps, converged_at = reference.descend(
@@ -223,7 +225,7 @@ def test_runs_equal_the_reference(records):
 @pytest.mark.parametrize("lanes", [2, 5])
 def test_lanes_reproduce_single_runs(records, lanes):
     protocol = small()
-    found, timings = experiment.train_tile(
+    found, timings = protocol_runs.train_tile(
         protocol, "hidden", TILE, lanes=lanes, steps_per_chunk=37, devices=jax.devices()[:1]
     )
     assert min(timings.values()) > 0
@@ -243,8 +245,10 @@ jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 from test_engine import Countdown, small, TILE
-from sweeps import engine, experiment
-from sweeps.engine import Start, run_on_devices
+from sweeps.protocol import runs as protocol_runs
+from sweeps.protocol.draw import draw_run, draw_tile, networks, padded
+from sweeps.runtime import engine
+from sweeps.runtime.engine import Start, run_on_devices
 rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(10, 2)), jnp.int32)
 for lanes in (1, 2):
     found, _ = run_on_devices(Countdown(), Start(rows), 1000, lanes=lanes, steps_per_chunk=3)
@@ -255,7 +259,7 @@ np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 engine._is_on_host = on_host
 protocol = small()
 for count in (1, 3):
-    records, _ = experiment.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:count])
+    records, _ = protocol_runs.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:count])
     np.savez(f"{tmp_path}/{{count}}.npz", **records)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])}
@@ -268,19 +272,19 @@ for count in (1, 3):
 def test_padding_and_tile_do_not_change_a_run(records):
     """The last cell alone, padded otherwise: the same data bit for bit, and the same result to rounding."""
     protocol = small()
-    alone = Tile("hidden", (5,), (10,), 0, 0, 3)
-    runs, tile_runs = experiment.draw_tile(protocol, alone), experiment.draw_tile(protocol, TILE)
+    alone = sized("hidden", (5,), (10,), 3)
+    runs, tile_runs = draw_tile(protocol, alone), draw_tile(protocol, TILE)
     np.testing.assert_array_equal(runs.params.W[:, :5, :10], tile_runs.params.W[-3:, :5, :10])
     np.testing.assert_array_equal(runs.problem.X[:, :, :5], tile_runs.problem.X[-3:, :, :5])
     np.testing.assert_array_equal(runs.problem.Y, tile_runs.problem.Y[-3:])
-    found, _ = experiment.train_tile(protocol, alone.setup, alone, lanes=1, devices=jax.devices()[:1])
+    found, _ = protocol_runs.train_tile(protocol, "hidden", alone, lanes=1, devices=jax.devices()[:1])
     np.testing.assert_array_equal(found["converged_at"], records["converged_at"][-3:])
     np.testing.assert_allclose(found["relative_error"], records["relative_error"][-3:], rtol=1e-6)
 
 
 def test_data_is_fresh_for_every_run_or_shared_by_the_cell():
     for preset, shared in (("as_written", False), ("as_released", True)):
-        runs = experiment.draw_tile(small(preset), Tile("hidden", (5,), (4, 10), 0, 0, 2))
+        runs = draw_tile(small(preset), sized("hidden", (5,), (4, 10), 2))
         X, W = np.asarray(runs.problem.X), np.asarray(runs.params.W)
         assert np.array_equal(X[0], X[1]) == shared
         assert np.array_equal(runs.problem.Y[0], runs.problem.Y[1]) == shared
@@ -290,17 +294,17 @@ def test_data_is_fresh_for_every_run_or_shared_by_the_cell():
 
 @pytest.mark.parametrize("layers", ["hidden", "both"])
 def test_set_ups_share_data_and_hidden_weights(layers):
-    runs = experiment.draw_tile(small(layers=layers), TILE)
-    other = experiment.draw_tile(small(layers="hidden"), TILE)
+    runs = draw_tile(small(layers=layers), TILE)
+    other = draw_tile(small(layers="hidden"), TILE)
     np.testing.assert_array_equal(runs.problem.X, other.problem.X)
     np.testing.assert_array_equal(runs.params.W, other.params.W)
 
 
 def test_divergence_is_recorded():
-    protocol = small(layers="both", learning_rate=PRESETS["as_written"].learning_rate)
+    protocol = small(layers="both", learning_rate=0.002)
     protocol = dataclasses.replace(protocol, learning_rate=50.0)
-    tile = Tile("both", (3,), (4,), 0, 0, 2)
-    found, _ = experiment.train_tile(protocol, tile.setup, tile, lanes=1)
+    tile = sized("both", (3,), (4,), 2)
+    found, _ = protocol_runs.train_tile(protocol, "both", tile, lanes=1)
     np.testing.assert_array_equal(found["status"], Status.DIVERGED)
     assert np.isinf(found["relative_error"]).all()
     assert np.isfinite(found["best_relative_error"]).all()
@@ -311,7 +315,7 @@ def test_divergence_is_recorded():
 @pytest.mark.parametrize("law", ["normal", "uniform", "balanced_signs", "shuffled_signs", "appendix_g"])
 def test_output_laws(law):
     protocol = dataclasses.replace(small(), output_law=law)
-    V = np.asarray(experiment.draw_run(protocol, jnp.asarray([5, 10, 0]), (8, 12)).params.V)
+    V = np.asarray(draw_run(protocol, jnp.asarray([5, 10, 0]), (8, 12)).params.V)
     assert V.shape == (12, 1)
     assert not V[10:].any()
     if law not in ("normal", "uniform"):

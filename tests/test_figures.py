@@ -11,7 +11,11 @@ from matplotlib.contour import ContourSet
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from sweeps import figures
+from sweeps.convergence_map import figures
+from sweeps.reporting import style
+from sweeps.study import Variant
+
+BOTH = Variant(trained_layers="both")
 
 D0, D1 = np.arange(2, 21, 2), np.arange(2, 31, 4)
 
@@ -57,7 +61,7 @@ def meshes(figure):
 @pytest.mark.parametrize("name", list(ALL))
 @pytest.mark.parametrize("setups", [("hidden",), ("hidden", "both")])
 def test_a_panel_per_set_up_on_one_scale(name, setups):
-    figure = ALL[name]({setup: summary() for setup in setups}, "the caption")
+    figure = ALL[name]({Variant(trained_layers=layers): summary() for layers in setups}, "the caption")
     found = [mesh for (mesh,) in meshes(figure)]
     assert len(found) == len(setups) * (3 if name == "causes" else 1)
     assert len({(mesh.norm.vmin, mesh.norm.vmax, mesh.cmap.name) for mesh in found}) == 1
@@ -66,7 +70,7 @@ def test_a_panel_per_set_up_on_one_scale(name, setups):
 
 
 def test_cells_stand_where_their_sizes_are():
-    (mesh,) = meshes(figures.probability({"both": summary()}, ""))[0]
+    (mesh,) = meshes(figures.probability({BOTH: summary()}, ""))[0]
     np.testing.assert_allclose(np.ma.getdata(mesh.get_array()), summary()["probability"])
     corners = mesh.get_coordinates()
     np.testing.assert_allclose((corners[0, 1:, 0] + corners[0, :-1, 0]) / 2, D1)
@@ -74,7 +78,7 @@ def test_cells_stand_where_their_sizes_are():
 
 
 def test_contour_and_curves():
-    figure = figures.probability({"both": summary()}, "")
+    figure = figures.probability({BOTH: summary()}, "")
     axes = figure.axes[0]
     (contour,) = [artist for artist in axes.get_children() if isinstance(artist, ContourSet)]
     np.testing.assert_array_equal(contour.levels, [0.5])
@@ -84,12 +88,12 @@ def test_contour_and_curves():
     np.testing.assert_allclose(np.prod(curve.get_xydata(), axis=1), 100)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["probability 0.5", "$d_0 d_1 = N$"]
-    wide = figures.probability({"both": summary(d1=np.arange(50, 150, 20))}, "").axes[0]
+    wide = figures.probability({BOTH: summary(d1=np.arange(50, 150, 20))}, "").axes[0]
     assert any(set(np.asarray(line.get_xdata(), float)) == {100.0} for line in wide.get_lines())
 
 
 def test_missing_cells_are_hatched_and_not_interpolated():
-    axes = figures.probability({"both": summary(missing=True)}, "").axes[0]
+    axes = figures.probability({BOTH: summary(missing=True)}, "").axes[0]
     (mesh,) = [artist for artist in axes.get_children() if isinstance(artist, QuadMesh)]
     assert np.ma.getmaskarray(mesh.get_array()).sum() == 2
     assert any(isinstance(patch, Rectangle) and patch.get_hatch() for patch in axes.patches)
@@ -101,7 +105,7 @@ def test_missing_cells_are_hatched_and_not_interpolated():
 
 @pytest.mark.parametrize("case", ["nothing finished", "one cell", "one row", "no convergence"])
 def test_degenerate_maps_are_drawn_without_warnings(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "FORMATS", ("png",))
+    monkeypatch.setattr(style, "FORMATS", ("png",))
     found = summary()
     if case == "nothing finished":
         found = found.where(False).assign(runs=0 * found["runs"])
@@ -116,11 +120,11 @@ def test_degenerate_maps_are_drawn_without_warnings(case, tmp_path, monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, draw in ALL.items():
-            figures.save(draw({"both": found}, "caption"), tmp_path, name, "abc")
+            style.save(draw({BOTH: found}, "caption"), tmp_path, name, "abc")
 
 
 def test_files_carry_the_configuration(tmp_path):
-    paths = figures.save(figures.probability({"both": summary()}, "caption"), tmp_path, "map", "0123456789ab")
+    paths = style.save(figures.probability({BOTH: summary()}, "caption"), tmp_path, "map", "0123456789ab")
     png, pdf, svg = paths
     assert [path.suffix for path in paths] == [".png", ".pdf", ".svg"]
     with Image.open(png) as image:
@@ -134,6 +138,6 @@ def test_files_carry_the_configuration(tmp_path):
 
 def test_drawing_again_gives_the_same_files(tmp_path):
     for folder in ("a", "b"):
-        figures.save(figures.causes({"both": summary()}, "caption"), tmp_path / folder, "map", "abc")
-    for kind in figures.FORMATS:
+        style.save(figures.causes({BOTH: summary()}, "caption"), tmp_path / folder, "map", "abc")
+    for kind in style.FORMATS:
         assert (tmp_path / "a" / f"map.{kind}").read_bytes() == (tmp_path / "b" / f"map.{kind}").read_bytes()

@@ -5,8 +5,11 @@ import heapq
 import numpy as np
 import pytest
 
-from sweeps import convergence_map, plan
-from sweeps.forecast import Forecast
+from sweeps.convergence_map.study import ConvergenceMap
+from sweeps.protocol.runs import network_cost
+from sweeps.runtime import tiles as cutting
+from sweeps.runtime.progress import Forecast
+from sweeps.study import Variant
 
 # Mean steps of the runs of a convergence map's tiles as they were recorded, 50,000 at most: N = 200, d0 = 4 to 40 down, d1 = 4 to 40 across.
 STEPS = {
@@ -25,9 +28,16 @@ STEPS = {
         [50000, 12990, 463, 355, 272],
     ],
 }
+
+
+def cut(layers, d0, d1, num_seeds, block):
+    variants = [Variant(trained_layers=name) for name in layers]
+    return cutting.cut(variants, {"d0": tuple(d0), "d1": tuple(d1)}, range(num_seeds), block)
+
+
 GRID = range(4, 41, 4)
-TILES = plan.cut(("hidden", "both"), GRID, GRID, 10, (2, 2))
-COST = convergence_map.cost_of(200, 50_000)
+TILES = cut(("hidden", "both"), GRID, GRID, 10, (2, 2))
+COST = ConvergenceMap.make().cost
 
 
 def replay(tiles, cost, timings_of, num_processes):
@@ -50,7 +60,8 @@ def replay(tiles, cost, timings_of, num_processes):
         forecast.finished(tile, timings)
         begin()
         said.append((now, forecast.left(now)))
-    assert sorted(order) == sorted(tiles)
+    assert len(order) == len(tiles)
+    assert set(order) == set(tiles)
     assert said[-1][1] == 0
     return np.array([(at, left, now - at) for at, left in said]), order
 
@@ -61,8 +72,9 @@ def recorded(compilation, noise=0.0):
     scatter = lambda: float(np.exp(noise * generator.normal()))
 
     def timings(tile):
-        steps = STEPS[tile.setup][tile.d0_index // 2][tile.d1_index // 2]
-        return {"compilation": compilation * scatter(), "running": 2.7e-8 * plan.cost(tile) * steps * scatter()}
+        rows, columns, _ = tile.slices({"d0": GRID, "d1": GRID})
+        steps = STEPS[tile.variant.group][rows.start // 2][columns.start // 2]
+        return {"compilation": compilation * scatter(), "running": 2.7e-8 * network_cost(tile) * steps * scatter()}
 
     return timings
 
@@ -87,10 +99,8 @@ def test_a_convergence_map_is_forecast_from_a_tenth_of_the_way_on(num_processes,
 
 @pytest.mark.parametrize("num_processes", [1, 4])
 def test_runs_that_all_take_every_step(num_processes):
-    timings = lambda tile: {"compilation": 1.0, "running": 1e-3 * plan.cost(tile)}
-    said, _ = replay(
-        plan.cut(("both",), range(2, 61, 2), range(2, 61, 2), 10, (4, 3)), plan.cost, timings, num_processes
-    )
+    timings = lambda tile: {"compilation": 1.0, "running": 1e-3 * network_cost(tile)}
+    said, _ = replay(cut(("both",), range(2, 61, 2), range(2, 61, 2), 10, (4, 3)), network_cost, timings, num_processes)
     assert np.abs(ratios(said) - 1).max() < 0.1
 
 
@@ -105,7 +115,7 @@ def test_the_longest_go_first_and_the_first_are_spread():
 
 
 def test_a_tile_that_takes_longer_than_expected_is_not_about_to_end():
-    tiles = plan.cut(("both",), (2, 4, 6), (2, 4, 6), 1, (1, 1))
+    tiles = cut(("both",), (2, 4, 6), (2, 4, 6), 1, (1, 1))
     now = 0.0
     forecast = Forecast(tiles, lambda _: 1.0, 2)
     queue = forecast.order(lambda: now)
@@ -117,7 +127,7 @@ def test_a_tile_that_takes_longer_than_expected_is_not_about_to_end():
 
 
 def test_what_a_process_does_once_is_not_expected_of_every_tile():
-    tiles = plan.cut(("both",), (2, 4, 6), (2, 4, 6), 1, (1, 1))
+    tiles = cut(("both",), (2, 4, 6), (2, 4, 6), 1, (1, 1))
     forecast = Forecast(tiles, lambda _: 1.0, 1)
     queue = forecast.order(lambda: 0.0)
     forecast.finished(next(queue), {"drawing": 30.0, "compilation": 2.0, "running": 1.0, "measuring": 5.0})
@@ -128,6 +138,6 @@ def test_what_a_process_does_once_is_not_expected_of_every_tile():
 
 
 def test_nothing_to_do():
-    forecast = Forecast([], plan.cost, 1)
+    forecast = Forecast([], network_cost, 1)
     assert list(forecast.order(lambda: 0.0)) == []
     assert forecast.left(0.0) is None

@@ -9,10 +9,10 @@ import pytest
 import xarray as xr
 from launchers import command
 
-from sweeps import width_bounds
-from sweeps.inclusion_limit import Limit, steps_per_record
-from sweeps.limit_report import count_zeros, fitted_rate, summarize
-from sweeps.settings import UsageError
+from sweeps.inclusion_limit.report import count_zeros, fitted_rate, summarize
+from sweeps.inclusion_limit.study import Limit, steps_per_record
+from sweeps.study import UsageError
+from sweeps.width_bounds import tables as width_bounds
 
 TINY = ["--num_samples=10", "--d0=3", "--d1=4,6", "--num_seeds=2", "--long_steps=300", "--horizon=1", "--num_records=5",
         "--step_sizes=0.1,0.05,0.025", "--num_processes=1"]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sweeps.store import Store
+from sweeps.runtime.store import Store
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "own_experiment"
 

@@ -1,15 +1,15 @@
 """A law that a script has replaced is refused: workers would not know of it, and the configuration does not name it."""
 
-import dataclasses
 import functools
 
 import pytest
 from launchers import command
 
 import relu_sgd.problem
-from sweeps import patched, processes, width_bounds
-from sweeps.protocol import PRESETS
-from sweeps.settings import UsageError
+from sweeps.protocol.presets import PRESETS
+from sweeps.runtime import patched, processes
+from sweeps.study import UsageError
+from sweeps.width_bounds import study as width_bounds
 
 
 def double(number):
@@ -36,7 +36,7 @@ def changed(before):
 def test_workers_agree_with_a_parent_that_patched_nothing_and_refuse_another(monkeypatch):
     assert in_workers([1, 2, 3]) == [(1, 2), (2, 4), (3, 6)]
     monkeypatch.setitem(width_bounds.ROW_LAWS, "sphere", other_rows)
-    with pytest.raises(UsageError, match=r"sweeps\.width_bounds was changed after it was imported"):
+    with pytest.raises(UsageError, match=r"sweeps\.width_bounds\.study was changed after it was imported"):
         in_workers([1])
 
 
@@ -44,15 +44,15 @@ def test_whatever_is_replaced_changes_the_fingerprint_of_its_module_alone(monkey
     before = patched.fingerprints()
     assert patched.fingerprints() == before
     with monkeypatch.context() as patch:
-        patch.setitem(PRESETS, "as_released", dataclasses.replace(PRESETS["as_released"], momentum=0.5))
-        assert "sweeps.protocol" in changed(before)
+        patch.setitem(PRESETS, "as_released", {**PRESETS["as_released"], "momentum": 0.5})
+        assert "sweeps.protocol.presets" in changed(before)
         assert all(name.startswith("sweeps.") for name in changed(before))
     with monkeypatch.context() as patch:
         patch.setattr(width_bounds, "MULTIPLES", (1.0, 3.0))
-        assert changed(before) == ["sweeps.width_bounds"]
+        assert changed(before) == ["sweeps.width_bounds.study"]
     with monkeypatch.context() as patch:
         patch.setattr(width_bounds, "dimension", lambda num_samples, delta: round(num_samples**delta) + 1)
-        assert changed(before) == ["sweeps.width_bounds"]
+        assert changed(before) == ["sweeps.width_bounds.study"]
     assert changed(before) == []
 
 

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from launchers import LAUNCHERS
+from launchers import STUDIES
+
+from sweeps.command import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +26,7 @@ def test_example(capsys, float32):
 
 def test_commands_name_flags_that_exist():
     """A command's flags are those of its launcher or script; flags named in the text exist somewhere."""
-    known = {name: set(launcher.flag_values()) | {"help", "flagfile"} for name, launcher in LAUNCHERS.items()}
+    known = {name: set(app.flag_values(study)) | {"help", "flagfile"} for name, study in STUDIES.items()}
     known["benchmark"] = set(re.findall(r'"--(\w+)"', (ROOT / "scripts" / "benchmark").read_text()))
     for name, words in re.findall(r"(?:sweeps\.|scripts/)(\w+)((?:\s+--\w+(?:=[^\s`]+)?)+)", README):
         if name in known:

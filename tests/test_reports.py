@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from launchers import command
 
-from sweeps import figures, launch
+from sweeps.reporting import style
+from sweeps.runtime import session
 
 # Small grids: one cell and one seed, and two of everything.
 GRIDS = {
@@ -54,17 +55,17 @@ def ended(name):
     """Sweeps that end so, without work; drawn, but not written, which takes longer than everything else."""
     status, numbers, count = ENDS[name]
 
-    def run_tiles(sweep, execution, store, mine, todo, *_):
+    def run_tiles(study, execution, store, mine, todo, *_):
         for tile in todo if status else ():
             records = {}
-            for metric, (kind, _) in sweep.metrics.items():
-                along = (len(sweep.records[1]),) if sweep.records and metric != "status" else ()
+            for metric, (kind, _) in study.metrics.items():
+                along = (len(study.records[1]),) if study.records and metric != "status" else ()
                 shape = (tile.num_runs, *along)
                 if np.dtype(kind).kind == "f":
                     records[metric] = numbers(shape)
                 else:
                     records[metric] = np.full(shape, status if metric == "status" else count).astype(kind)
-            store.write(tile.setup, tile.slices, records)
+            store.write(tile.variant.group, tile.slices(study.axes()), records)
 
     def draw(figure, folder, stem, configuration):
         figure.set_layout_engine("none")
@@ -73,8 +74,8 @@ def ended(name):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
-        patch.setattr(launch, "_run_tiles", run_tiles)
-        patch.setattr(figures, "save", draw)
+        patch.setattr(session, "run_tiles", run_tiles)
+        patch.setattr(style, "save", draw)
         yield
 
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps import convergence_map, launch, protocol_settings, settings
-from sweeps.protocol import PRESETS, PerLayers, for_setup, parts_of, setups
+from sweeps.command import app, parsers
+from sweeps.convergence_map.study import ConvergenceMap
+from sweeps.protocol.presets import PRESETS, ByLayers
+from sweeps.study import Execution, flags_of
 
 
 @pytest.fixture(autouse=True)
@@ -22,25 +23,29 @@ def _restore_flags():
 
 
 def read(*words):
-    flags.FLAGS(["convergence_map", "--out=unused", *words])
-    return protocol_settings.read(flags.FLAGS)
+    values = app.flag_values(ConvergenceMap)
+    values(["convergence_map", "--out=unused", *words])
+    return app._read(ConvergenceMap, values)[0]
 
 
 @given(st.integers(1, 50), st.integers(0, 20), st.integers(1, 9))
 def test_ranges_hold_both_ends(start, count, step):
-    sizes = settings.parse_sizes(f"{start}:{start + count * step}:{step}")
+    sizes = parsers.Sizes().parse(f"{start}:{start + count * step}:{step}")
     assert sizes == tuple(start + step * index for index in range(count + 1))
 
 
 def test_sizes():
-    assert settings.parse_sizes("4") == (4,)
-    assert settings.parse_sizes("4,7,30") == (4, 7, 30)
-    assert settings.parse_sizes("3:6") == (3, 4, 5, 6)
+    assert parsers.Sizes().parse("4") == (4,)
+    assert parsers.Sizes().parse("4,7,30") == (4, 7, 30)
+    assert parsers.Sizes().parse("3:6") == (3, 4, 5, 6)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_without_overrides_the_preset_is_what_runs(name):
-    assert read(f"--protocol={name}").protocol == PRESETS[name]
+    found = read(f"--protocol={name}")
+    for field, value in PRESETS[name].items():
+        expected = (value.hidden, value.both) if isinstance(value, ByLayers) else value
+        assert getattr(found, field) == expected, field
 
 
 OVERRIDES = {
@@ -56,8 +61,8 @@ OVERRIDES = {
     "label_law": ("gaussian", "gaussian"),
     "hidden_law": ("lecun", "lecun"),
     "hidden_standard_deviation": ("0.5", 0.5),
-    "output_law": ("uniform", PerLayers("uniform", "uniform")),
-    "learning_rate": ("0.1,0.3", PerLayers(0.1, 0.3)),
+    "output_law": ("uniform", ("uniform", "uniform")),
+    "learning_rate": ("0.1,0.3", (0.1, 0.3)),
     "momentum": ("0", 0.0),
     "normalization": ("mean", "mean"),
     "batch_size": ("7", 7),
@@ -76,40 +81,47 @@ OF_THE_INCLUSION = {"dynamics": ("inclusion", "inclusion"), "flow_time": ("9", 9
 @pytest.mark.parametrize("name", list(OVERRIDES))
 def test_every_value_has_a_flag(name):
     text, expected = OVERRIDES[name]
-    found = read(f"--{name}={text}").protocol
-    assert found == dataclasses.replace(PRESETS["as_written"], **{name: expected})
+    assert read(f"--{name}={text}") == dataclasses.replace(read(), **{name: expected})
 
 
 @pytest.mark.parametrize("name", list(OF_THE_INCLUSION))
 def test_every_value_of_the_inclusion_has_a_flag(name):
     text, expected = OF_THE_INCLUSION[name]
-    found = read("--dynamics=inclusion", f"--{name}={text}").protocol
+    found = read("--dynamics=inclusion", f"--{name}={text}")
     changed = {"dynamics": "inclusion", "precision": "float64", name: expected}
-    assert found == dataclasses.replace(PRESETS["as_written"], **changed)
+    assert found == dataclasses.replace(read(), **changed)
 
 
 def test_slopes_at_zero():
-    assert read("--relu_at_zero=random").protocol.relu_at_zero == "random"
+    assert read("--relu_at_zero=random").relu_at_zero == "random"
     found = read("--relu_at_zero=0,0.5,1,random,minimum_norm")
-    assert found.protocol.relu_at_zero == (0.0, 0.5, 1.0, "random", "minimum_norm")
-    names = setups(found.protocol, ("hidden", "both"))
-    assert len(set(names)) == 10
-    values = [for_setup(found.protocol, name).relu_at_zero for name in names]
+    assert found.relu_at_zero == (0.0, 0.5, 1.0, "random", "minimum_norm")
+    variants = found.variants()
+    assert len({variant.group for variant in variants}) == 10
+    assert variants[1].group == "hidden_relu_at_zero_0.5"
+    values = [found.protocol_of(variant).relu_at_zero for variant in variants]
     assert values == 2 * [0.0, 0.5, 1.0, "random", "minimum_norm"]
-    assert [parts_of(name)[0] for name in names] == 5 * ["hidden"] + 5 * ["both"]
+    assert [variant.layers for variant in variants] == 5 * ["hidden"] + 5 * ["both"]
 
 
 def test_no_value_is_without_a_test():
-    fields = {field.name for field in dataclasses.fields(PRESETS["as_written"])}
-    assert fields == {*OVERRIDES, *OF_THE_INCLUSION, "name", "trajectories"}
+    own = {"trained_layers", "protocol", "interval"}
+    assert set(flags_of(ConvergenceMap)) == {*OVERRIDES, *OF_THE_INCLUSION, *own}
 
 
 def test_one_set_up():
     found = read("--trained_layers=both", "--learning_rate=0.5")
     assert found.trained_layers == ("both",)
-    assert found.protocol.learning_rate == PerLayers(0.15, 0.5)
+    assert found.learning_rate == (0.5,)
+    assert found.output_law == ("normal",)
     swapped = read("--trained_layers=both,hidden", "--learning_rate=0.5,0.25")
-    assert swapped.protocol.learning_rate == PerLayers(hidden=0.25, both=0.5)
+    assert swapped.protocol_of(swapped.variants()[0]).learning_rate == 0.5
+    assert swapped.protocol_of(swapped.variants()[1]).learning_rate == 0.25
+
+
+def test_the_flag_file_of_a_lecun_start_can_be_read():
+    study = ConvergenceMap.make(hidden_law="lecun")
+    assert read(*study.flagfile((2, 2)).split()) == study
 
 
 BAD = {
@@ -165,7 +177,7 @@ BAD = {
     "zero shards": (["--shard_count=0"], "--shard_count"),
     "devices and processes": (["--num_devices=2", "--num_processes=2"], "--num_devices: contradicts"),
     "negative lanes": (["--lanes=-1"], "--lanes"),
-    "block": (["--block=3"], "--block: '3' is not of the form"),
+    "block": (["--block=3"], "--block: 3 does not fit the axes d0, d1"),
     "unknown interval": (["--interval=normal"], "interval"),
     "unknown precision": (["--precision=float16"], "--precision"),
     "boolean with a value that is none": (["--figures_only=maybe"], "figures_only"),
@@ -176,7 +188,7 @@ BAD = {
 
 def fails(capsys, words):
     with pytest.raises(SystemExit) as error:
-        launch.execute(convergence_map.LAUNCHER, ["convergence_map", *words])
+        app.execute(ConvergenceMap, ["convergence_map", *words])
     captured = capsys.readouterr()
     assert error.value.code == 2
     assert captured.out == ""
@@ -216,10 +228,10 @@ def test_an_unwritable_folder(capsys, tmp_path, monkeypatch):
 
 def test_help_names_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit) as error:
-        launch.execute(convergence_map.LAUNCHER, ["convergence_map", "--help"])
+        app.execute(ConvergenceMap, ["convergence_map", "--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(settings.Execution):
+    for field in dataclasses.fields(Execution):
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text
     for name in OVERRIDES:
         assert f"--{name}:" in text

@@ -1,18 +1,19 @@
 """Steps to a loss and numerical zeros: launchers that put the same starts through every cell of a grid of their own."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas
 import pytest
 import xarray as xr
-from launchers import command
+from launchers import command, sized
 from numpy_reference import descend as reference
 from numpy_reference import half_sum
 
-from sweeps import experiment, plan, step_counts, zeros
-from sweeps.protocol import PRESETS, for_layers
+from sweeps.protocol.draw import draw_tile
+from sweeps.protocol.presets import preset as preset_of
+from sweeps.step_counts import report as step_counts_report
+from sweeps.zeros import report as zeros_report
 
 COUNTS = ["--num_samples=8", "--d0=4", "--d1=20", "--num_seeds=3", "--learning_rate=0.005,0.01", "--batch_size=4,8",
           "--epsilon=0.5,0.01", "--max_steps=4000", "--num_processes=1"]  # fmt: skip
@@ -29,8 +30,8 @@ def counted(tmp_path_factory):
 
 
 def starts(layers, N, d0, d1, seeds, preset="as_written", **changes):
-    protocol = dataclasses.replace(for_layers(PRESETS[preset], layers), num_samples=N, **changes)
-    return experiment.draw_tile(protocol, plan.Tile(layers, (d0,), (d1,), 0, 0, seeds))
+    protocol = preset_of(preset, layers, num_samples=N, **changes)
+    return draw_tile(protocol, sized(layers, (d0,), (d1,), seeds))
 
 
 def test_steps_are_those_of_the_reference(counted):
@@ -157,11 +158,11 @@ def test_what_the_sentence_says():
             ]
         ]
     )
-    text = zeros.sentence(table)
+    text = zeros_report.sentence(table)
     assert "threshold 1e-08: 40, 1e-06: 41" in text
     assert "precision float32: 3, float64: 40" in text
     table["mean_zeros"] = np.nan
-    assert zeros.sentence(table) == "every run diverged"
+    assert zeros_report.sentence(table) == "every run diverged"
 
 
 def test_fits_need_points():
@@ -175,7 +176,7 @@ def test_fits_need_points():
             flow_time=1.0,
         )
     )
-    found = step_counts.fits(table).set_index("shape")
+    found = step_counts_report.fits(table).set_index("shape")
     assert found.loc["steps ~ (eta b)^p", "value"] == pytest.approx(-1)
     assert found.loc["flow time / log(1/epsilon)", "value"].isna().all()
 
@@ -185,14 +186,14 @@ def test_fits_need_points():
     [
         ("step_counts", ["--num_samples=9"], "--num_samples: 9 is odd"),
         ("step_counts", ["--batch_size=9"], "--batch_size: 9 exceeds --num_samples=8"),
-        ("step_counts", ["--learning_rate=0.2,0.1"], "--learning_rate: values must increase"),
-        ("step_counts", ["--epsilon=0.1,1"], "--epsilon: values must decrease"),
+        ("step_counts", ["--learning_rate=0.2,0.1"], "--learning_rate: values must be increasing"),
+        ("step_counts", ["--epsilon=0.1,1"], "--epsilon: values must be decreasing"),
         ("step_counts", ["--epsilon=0"], "--epsilon: 0 is not"),
         ("step_counts", ["--d1=7", "--trained_layers=hidden"], "--d1: 7 is odd"),
         ("zeros", ["--d1=7"], "--d1: 7 is odd"),
         ("zeros", ["--relu_at_zero=2"], "--relu_at_zero: 2 is not"),
-        ("zeros", ["--relu_at_zero=1,0"], "--relu_at_zero: values must increase"),
-        ("zeros", ["--threshold=1e-9,1e-8"], "--threshold: values must decrease"),
+        ("zeros", ["--relu_at_zero=1,0"], "--relu_at_zero: values must be increasing"),
+        ("zeros", ["--threshold=1e-9,1e-8"], "--threshold: values must be decreasing"),
         ("zeros", ["--protocol=mine"], "--protocol: 'mine' is not one of"),
         ("zeros", ["--precision=float16"], "--precision: 'float16'"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sweeps.store import Store, StoreError
+from sweeps.runtime.store import Store, StoreError
 
 METRICS = {
     "relative_error": (np.float32, "an error"),

@@ -11,13 +11,16 @@ import numpy as np
 import pandas
 import pytest
 import xarray as xr
-from launchers import command
+from launchers import command, sized
 from numpy_reference import descend as reference
 from numpy_reference import gradients, jacobian
 
 from relu_sgd import Params, Problem, differentials, measurements
-from sweeps import experiment, plan, recording, trajectories
-from sweeps.protocol import PRESETS, for_layers
+from sweeps.protocol import runs as protocol_runs
+from sweeps.protocol.draw import draw_tile
+from sweeps.protocol.presets import preset
+from sweeps.trajectories import recording
+from sweeps.trajectories import report as trajectories
 
 TINY = ["--d0=3", "--d1=4,12", "--num_samples=10", "--num_seeds=2", "--num_steps=60", "--measure_every=10",
         "--num_processes=1"]  # fmt: skip
@@ -90,17 +93,18 @@ def test_steps_to_record():
 
 
 def small(layers="both", **changes):
-    protocol = dataclasses.replace(
-        for_layers(PRESETS["as_written"], layers),
+    protocol = preset(
+        "as_written",
+        layers,
         num_samples=10,
         num_steps=60,
         precision="float64",
         stop="never",
         **changes,
     )
-    tile = plan.Tile(layers, (4,), (12,), 0, 0, 2)
-    descent = dataclasses.replace(experiment.descent_of(protocol, layers), criterion=None, stop="never")
-    return protocol, descent, experiment.draw_tile(protocol, tile)
+    tile = sized(layers, (4,), (12,), 2)
+    descent = dataclasses.replace(protocol_runs.descent_of(protocol, layers), criterion=None, stop="never")
+    return protocol, descent, draw_tile(protocol, tile)
 
 
 @pytest.mark.parametrize("layers", ["hidden", "both"])
@@ -234,7 +238,7 @@ def test_lanes_agree():
 def test_divergence_is_a_status_and_no_nan():
     protocol, _, runs = small()
     protocol = dataclasses.replace(protocol, learning_rate=5.0)
-    descent = dataclasses.replace(experiment.descent_of(protocol, "both"), criterion=None, stop="never")
+    descent = dataclasses.replace(protocol_runs.descent_of(protocol, "both"), criterion=None, stop="never")
     found = recording.follow(protocol, descent, runs, recording.steps_to_record(60, 10), lanes=1)
     assert np.isinf(found["loss"][:, -1]).all()
     assert (found["pattern_changes"][:, -1] == -1).all()
