@@ -11,7 +11,7 @@ from launchers import command
 
 from sweeps.inclusion_limit.report import count_zeros, fitted_rate, summarize
 from sweeps.inclusion_limit.study import Limit, steps_per_record
-from sweeps.study import UsageError
+from sweeps.study import UsageError, Variant
 from sweeps.width_bounds import tables as width_bounds
 
 TINY = ["--num_samples=10", "--d0=3", "--d1=4,6", "--num_seeds=2", "--long_steps=300", "--horizon=1", "--num_records=5",
@@ -71,18 +71,18 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("inclusion_limit", ["--long_rates=0.1,1e-9"], "more than 2^31 - 1"),
         ("inclusion_limit", ["--long_momentum=1"], "--long_momentum"),
         ("comparison_ode", ["--alpha_low=3"], "--alpha_low: 3 is not below"),
-        ("comparison_ode", ["--num_processes=2"], "--num_processes: has no effect"),
+        ("comparison_ode", ["--num_processes=2"], "Unknown command line flag 'num_processes'"),
         ("comparison_ode", ["--c=nan"], "--c: nan"),
         ("comparison_ode", ["--half_width=10"], "--half_width: 10 is not below the threshold 1.7293"),
         ("width_bounds", ["--num_samples=9"], "--num_samples: 9 is odd"),
         ("width_bounds", ["--num_samples=0"], "--num_samples: sizes must be at least 1"),
         ("width_bounds", ["--delta=1"], "--delta: 1 is not a finite number in (0, 1)"),
-        ("width_bounds", ["--delta=0.7,0.5"], "--delta: values must increase"),
+        ("width_bounds", ["--delta=0.7,0.5"], "--delta: values must be increasing"),
         ("width_bounds", ["--delta=0.01"], "--delta: 0.01 gives d0 = 1"),
         ("width_bounds", ["--rho=-1"], "--rho: -1 is not"),
         ("width_bounds", ["--confidence=1"], "--confidence: 1 is not"),
         ("width_bounds", ["--scaling=mine"], "--scaling: 'mine' is not one of unit, lecun"),
-        ("width_bounds", ["--lanes=2"], "--lanes: has no effect"),
+        ("width_bounds", ["--lanes=2"], "Unknown command line flag 'lanes'"),
         ("width_bounds", ["--map=nowhere"], "there are no results"),
         ("width_bounds", ["--d0=3"], "Unknown command line flag 'd0'"),
     ],
@@ -219,7 +219,7 @@ def test_half_convergence():
 
 def a_limit(**changes):
     values = dict(trained_layers=("hidden",), num_samples=(40,), d0=(5,), d1=(6,), num_seeds=1, base_seed=0, batch_size=0,
-                  horizon=2.0, num_records=40, step_sizes=(0.05,), path_tolerance=1e-4, long_steps=1, long_rates=(0.1,), long_momentum=0.9)  # fmt: skip
+                  horizon=2.0, num_records=40, step_sizes=(0.05, 0.025), path_tolerance=1e-4, long_steps=1, long_rates=(0.1,), long_momentum=0.9)  # fmt: skip
     return Limit(**values | changes)
 
 
@@ -246,7 +246,9 @@ def test_runs_that_branch_have_a_rate_of_their_own():
     }
     data |= {f"distance_{k}": seeds(step**rates) for k, step in enumerate(steps)}
     data["branched_at"] = seeds([np.inf, 1.5, 3.0])
-    row = summarize({"both_N40": xr.Dataset(data, coords={"d0": [5], "d1": [6]})}, tuple(steps), horizon=2.0).iloc[0]
+    row = summarize(
+        {Variant("both", num_samples=40): xr.Dataset(data, coords={"d0": [5], "d1": [6]})}, tuple(steps), horizon=2.0
+    ).iloc[0]
     assert (row["runs"], row["rates"], row["branched"], row["branched_later"]) == (3, 2, 1, 1)
     assert row["rate"] == pytest.approx(1.5)
     assert row["rate_branched"] == pytest.approx(0.5)
@@ -266,7 +268,9 @@ def test_shares_of_zeros_leave_out_what_diverged():
         "zeros_that_slide_1": seeds(3, 0, 2),
         "long_relative_error_1": seeds(0.1, 0.4, 0.3),
     }
-    table = count_zeros({"hidden_N40": xr.Dataset(data, coords={"d0": [5], "d1": [6]})}, (0.1, 0.01))
+    table = count_zeros(
+        {Variant("hidden", num_samples=40): xr.Dataset(data, coords={"d0": [5], "d1": [6]})}, (0.1, 0.01)
+    )
     assert list(table["runs"]) == [2, 3]
     np.testing.assert_allclose(table["zeros"], [3, 2])
     np.testing.assert_allclose(table["zeros_that_slide"], [0.75, (0.75 + 1) / 2])

@@ -56,6 +56,7 @@ def ended(name):
     status, numbers, count = ENDS[name]
 
     def run_tiles(study, execution, store, mine, todo, *_):
+        code = status if status in study.statuses else max(study.statuses)
         for tile in todo if status else ():
             records = {}
             for metric, (kind, _) in study.metrics.items():
@@ -64,7 +65,7 @@ def ended(name):
                 if np.dtype(kind).kind == "f":
                     records[metric] = numbers(shape)
                 else:
-                    records[metric] = np.full(shape, status if metric == "status" else count).astype(kind)
+                    records[metric] = np.full(shape, code if metric == "status" else count).astype(kind)
             store.write(tile.variant.group, tile.slices(study.axes()), records)
 
     def draw(figure, folder, stem, configuration):

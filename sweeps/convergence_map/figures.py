@@ -21,10 +21,18 @@ CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diver
 Summaries: TypeAlias = Mapping[Variant, xr.Dataset]
 
 
+def _at_least_two(sizes: np.ndarray, values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """A single size as two halves of its cell: Matplotlib needs two centres to know how wide a cell is."""
+    if len(sizes) > 1:
+        return sizes, values
+    return sizes + np.array([-0.25, 0.25]), np.repeat(values, 2, axis)
+
+
 def _cells(axes: Axes, values: xr.DataArray, **kwargs: Any) -> Any:
     """The values as coloured cells over a hatched ground, which shows through where there is no value."""
-    d0, d1 = (np.asarray(values[name], float) for name in ("d0", "d1"))
-    mesh = axes.pcolormesh(d1, d0, np.ma.masked_invalid(values.values), shading="nearest", **kwargs)
+    d0, shown = _at_least_two(np.asarray(values["d0"], float), values.values, 0)
+    d1, shown = _at_least_two(np.asarray(values["d1"], float), shown, 1)
+    mesh = axes.pcolormesh(d1, d0, np.ma.masked_invalid(shown), shading="nearest", **kwargs)
     corners: Any = mesh.get_coordinates()  # Matplotlib's own, half a cell beyond the outermost sizes.
     (left, bottom), (right, top) = (map(float, corners[at]) for at in ((0, 0), (-1, -1)))
     ground = Rectangle(
