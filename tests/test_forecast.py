@@ -106,8 +106,8 @@ def test_runs_that_all_take_every_step(num_processes):
 
 def test_the_longest_go_first_and_the_first_are_spread():
     _, order = replay(TILES, COST, recorded(2.0), 1)
-    assert max(order[0].d0) * max(order[0].d1) <= 200  # The samples: it takes every step.
-    assert {tile.setup for tile in order[:2]} == {"hidden", "both"}
+    assert max(order[0].axes["d0"]) * max(order[0].axes["d1"]) <= 200  # The samples: it takes every step.
+    assert {tile.variant.group for tile in order[:2]} == {"hidden", "both"}
     seconds = [sum(recorded(2.0)(tile).values()) for tile in order]
     assert np.mean(seconds[:10]) > 5 * np.mean(seconds[-10:])
     makespan = lambda num_processes: replay(TILES, COST, recorded(2.0), num_processes)[0][-1, 0]

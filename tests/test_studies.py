@@ -1,0 +1,65 @@
+"""Every study: its worker loads no plots and tables, and starts within two seconds; what a variant and a tile are."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from launchers import STUDIES
+
+from sweeps.study import Tile, UsageError, Variant
+
+HEAVY = ("matplotlib", "pandas", "xarray", "scipy.stats")
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_a_worker_starts_without_plots_and_tables(name):
+    code = f"""if True:
+        import sys
+        import sweeps.{name}.study, sweeps.runtime.session
+        print([module for module in {HEAVY} if module in sys.modules])
+    """
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        seconds.append(time.monotonic() - begun)
+        assert done.stdout == "[]\n", done.stderr
+        if seconds[-1] < 2:
+            break
+    assert min(seconds) < 2
+
+
+def test_the_program_lists_its_studies():
+    done = subprocess.run([sys.executable, "-m", "sweeps"], capture_output=True, text=True, timeout=60)
+    assert {line.split()[2].removeprefix("sweeps.") for line in done.stdout.splitlines()} == set(STUDIES)
+    unknown = subprocess.run([sys.executable, "-m", "sweeps", "maps"], capture_output=True, text=True, timeout=60)
+    assert unknown.returncode == 2
+    assert unknown.stderr.count("\n") == 1
+
+
+def test_groups_are_named_as_ever():
+    """Stores written before variants were data have these names."""
+    assert Variant("hidden").group == "hidden"
+    assert Variant("hidden", 0.5).group == "hidden_relu_at_zero_0.5"
+    assert Variant("both", precision="float32").group == "both_float32"
+    assert Variant("both", num_samples=40).group == "both_N40"
+    assert Variant(name="widths").group == "widths"
+
+
+def test_a_tile_knows_its_place_among_seeds_too():
+    tile = Tile(Variant(), {"delta": (0.5,)}, range(4, 6))
+    assert tile.slices({"delta": (0.1, 0.5)}) == (slice(1, 2), slice(4, 6))
+    assert tile == Tile(Variant(), {"delta": (0.5,)}, range(4, 6))
+    assert len({tile, Tile(Variant(), {"delta": (0.5,)}, range(4, 6))}) == 1
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_the_science_of_a_study_is_the_study(name):
+    study = STUDIES[name].make()
+    attributes = {"science": study.science(), "protocol": study.protocol_name}
+    assert STUDIES[name].from_science(attributes) == study
+    with pytest.raises(UsageError, match="results of"):
+        STUDIES[name].from_science({**attributes, "study": "another"})
+    with pytest.raises(UsageError, match="no such flag"):
+        STUDIES[name].make(learning_speed=1)
