@@ -12,22 +12,31 @@ from relu_sgd.activation import relu
 from relu_sgd.descent import (
     Descent,
     DescentResult,
-    Status,
+    DescentState,
+    Evaluation,
     descend,
+    gradient_norm_below,
     mean_loss_below,
     mean_squared_error_below,
     relative_error_below,
+    zero_loss,
 )
+from relu_sgd.dynamics import Dynamics, Status, Stepwise
 from relu_sgd.network import Params, hidden_layer, jacobian_gram, loss, preactivations, predict, sample_losses
 from relu_sgd.problem import Problem
 
 __all__ = [
     "Descent",
     "DescentResult",
+    "DescentState",
+    "Dynamics",
+    "Evaluation",
     "Params",
     "Problem",
     "Status",
+    "Stepwise",
     "descend",
+    "gradient_norm_below",
     "hidden_layer",
     "jacobian_gram",
     "loss",
@@ -38,6 +47,7 @@ __all__ = [
     "relative_error_below",
     "relu",
     "sample_losses",
+    "zero_loss",
 ]
 
 __getattr__, __dir__ = _submodules.lazily(__name__, __path__, __all__)

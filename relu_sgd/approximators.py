@@ -46,6 +46,12 @@ def _hinge(outputs: Array, labels: Array) -> Array:
     return jnp.sum(optax.losses.hinge_loss(outputs, labels), axis=-1)
 
 
+def _quadratic_hinge(outputs: Array, labels: Array) -> Array:
+    _same_shape(outputs, labels)
+    _check_labels(_quadratic_hinge, labels)
+    return 0.5 * jnp.sum(optax.losses.hinge_loss(outputs, labels) ** 2, axis=-1)
+
+
 def _logistic(outputs: Array, labels: Array) -> Array:
     _same_shape(outputs, labels)
     _check_labels(_logistic, labels)
@@ -58,14 +64,15 @@ def _cross_entropy(outputs: Array, labels: Array) -> Array:
     return optax.losses.softmax_cross_entropy(outputs, labels)
 
 
-# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f) and the logistic
-# loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the cross-entropy of two or more outputs as logits
+# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f), the quadratic hinge
+# 1/2 max(0, 1 - y f)^2 and the logistic loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the cross-entropy of two or more outputs as logits
 # with labels that are probabilities (one-hot, for classes). Each raises ValueError where outputs and labels differ in
 # shape, and where labels that are known when it is traced are not what it is for. Labels that are traced, as under
 # jit, it cannot see.
 LOSSES: dict[str, SampleLoss] = {
     "squared": _squared,
     "hinge": _hinge,
+    "quadratic_hinge": _quadratic_hinge,
     "logistic": _logistic,
     "cross_entropy": _cross_entropy,
 }
@@ -73,6 +80,7 @@ LOSSES: dict[str, SampleLoss] = {
 # What a loss wants of its labels, in words and as a test.
 _LABELS: dict[SampleLoss, tuple[str, Callable[[np.ndarray], bool]]] = {
     _hinge: ("+1 or -1", lambda Y: bool((np.abs(Y) == 1).all())),
+    _quadratic_hinge: ("+1 or -1", lambda Y: bool((np.abs(Y) == 1).all())),
     _logistic: ("+1 or -1, or in between", lambda Y: bool((np.abs(Y) <= 1).all())),
     _cross_entropy: (
         "probabilities of each sample's classes",
@@ -96,13 +104,14 @@ class Approximator:
 
     Attributes:
       predict_inputs: (theta, inputs n x d0, slope of relu at 0) to outputs n x d2.
-      preactivations_of: (theta, problem) to all preactivations, N x units, for the measurements.
+      preactivations_of: (theta, problem) to all preactivations, N x units, for the measurements; None where nothing
+        that needs them is measured.
       sample_loss: outputs and labels, n x d2, to losses, n; see `LOSSES`.
       initializer: (key, problem) to theta_0, where the approximator has a law of its own.
     """
 
     predict_inputs: Callable[[PyTree, Float[Array, "n d0"], Any], Float[Array, "n d2"]]
-    preactivations_of: Callable[[PyTree, Problem], Float[Array, "N units"]]
+    preactivations_of: Callable[[PyTree, Problem], Float[Array, "N units"]] | None = None
     sample_loss: SampleLoss = _squared
     initializer: Callable[[Key[Array, ""], Problem], PyTree] | None = None
 
@@ -130,7 +139,13 @@ class Approximator:
         return self.predict_inputs(params, problem.X, at_zero)
 
     def preactivations(self, params: PyTree, problem: Problem) -> Float[Array, "N units"]:
-        """All preactivations, layer after layer."""
+        """All preactivations, layer after layer.
+
+        Raises:
+          ValueError: the approximator does not say what they are.
+        """
+        if self.preactivations_of is None:
+            raise ValueError("this approximator has no preactivations_of, which measurements of its kinks need")
         return self.preactivations_of(params, problem)
 
     def sample_losses(self, problem: Problem, *, at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> SampleLosses:
@@ -182,7 +197,7 @@ def shallow(loss: str | SampleLoss = "squared") -> Approximator:
 def _loss(name: str | SampleLoss) -> SampleLoss:
     if callable(name):
         return name
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)}, got {name!r}")
     return LOSSES[name]
 
@@ -195,12 +210,14 @@ class DeepReLU(nn.Module):
       num_outputs: d2.
       at_zero: the slope of relu at 0, in [0, 1].
       use_bias: whether the layers have biases; the paper's has none.
+      initializer: the law of every weight matrix, as in jax.nn.initializers; biases begin at 0.
     """
 
     widths: Sequence[int]
     num_outputs: int = 1
     at_zero: Any = 0.0
     use_bias: bool = False
+    initializer: Callable[..., Array] = jax.nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "n d0"]) -> tuple[Float[Array, "n d2"], Float[Array, "n units"]]:
@@ -208,6 +225,7 @@ class DeepReLU(nn.Module):
         dense = lambda width: nn.Dense(
             width,
             use_bias=self.use_bias,
+            kernel_init=self.initializer,
             param_dtype=inputs.dtype,
             precision=jax.lax.Precision.HIGHEST,
         )
@@ -219,24 +237,35 @@ class DeepReLU(nn.Module):
 
 
 def deep(
-    widths: Sequence[int], num_outputs: int = 1, *, loss: str | SampleLoss = "squared", use_bias: bool = False
+    widths: Sequence[int],
+    num_outputs: int = 1,
+    *,
+    loss: str | SampleLoss = "squared",
+    use_bias: bool = False,
+    initializer: Callable[..., Array] | None = None,
 ) -> Approximator:
-    """A deep ReLU network, with flax's LeCun normal law for its start, `Approximator.init`.
+    """A deep ReLU network, with a law for its start, `Approximator.init`.
 
     Args:
       widths: of the hidden layers, in order; at least one.
       num_outputs: d2.
       loss: one of `LOSSES`, or a function as `Approximator.sample_loss`.
-      use_bias: whether the layers have biases.
+      use_bias: whether the layers have biases, 0 at the start.
+      initializer: the law of every weight matrix, from (key, shape, dtype) to an array of that shape (fan-in first), as
+        in jax.nn.initializers; None for LeCun's normal law.
 
     Raises:
-      ValueError: there is no hidden layer, a width is no whole number from 1 on, or the loss is none of `LOSSES`.
+      ValueError: there is no hidden layer, a width is no whole number from 1 on, the loss is none of `LOSSES`, or
+        the initializer is no function.
     """
     if not len(widths):
         raise ValueError("widths must be those of one hidden layer at least")
     num_outputs = whole_number("num_outputs", num_outputs)
     layers = tuple(whole_number("widths", width) for width in widths)
-    module = lambda at_zero: DeepReLU(layers, num_outputs, at_zero, use_bias)
+    law = jax.nn.initializers.lecun_normal() if initializer is None else initializer
+    if not callable(law):
+        raise ValueError(f"initializer must be a function of (key, shape, dtype), got {law!r}")
+    module = lambda at_zero: DeepReLU(layers, num_outputs, at_zero, use_bias, law)
     return Approximator(
         predict_inputs=lambda params, X, at_zero: jnp.asarray(module(at_zero).apply(params, X)[0]),
         preactivations_of=lambda params, problem: jnp.asarray(module(0.0).apply(params, problem.X)[1]),

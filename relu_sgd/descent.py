@@ -1,7 +1,6 @@
 """Gradient descent and mini-batch SGD sequences, (14) of the paper with theta_k restored (see `descend`)."""
 
 import dataclasses
-import enum
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -13,36 +12,50 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real, ScalarLike
 
 from relu_sgd._checks import whole_number
+from relu_sgd.clarke.selections import Selection
+from relu_sgd.dynamics import Status
 from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, normalize, sample_losses
 from relu_sgd.problem import Problem
-from relu_sgd.selections import Selection
 
 __all__ = [
     "Criterion",
     "Descent",
     "DescentResult",
     "DescentState",
-    "Status",
+    "Evaluation",
+    "Evaluator",
     "Stop",
+    "StoppingRule",
     "descend",
+    "gradient_norm_below",
     "mean_loss_below",
     "mean_squared_error_below",
     "paper_optimizer",
     "relative_error_below",
+    "zero_loss",
 ]
 
 Stop: TypeAlias = Literal["first_passage", "never"]
 # Sample losses at theta and the training set, to whether theta is a success.
-Criterion: TypeAlias = Callable[[Float[Array, " N"], Problem], Bool[Array, ""]]
+Criterion: TypeAlias = Callable[[Float[Array, " N"], Any], Bool[Array, ""]]
 
 
-class Status(enum.IntEnum):
-    """How a run ended; PENDING marks one that has not."""
+class Evaluation(NamedTuple):
+    """What a step of descent wants to know of theta_k.
 
-    PENDING = 0
-    CONVERGED = 1
-    STEP_LIMIT = 2
-    DIVERGED = 3
+    Attributes:
+      objective: what step k + 1 descends on, on its samples and in its normalization; a number.
+      gradient: of the objective, a pytree like the trained weights.
+      losses: of all samples, of shape (N,).
+    """
+
+    objective: Float[Array, ""]
+    gradient: PyTree
+    losses: Float[Array, " N"]
+
+
+# From theta and the number k of updates made.
+Evaluator: TypeAlias = Callable[[Any, Int[Array, ""]], Evaluation]
 
 
 def _tolerance(value: ScalarLike) -> ScalarLike:
@@ -85,38 +98,70 @@ def paper_optimizer(trained_layers: TrainedLayers) -> optax.GradientTransformati
 
 
 class DescentState(NamedTuple):
-    """A run between two steps; what is needed to go on is all in it.
+    """A run after k updates; what is needed to go on is all in it.
 
     Attributes:
+      problem: the training set.
+      key: the random key of the mini-batches and of a selection; step k + 1 draws from `fold_in(key, k)`.
       params: theta_k, `Params` or the pytree of another approximator.
-      optimizer_state: of the trained weights.
-      gradient: that the next step takes, of the trained weights at theta_k.
-      objective: whose gradient that is, at theta_k: on the samples of the next step, in its normalization.
-      steps: k, the number of updates made; -1 before theta_0 has been looked at.
+      step: k, the number of updates made.
+      evaluated: whether theta_k has been evaluated; False at the start, before `Descent.advance_to` was called. What
+        follows is then without meaning (the losses are infinite).
+      optimizer_state: the optimizer's state for the trained weights.
+      gradient: the gradient that the next step takes, of the trained weights at theta_k.
+      objective: the function whose gradient that is, at theta_k: on the samples of the next step, in its normalization.
       loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the
         objective and the batch.
       best_loss: the least of L(theta_0), ..., L(theta_k).
+      losses: the losses of all samples at theta_k, of shape (N,); None without a stopping rule, since the loop pays
+        for what it carries.
       converged_at: the first k at which the criterion held, -1 so far.
       meets: whether the criterion holds at theta_k.
+      stopped: whether the stopping rule holds at theta_k.
     """
 
+    problem: Any
+    key: Key[Array, ""] | None
     params: Any
+    step: Int[Array, ""]
+    evaluated: Bool[Array, ""]
     optimizer_state: PyTree
     gradient: PyTree
     objective: Float[Array, ""]
-    steps: Int[Array, ""]
     loss: Float[Array, ""]
     best_loss: Float[Array, ""]
+    losses: Float[Array, " N"] | None
     converged_at: Int[Array, ""]
     meets: Bool[Array, ""]
+    stopped: Bool[Array, ""]
+
+
+# From the state after k updates, theta_k evaluated, to whether the run ends there.
+StoppingRule: TypeAlias = Callable[[DescentState], Bool[Array, ""]]
+
+
+def gradient_norm_below(tolerance: ScalarLike) -> StoppingRule:
+    """The stopping rule ||gradient|| < tolerance: the Euclidean norm over all trained weights, of the step's objective.
+
+    Raises:
+      ValueError: the tolerance is known when traced and is not positive.
+    """
+    tolerance = _tolerance(tolerance)
+    return lambda state: optax.tree.norm(state.gradient) < tolerance
+
+
+def zero_loss(state: DescentState) -> Bool[Array, ""]:
+    """The stopping rule L(theta_k) = 0, to the last bit: for losses that reach it, as hinges do."""
+    return state.loss == 0
 
 
 class DescentResult(NamedTuple):
     """What `descend` returns; fields as in `DescentState`, and:
 
     Attributes:
-      status: a `Status`. CONVERGED when the criterion holds at the last theta, DIVERGED when its loss is not finite,
-        STEP_LIMIT otherwise.
+      status: the first that applies: PENDING when theta_0 was never evaluated, DIVERGED when the last loss is not finite,
+        CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does, STEP_LIMIT.
+      steps: the number of updates made.
       measured_at: the step of every record, or None when nothing is measured. After a run has stopped, its last
         record is repeated.
       measurements: the records, stacked along a leading axis, or None.
@@ -149,12 +194,16 @@ def _nodes(tree: PyTree) -> list[Any]:
     return [tree] + [node for child in children for node in _nodes(child)]
 
 
+def _is_scalar(shape: Any, kind: Any) -> bool:
+    return getattr(shape, "shape", None) == () and jnp.issubdtype(shape.dtype, kind)
+
+
 @dataclasses.dataclass(frozen=True)
 class Descent:
-    """A descent as data: `start` makes a state, `advance` takes steps, `result` reads off how it ended.
+    """A descent as `dynamics.Dynamics`: `init` makes a state, `advance_to` takes steps, `result` reads off its end.
 
-    `descend` runs all three; a caller who wants to stop, save or interleave runs uses them directly. The fields are
-    the keyword arguments of `descend`.
+    `descend` calls all three; a caller who wants to stop, save, map or interleave runs uses them directly. The fields
+    are the keyword arguments of `descend`.
 
     Raises:
       ValueError: a field is not one of the allowed values, or fields contradict each other.
@@ -167,7 +216,10 @@ class Descent:
     at_zero: Any = 0.0
     criterion: Criterion | None = None
     stop: Stop = "first_passage"
+    stopping_rule: StoppingRule | None = None
     losses: Callable[..., SampleLosses] = sample_losses
+    objective: Callable[..., Float[Array, ""]] | None = None
+    kernel: Callable[[Any, Any], Evaluator] | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -179,17 +231,34 @@ class Descent:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
         if self.batch_size is not None:
             whole_number("batch_size", self.batch_size)
-        if self.losses is sample_losses:
-            return
-        if callable(self.at_zero):
-            raise ValueError("a selection of slopes is for the shallow network with the squared loss")
-        if not _takes(self.losses, None, at_zero=0.0):
-            raise ValueError("losses must take a problem and the keyword at_zero, and return the map to the losses")
-        if self.normalization == "mean" and not getattr(self.losses, "is_squared", False):
-            raise ValueError(
-                "normalization='mean' is the mean of squared errors, for the squared loss alone; "
-                "the mean of the losses is 'sample_mean'"
-            )
+        for name in ("criterion", "stopping_rule", "objective", "kernel"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise ValueError(f"{name} must be a function, got {getattr(self, name)!r}")
+        if not callable(self.losses):
+            raise ValueError(f"losses must be a function, got {self.losses!r}")
+        if self.objective is not None:
+            self._check_objective()
+        elif self.losses is not sample_losses:
+            if callable(self.at_zero):
+                raise ValueError("a selection of slopes is for the shallow network with the squared loss")
+            if not _takes(self.losses, None, at_zero=0.0):
+                raise ValueError("losses must take a problem and the keyword at_zero, and return the map to the losses")
+            if self.normalization == "mean" and not getattr(self.losses, "is_squared", False):
+                raise ValueError(
+                    "normalization='mean' is the mean of squared errors, for the squared loss alone; "
+                    "the mean of the losses is 'sample_mean'"
+                )
+
+    def _check_objective(self) -> None:
+        """Whether everything about samples is left out."""
+        contradictions = {
+            "losses": self.losses is not sample_losses,
+            "batch_size": self.batch_size is not None,
+            "normalization": self.normalization != "half_sum",
+            "at_zero": callable(self.at_zero) or np.ndim(self.at_zero) > 0 or self.at_zero != 0,
+        }
+        if names := [name for name, given in contradictions.items() if given]:
+            raise ValueError(f"an objective is a function of theta as a whole; leave out {', '.join(names)}")
 
     def _trained(self, params: Any) -> PyTree:
         if self.trained_layers == "hidden" and not isinstance(params, Params):
@@ -199,13 +268,23 @@ class Descent:
     def _with_trained(self, params: Any, trained: PyTree) -> Any:
         return params._replace(W=trained) if self.trained_layers == "hidden" else trained
 
-    def _evaluator(self, problem: Problem, key: Any) -> tuple[Callable, Callable]:
-        """What is known of theta before step k + 1.
+    def _objective(self, problem: Any, key: Any) -> tuple[Callable, Callable]:
+        """What the steps descend on.
 
         Returns:
-          A function of (trained weights, theta, k), the objective of step k + 1, with the losses that it is made of;
-          and one of (theta, k), that objective, its gradient, and the losses of all samples.
+          A function of (trained weights, theta, k), the objective of step k + 1 with the losses that it is made of;
+          and one of theta, the losses of all samples.
         """
+        if self.objective is not None:
+            given = () if problem is None else (problem,)
+            total = self.objective
+
+            def whole(trained: PyTree, params: Any, step: Int[Array, ""]) -> tuple[Array, Array]:
+                value = jnp.asarray(total(self._with_trained(params, trained), *given))
+                return value, value[None]
+
+            return whole, lambda params: jnp.asarray(total(params, *given))[None]
+
         num_samples, d2 = problem.Y.shape
         if self.batch_size is not None and self.batch_size > num_samples:
             raise ValueError(f"batch_size {self.batch_size} exceeds the number of samples N = {num_samples}")
@@ -231,106 +310,168 @@ class Descent:
             losses = losses_of_step(self._with_trained(params, trained), step)
             return normalize(losses, d2, self.normalization), losses
 
-        def evaluate(params: Any, step: Int[Array, ""]) -> tuple[Array, PyTree, Array]:
+        return objective, lambda params: losses_of(params, None)
+
+    def evaluator(self, problem: Any, key: Key[Array, ""] | None = None) -> Evaluator:
+        """The map from (theta, k) to what step k + 1 wants to know: `kernel`'s, or automatic differentiation's.
+
+        Raises:
+          ValueError: shapes do not fit, the batch exceeds N, or mini-batches or a selection have no key.
+        """
+        if self.kernel is not None:
+            return self.kernel(problem, key)
+        objective, losses_of = self._objective(problem, key)
+
+        def evaluate(params: Any, step: Int[Array, ""]) -> Evaluation:
             (value, losses), gradient = jax.value_and_grad(objective, has_aux=True)(self._trained(params), params, step)
-            return value, gradient, losses if self.batch_size is None else losses_of(params, None)
+            return Evaluation(value, gradient, losses if self.batch_size is None else losses_of(params))
 
-        return objective, evaluate
+        return evaluate
 
-    def _check_losses(self, problem: Problem, params: Any) -> jax.ShapeDtypeStruct:
-        """The shape of the losses of all samples, when it is right, and so is that of a batch and of the criterion."""
+    def _check_losses(self, problem: Any, params: Any) -> jax.ShapeDtypeStruct:
+        """The shape of the losses of all samples, when it is right, and so is that of a batch."""
+        if self.objective is not None:
+            given = () if problem is None else (problem,)
+            if not _takes(self.objective, params, *given):
+                raise ValueError(f"the objective must take {'theta' if problem is None else 'theta and the problem'}")
+            value = jax.eval_shape(self.objective, params, *given)
+            if not _is_scalar(value, jnp.floating):
+                raise ValueError(f"the objective must return one float, got {value}")
+            return jax.ShapeDtypeStruct((1,), value.dtype)
+        if problem is None:
+            raise ValueError("without an objective of its own a descent needs a problem")
         losses_of = self.losses(problem, at_zero=0.0)
         if not _takes(losses_of, None, None):
             raise ValueError("the map from theta to the losses must take theta and, as an option, which samples")
 
         def check(samples: Any, expected: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-            found = jax.eval_shape(losses_of, params, samples)
-            if getattr(found, "shape", None) != expected or not jnp.issubdtype(found.dtype, jnp.floating):
-                raise ValueError(f"the losses of {expected[0]} samples must be floats of shape {expected}, got {found}")
-            return found
+            losses = jax.eval_shape(losses_of, params, samples)
+            if getattr(losses, "shape", None) != expected or not jnp.issubdtype(losses.dtype, jnp.floating):
+                raise ValueError(
+                    f"the losses of {expected[0]} samples must be floats of shape {expected}, got {losses}"
+                )
+            return losses
 
         num_samples = problem.Y.shape[0]
         losses = check(None, (num_samples,))
         if self.batch_size is not None and self.batch_size <= num_samples:
             check(jax.ShapeDtypeStruct((self.batch_size,), jnp.int32), (self.batch_size,))
-        if self.criterion is not None:
-            met = jax.eval_shape(self.criterion, losses, problem)
-            if getattr(met, "shape", None) != () or met.dtype != bool:
-                raise ValueError(f"the criterion must return one truth value, got {met}")
         return losses
 
-    def _observe(self, state: DescentState, losses: Float[Array, " N"], problem: Problem) -> DescentState:
+    def _check_rules(self, state: DescentState, losses: jax.ShapeDtypeStruct) -> None:
+        """Whether criterion, stopping rule and kernel return what they should."""
+        if self.criterion is not None:
+            met = jax.eval_shape(self.criterion, losses, state.problem)
+            if not _is_scalar(met, bool):
+                raise ValueError(f"the criterion must return one truth value, got {met}")
+        if self.stopping_rule is not None:
+            ends = jax.eval_shape(self.stopping_rule, state)
+            if not _is_scalar(ends, bool):
+                raise ValueError(f"the stopping rule must return one truth value, got {ends}")
+        if self.kernel is not None:
+            kinds = lambda tree: jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
+            expected = kinds((state.objective, state.gradient, losses))
+            evaluate = lambda now: self.evaluator(now.problem, now.key)(now.params, now.step)
+            actual = jax.eval_shape(evaluate, state)
+            if not isinstance(actual, Evaluation) or kinds(tuple(actual)) != expected:
+                raise ValueError(
+                    "the kernel must return an Evaluation, objective, gradient and losses of these shapes and types: "
+                    f"{expected}; got {actual}"
+                )
+
+    def _observe(self, state: DescentState, losses: Float[Array, " N"]) -> DescentState:
         loss = jnp.sum(losses)
-        meets = jnp.bool_(False) if self.criterion is None else jnp.asarray(self.criterion(losses, problem))
-        return state._replace(
+        meets = jnp.bool_(False) if self.criterion is None else jnp.asarray(self.criterion(losses, state.problem))
+        state = state._replace(
+            evaluated=jnp.bool_(True),
             loss=loss,
             best_loss=jnp.minimum(state.best_loss, jnp.where(jnp.isnan(loss), jnp.inf, loss)),
-            converged_at=jnp.where(meets & (state.converged_at < 0), state.steps, state.converged_at),
+            converged_at=jnp.where(meets & (state.converged_at < 0), state.step, state.converged_at),
             meets=meets,
         )
+        if self.stopping_rule is None:
+            return state
+        state = state._replace(losses=losses)
+        return state._replace(stopped=jnp.asarray(self.stopping_rule(state)))
 
-    def start(self, params: Any, problem: Problem) -> DescentState:
-        """The state before theta_0 has been looked at: its first step, number 0, evaluates theta_0 and moves nothing.
+    def init(self, problem: Any, params: Any, key: Key[Array, ""] | None = None) -> DescentState:
+        """The state at theta_0, which is not evaluated yet: `advance_to` does it first, and `advance_to(state, 0)` that
+        alone.
+
+        Args:
+          problem: the training set; with an objective of one's own, what it takes besides theta, or None.
+          params: theta_0.
+          key: of the mini-batches and of a selection.
 
         Raises:
-          ValueError: shapes do not fit, `losses` or the criterion is not of the right kind, or the optimizer is
+          ValueError: shapes do not fit, the batch exceeds N, mini-batches or a selection have no key, what was given
+            as losses, objective, criterion, stopping rule or kernel is not of the right kind, or the optimizer is
             optax.lookahead.
         """
-        losses = self._check_losses(Problem(*map(jnp.asarray, problem)), params)
+        problem = jax.tree.map(jnp.asarray, problem)
+        losses = self._check_losses(problem, params)
+        self._objective(problem, key)  # Sizes and key.
         trained = self._trained(params)
         optimizer_state = self.optimizer.init(trained)
         if any(isinstance(node, optax.LookaheadState) for node in _nodes(optimizer_state)):
             raise ValueError("optax.lookahead needs parameters of its own kind, and is not for descend")
-        return DescentState(
+        infinite = jnp.full((), jnp.inf, losses.dtype)
+        state = DescentState(
+            problem=problem,
+            key=key,
             params=params,
+            step=jnp.int32(0),
+            evaluated=jnp.bool_(False),
             optimizer_state=optimizer_state,
-            # What the first step does with it is thrown away, but has to have finite derivatives.
+            # What the first pass of the loop does with it is thrown away, but has to have finite derivatives.
             gradient=jax.tree.map(jnp.ones_like, trained),
             objective=jnp.ones((), losses.dtype),
-            steps=jnp.int32(-1),
-            loss=jnp.zeros((), losses.dtype),
-            best_loss=jnp.full((), jnp.inf, losses.dtype),
+            loss=infinite,
+            best_loss=infinite,
+            losses=None if self.stopping_rule is None else jnp.full(losses.shape, jnp.inf, losses.dtype),
             converged_at=jnp.int32(-1),
             meets=jnp.bool_(False),
+            stopped=jnp.bool_(False),
         )
+        self._check_rules(state, losses)
+        return state
 
-    def is_done(self, state: DescentState) -> Bool[Array, ""]:
-        """Whether the run has stopped by itself: the loss is not finite, or the stopping rule is met."""
-        diverged = ~jnp.isfinite(state.loss)
-        return diverged | state.meets if self.stop == "first_passage" else diverged
+    def done(self, state: DescentState) -> Bool[Array, ""]:
+        """Whether the run has ended by itself: the loss is not finite, the stopping rule holds, or, unless `stop` is
+        "never", the criterion.
+        """
+        ended = ~jnp.isfinite(state.loss)
+        if self.stop == "first_passage":
+            ended = ended | state.meets
+        if self.stopping_rule is not None:
+            ended = ended | state.stopped
+        return state.evaluated & ended
 
-    def advance(
-        self,
-        state: DescentState,
-        problem: Problem,
-        num_steps: int | Int[Array, ""],
-        key: Key[Array, ""] | None = None,
-        *,
-        differentiable: bool = False,
+    def advance_to(
+        self, state: DescentState, step: int | Int[Array, ""], *, fixed_length: int | None = None
     ) -> DescentState:
-        """Up to `num_steps` more steps; fewer when the run stops by itself.
+        """On to an absolute step, or to where the run ends by itself; theta_0 is evaluated on the way.
 
         Args:
           state: where to go on from.
-          problem: the training set.
-          num_steps: at most so many updates; traced or not.
-          key: of the mini-batches and of a selection; step k + 1 draws its batch from `fold_in(key, k)`.
-          differentiable: use a loop of fixed length, which reverse-mode differentiation can go through. `num_steps`
-            must then be an int.
+          step: how many updates shall have been made, counted from theta_0; traced or not.
+          fixed_length: the most updates to make now, as an int, for a loop of fixed length, which reverse-mode
+            differentiation can go through; None for a loop that ends when it can.
 
         Raises:
-          ValueError: shapes do not fit, num_steps is known and no whole number from 0 on, the batch exceeds N,
-            mini-batches or a selection have no key, or the optimizer wants what is not there.
+          ValueError: `step` or `fixed_length` is known and no whole number from 0 on, or the optimizer wants what is
+            not there.
         """
-        problem = Problem(*map(jnp.asarray, problem))
-        if not isinstance(num_steps, jax.Array):
-            num_steps = whole_number("num_steps", num_steps, 0)
-        objective, evaluate = self._evaluator(problem, key)
+        if not isinstance(step, jax.Array):
+            step = whole_number("step", step, 0)
+        problem, key = state.problem, state.key
+        evaluate = self.evaluator(problem, key)
         optimizer = optax.with_extra_args_support(self.optimizer)
 
         def update(state: DescentState, trained: PyTree) -> tuple[PyTree, PyTree]:
             """The optimizer's updates and state; some want the objective, and line searches a function for it."""
-            value_fn = lambda trial: objective(trial, state.params, jnp.maximum(state.steps, 0))[0]
+            objective = self._objective(problem, key)[0]
+            value_fn = lambda trial: objective(trial, state.params, state.step)[0]
             known = dict(value=state.objective, grad=state.gradient, value_fn=value_fn)
             try:
                 updates, new = optimizer.update(state.gradient, state.optimizer_state, trained, **known)
@@ -340,39 +481,53 @@ class Descent:
                 ) from error
             return updates, jax.tree.map(lambda a, b: jnp.asarray(b, jnp.result_type(a)), state.optimizer_state, new)
 
-        def step(state: DescentState) -> DescentState:
+        def take_step(state: DescentState) -> DescentState:
             trained = self._trained(state.params)
             updates, optimizer_state = update(state, trained)
             # One evaluation for theta_0 and all that follow: half as much to compile as with one of its own before the
             # loop.
             old = (trained, state.optimizer_state)
             new = (optax.apply_updates(trained, updates), optimizer_state)
-            trained, optimizer_state = jax.tree.map(lambda a, b: jnp.where(state.steps < 0, a, b), old, new)
-            params, steps = self._with_trained(state.params, trained), state.steps + 1
-            value, gradient, losses = evaluate(params, steps)
+            trained, optimizer_state = jax.tree.map(lambda a, b: jnp.where(state.evaluated, b, a), old, new)
+            params = self._with_trained(state.params, trained)
+            number = jnp.where(state.evaluated, state.step + 1, state.step)
+            value, gradient, losses = evaluate(params, number)
             moved = state._replace(
-                params=params, optimizer_state=optimizer_state, gradient=gradient, objective=value, steps=steps
+                problem=problem,
+                key=key,
+                params=params,
+                optimizer_state=optimizer_state,
+                gradient=gradient,
+                objective=value,
+                step=number,
             )
-            return self._observe(moved, losses, problem)
+            return without_problem(self._observe(moved, losses))
 
-        last = jnp.maximum(state.steps, 0) + num_steps
+        # The loop closes over what it never changes.
+        without_problem = lambda state: state._replace(problem=None, key=None)
+        is_due = lambda state: (~state.evaluated | (state.step < step)) & ~self.done(state)
+        state = without_problem(state)
+        if fixed_length is None:
+            state = jax.lax.while_loop(is_due, take_step, state)
+        else:
 
-        if differentiable:
+            def step_if_due(_, state: DescentState) -> DescentState:
+                due = is_due(state)
+                return jax.tree.map(lambda old, new: jnp.where(due, new, old), state, take_step(state))
 
-            def step_unless_done(_, state: DescentState) -> DescentState:
-                done = self.is_done(state) | (state.steps >= last)
-                return jax.tree.map(lambda old, new: jnp.where(done, old, new), state, step(state))
-
-            return jax.lax.fori_loop(0, num_steps + 1, step_unless_done, state)
-        return jax.lax.while_loop(lambda state: (state.steps < last) & ~self.is_done(state), step, state)
+            # One more, where theta_0 has not been evaluated.
+            state = jax.lax.fori_loop(0, whole_number("fixed_length", fixed_length, 0) + 1, step_if_due, state)
+        return state._replace(problem=problem, key=key)
 
     def result(self, state: DescentState) -> DescentResult:
         """How a run that takes no more steps ended."""
-        status = jnp.where(state.meets, Status.CONVERGED, Status.STEP_LIMIT)
+        status = jnp.where(state.stopped, Status.STOPPED, Status.STEP_LIMIT)
+        status = jnp.where(state.meets, Status.CONVERGED, status)
+        status = jnp.where(jnp.isfinite(state.loss), status, Status.DIVERGED)
         return DescentResult(
             params=state.params,
-            status=jnp.where(jnp.isfinite(state.loss), status, Status.DIVERGED).astype(jnp.int8),
-            steps=state.steps,
+            status=jnp.where(state.evaluated, status, Status.PENDING).astype(jnp.int8),
+            steps=state.step,
             loss=state.loss,
             best_loss=state.best_loss,
             converged_at=state.converged_at,
@@ -381,7 +536,7 @@ class Descent:
 
 def descend(
     params: Any,
-    problem: Problem,
+    problem: Any = None,
     *,
     num_steps: int,
     optimizer: optax.GradientTransformation | None = None,
@@ -392,7 +547,10 @@ def descend(
     at_zero: Real[ArrayLike, "*#shape"] | Selection = 0.0,
     criterion: Criterion | None = None,
     stop: Stop = "first_passage",
+    stopping_rule: StoppingRule | None = None,
     losses: Callable[..., SampleLosses] = sample_losses,
+    objective: Callable[..., Float[Array, ""]] | None = None,
+    kernel: Callable[[Any, Any], Evaluator] | None = None,
     measure: Callable[[Any], PyTree] | None = None,
     measure_every: int = 1,
     differentiable: bool = False,
@@ -406,7 +564,7 @@ def descend(
     Args:
       params: theta_0, `Params` or the pytree that `losses` is for. Its dtype is the precision of everything that
         follows.
-      problem: the training set; every sample is one of the N.
+      problem: the training set; every sample is one of the N. With an objective, see there.
       num_steps: the largest number of updates.
       optimizer: any optax optimizer, also one that takes the objective's value or a function for it (polyak_sgd,
         lbfgs), on the samples of the step; not optax.lookahead. None for the paper's (`paper_optimizer`), with the
@@ -422,22 +580,30 @@ def descend(
       criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
+      stopping_rule: when to stop besides, whether theta is a success or not: from a `DescentState` (step k, params,
+        gradient, losses, problem) to a truth value, asked at theta_0 and after every update. `gradient_norm_below` and
+        `zero_loss` are two. A run that it ends is STOPPED, or CONVERGED where the criterion holds as well.
       losses: an `Approximator`, for other networks and losses than the paper's; or any function from (problem,
         at_zero=...) to a map from (theta, samples=None) to the losses of the samples, of shape (N,), or of those whose
         indices are given.
+      objective: a function from theta to a float, in place of a sum over samples; from (theta, problem) where a problem
+        is given, which then may be any pytree. The criterion sees the array of its one value as losses.
+      kernel: an evaluator of one's own in place of automatic differentiation, from (problem, key) to a function of
+        (theta, k) that returns an `Evaluation`. Losses, objective, normalization and batch size say what it computes;
+        line searches evaluate those.
       measure: a function of theta whose results are recorded, at theta_0 and after every `measure_every` steps.
       measure_every: number of steps between two records; the last record is at `num_steps` rounded down to a multiple.
-      differentiable: see `Descent.advance`.
+      differentiable: whether loops have fixed length, which reverse-mode differentiation can go through.
 
     Returns:
       A `DescentResult`.
 
     Raises:
       ValueError: shapes do not fit, an option is not one of the allowed values, a number is out of its range, or
-        `losses`, criterion or optimizer are not of the right kind.
+        `losses`, objective, criterion, stopping rule, kernel or optimizer are not of the right kind.
     """
     num_steps, measure_every = whole_number("num_steps", num_steps, 0), whole_number("measure_every", measure_every)
-    if optimizer is None and losses is not sample_losses:
+    if optimizer is None and (losses is not sample_losses or objective is not None):
         raise ValueError(
             "without an optimizer descend takes the paper's, which is for the paper's network and loss: give one"
         )
@@ -451,22 +617,26 @@ def descend(
         at_zero=at_zero,
         criterion=criterion,
         stop=stop,
+        stopping_rule=stopping_rule,
         losses=losses,
+        objective=objective,
+        kernel=kernel,
     )
 
-    def advance(state: DescentState, steps: int) -> DescentState:
-        return descent.advance(state, problem, steps, key, differentiable=differentiable)
+    def advance(state: DescentState, step: int | Int[Array, ""], length: int) -> DescentState:
+        return descent.advance_to(state, step, fixed_length=length if differentiable else None)
 
-    state = descent.start(params, problem)
+    state = descent.init(problem, params, key)
     if measure is None:
-        return descent.result(advance(state, num_steps))
+        return descent.result(advance(state, num_steps, num_steps))
 
-    def advance_and_measure(state: DescentState, _) -> tuple[DescentState, tuple[Array, PyTree]]:
-        state = advance(state, measure_every)
-        return state, (state.steps, measure(state.params))
+    def advance_and_measure(state: DescentState, step: Int[Array, ""]) -> tuple[DescentState, tuple[Array, PyTree]]:
+        state = advance(state, step, measure_every)
+        return state, (state.step, measure(state.params))
 
     first = (jnp.int32(0), measure(state.params))
-    state, rest = jax.lax.scan(advance_and_measure, state, length=num_steps // measure_every)
+    due = measure_every * jnp.arange(1, num_steps // measure_every + 1, dtype=jnp.int32)
+    state, rest = jax.lax.scan(advance_and_measure, state, due)
     steps, measurements = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
-    result = descent.result(advance(state, num_steps % measure_every))
+    result = descent.result(advance(state, num_steps, num_steps % measure_every))
     return result._replace(measured_at=steps, measurements=measurements)

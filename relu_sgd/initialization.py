@@ -1,14 +1,14 @@
 """The laws that the initial weights W0 and V0 are drawn from (Section 6, Assumptions 4.1 and G.1).
 
 Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key and
-the true sizes alone, to the bit (see `relu_sgd.draws`). Sizes may be traced where the padded size is given. All raise
-ValueError as `relu_sgd.draws` does.
+the true sizes alone, to the bit (see `relu_sgd._draws`). Sizes may be traced where the padded size is given. All raise
+ValueError as `relu_sgd._draws` does.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, ScalarLike
 
-from relu_sgd import draws
+from relu_sgd import _draws as draws
 
 __all__ = [
     "balanced_sign_output",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, ScalarLike
 
-from relu_sgd import draws
+from relu_sgd import _draws as draws
 
 __all__ = [
     "Problem",

@@ -4,15 +4,16 @@ A device trains its networks side by side in lanes, in chunks of steps; between 
 off and given the next runs, by the host: what is compiled is a chunk and nothing else, and a sweep compiles one for every
 tile. A CPU wants a handful of lanes, to spread the cost of starting an operation over several small networks while they stay
 inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another. Either
-way a run is asked at every step, inside the compiled loop, whether it is done. No collective runs inside a compiled
-chunk.
+way a run asks itself at every step, inside the compiled loop, whether it is done (`relu_sgd.Dynamics`). No collective
+runs inside a compiled chunk.
 
-Runs that cannot be interrupted (`InOneGo`) fill the lanes in batches, the next when all of the last are done.
+Pure functions that are not interrupted are mapped in batches, the next when all of the last are done (`map_on_devices`).
 """
 
+import dataclasses
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-__all__ = ["STEPS_PER_CHUNK", "InOneGo", "Lane", "Timings", "Work", "begin", "chunk", "default_lanes", "run_on_devices"]
+from relu_sgd.dynamics import Dynamics
+
+__all__ = [
+    "STEPS_PER_CHUNK",
+    "Lane",
+    "Start",
+    "Timings",
+    "begin",
+    "chunk",
+    "default_lanes",
+    "map_on_devices",
+    "raw",
+    "run_on_devices",
+    "typed",
+]
 
 LANES = PartitionSpec("lanes")
 STEPS_PER_CHUNK = 200
@@ -31,86 +46,73 @@ Record: TypeAlias = PyTree
 Timings: TypeAlias = dict[str, float]
 
 
-class Work(NamedTuple):
-    """A run that can be interrupted, as pure functions.
+class Start(NamedTuple):
+    """What `Dynamics.init` begins with.
 
     Attributes:
-      start: from what describes a run, any pytree of arrays, to its state.
-      advance: from a state and a number of steps to the state after so many; with 0 steps, to the state that has been
-        looked at, of which `is_done` can be asked.
-      is_done: whether a state takes no more steps.
-      finish: from the last state to what is kept of it.
-      num_steps: the largest number of steps of any run.
-      asks_itself: a promise that `advance` takes no step of a state that is done. The engine then hands over many steps
-        at once, which is faster; otherwise it takes them one by one, and asks before each.
+      problem: the training set, or what else the dynamics take.
+      params: theta_0.
+      key: a random key, or None.
     """
 
-    start: Callable[[PyTree], State]
-    advance: Callable[[State, int | Int[Array, ""]], State]
-    is_done: Callable[[State], Bool[Array, ""]]
-    finish: Callable[[State], Record]
-    num_steps: int
-    asks_itself: bool = False
-
-
-class InOneGo(NamedTuple):
-    """A run that is not interrupted.
-
-    Attributes:
-      follow: from what describes it, any pytree of arrays, to what is kept of it.
-    """
-
-    follow: Callable[[PyTree], Record]
+    problem: PyTree
+    params: PyTree = None
+    key: Any = None
 
 
 class Lane(NamedTuple):
     """A run under way.
 
     Attributes:
-      taken: steps that it was given.
-      state: of the run.
+      step: the step that it was told to advance to.
+      state: the state of the run, random keys as raw data.
     """
 
-    taken: Int[Array, ""]
+    step: Int[Array, ""]
     state: State
 
 
-def begin(work: Work) -> Callable[[PyTree], Lane]:
-    """From what describes a run to the lane that it begins with."""
-    return lambda run: Lane(jnp.int32(0), work.start(run))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _RawKey:
+    """A random key as data that NumPy can hold, and the name of its generator."""
+
+    data: Any
+    generator: str = dataclasses.field(metadata={"static": True})
 
 
-def _advance(work: Work, lane: Lane, num_steps: int) -> Lane:
-    """So many more steps at most; fewer when the run is done, or has taken all of its own."""
-    left = jnp.minimum(num_steps, work.num_steps - lane.taken)
-    taken = lane.taken + left
-    if work.asks_itself:
-        return Lane(taken, work.advance(lane.state, left))
+def raw(tree: PyTree) -> PyTree:
+    """A pytree with its random keys as raw data, which the host can take apart, put together and save."""
 
-    def is_due(now: tuple[Array, State]) -> Array:
-        # Whether a state is done is known once it has been looked at.
-        return (now[0] <= 0) | ((now[0] <= left) & ~work.is_done(now[1]))
+    def unwrap(leaf: Any) -> Any:
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        return _RawKey(jax.random.key_data(leaf), str(jax.random.key_impl(leaf))) if is_key else leaf
 
-    def step(now: tuple[Array, State]) -> tuple[Array, State]:
-        return now[0] + 1, work.advance(now[1], jnp.minimum(now[0], 1))
-
-    return Lane(taken, jax.lax.while_loop(is_due, step, (jnp.int32(0), lane.state))[1])
+    return jax.tree.map(unwrap, tree)
 
 
-def _is_done(work: Work, lane: Lane) -> Bool[Array, ""]:
-    return work.is_done(lane.state) | (lane.taken >= work.num_steps)
+def typed(tree: PyTree) -> PyTree:
+    """The inverse of `raw`."""
+    is_raw = lambda leaf: isinstance(leaf, _RawKey)
+    wrap = lambda leaf: jax.random.wrap_key_data(leaf.data, impl=leaf.generator) if is_raw(leaf) else leaf
+    return jax.tree.map(wrap, tree, is_leaf=is_raw)
 
 
-def default_lanes(backend: str, num_weights: int, *, in_one_go: bool = False) -> int:
+def begin(dynamics: Dynamics) -> Callable[[Start], Lane]:
+    """From what describes a run, its keys as `raw` data, to the lane that it begins with."""
+    return lambda start: Lane(jnp.int32(0), raw(dynamics.init(*typed(start))))
+
+
+def default_lanes(backend: str, num_weights: int = 0, *, interruptible: bool = True) -> int:
     """How many runs a device trains side by side unless told otherwise.
 
     512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for larger ones:
     the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's
-    end; 1 for runs in one go, which wait for each other.
+    end; 1 for functions that are mapped, which wait for each other.
     """
     if backend != "cpu":
         return 512
-    return 1 if in_one_go else 8 if num_weights <= 200 else 4 if num_weights <= 500 else 1
+    return 1 if not interruptible else 8 if num_weights <= 200 else 4 if num_weights <= 500 else 1
 
 
 def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:
@@ -127,30 +129,87 @@ def _count(runs: PyTree) -> int:
     return jax.tree.leaves(runs)[0].shape[0]
 
 
-def _in_batches(follow: Callable[[PyTree], Record], runs: PyTree, mesh: Mesh, lanes: int) -> tuple[Record, Timings]:
-    """All runs in one compiled program, dealt out over the devices; on each so many side by side, then as many again."""
+# Programs that were compiled last, by what they compute and the shapes that they are for.
+_PROGRAMS: dict[Hashable, Any] = {}
+_NUM_PROGRAMS = 12
+
+
+def _compiled(key: Hashable, function: Any, *arguments: PyTree) -> Any:
+    """The jitted function compiled for arguments of such shapes, or the program of an earlier call with the same key.
+
+    Args:
+      key: what decides the function, hashable or not; a key that is not hashable has its program compiled anew.
+      function: jitted.
+      arguments: as it will be called with.
+    """
+    leaves, structure = jax.tree.flatten(arguments)
+    precision = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    whole = (key, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), precision)
+    try:
+        known = _PROGRAMS.pop(whole, None)
+    except TypeError:
+        return function.lower(*arguments).compile()
+    _PROGRAMS[whole] = function.lower(*arguments).compile() if known is None else known
+    while len(_PROGRAMS) > _NUM_PROGRAMS:
+        del _PROGRAMS[next(iter(_PROGRAMS))]
+    return _PROGRAMS[whole]
+
+
+def _mesh(devices: list[jax.Device] | None) -> Mesh:
+    return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("lanes",))
+
+
+def _mapped(
+    key: Hashable, function: Callable[[PyTree], Record], inputs: PyTree, mesh: Mesh, lanes: int
+) -> tuple[Record, Timings]:
+    """All inputs in one compiled program, dealt out over the devices; on each so many side by side, then as many again."""
     # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats of the last
-    # run fill the last round.
-    num_runs, num_devices = _count(runs), mesh.size
-    per_device = -(-num_runs // (num_devices * lanes)) * lanes
+    # one fill the last round.
+    count, num_devices = _count(inputs), mesh.size
+    per_device = -(-count // (num_devices * lanes)) * lanes
     dealt = np.arange(per_device * num_devices).reshape(per_device, num_devices).T.ravel()
     # A batch of one would be a vmap, which costs a CPU its fast products.
     mapped = jax.shard_map(
-        lambda rows: jax.lax.map(follow, rows, batch_size=lanes if lanes > 1 else None),
+        lambda rows: jax.lax.map(function, rows, batch_size=lanes if lanes > 1 else None),
         mesh=mesh,
         in_specs=LANES,
         out_specs=LANES,
         check_vma=False,  # Loops that nothing crosses: every value may differ between devices.
     )
     begun = time.perf_counter()
-    dealt_runs = jax.device_put(_take(runs, np.minimum(dealt, num_runs - 1)), NamedSharding(mesh, LANES))
-    compiled = jax.jit(mapped).lower(dealt_runs).compile()
+    dealt_inputs = jax.device_put(_take(inputs, np.minimum(dealt, count - 1)), NamedSharding(mesh, LANES))
+    compiled = _compiled(("mapped", key, mesh, lanes), jax.jit(mapped), dealt_inputs)
     compilation = time.perf_counter() - begun
-    records = jax.device_get(compiled(dealt_runs))
+    records = jax.device_get(compiled(dealt_inputs))
     place = np.empty(len(dealt), dtype=np.intp)
     place[dealt] = np.arange(len(dealt))
     timings = {"compilation": compilation, "running": time.perf_counter() - begun - compilation}
-    return _take(records, place[:num_runs]), timings
+    return _take(records, place[:count]), timings
+
+
+def map_on_devices(
+    function: Callable[[PyTree], Record],
+    inputs: PyTree,
+    *,
+    lanes: int,
+    devices: list[jax.Device] | None = None,
+) -> tuple[Record, Timings]:
+    """A pure function on every input, in one compiled program.
+
+    Args:
+      function: from a pytree of arrays to another.
+      inputs: what it is mapped over, stacked along a leading axis.
+      lanes: how many are computed side by side on every device, at most; the next follow when all of them are done.
+      devices: all local ones when None.
+
+    Returns:
+      As `run_on_devices`. The program of an earlier call is used again when the function is the same object (or an
+      equal one) and the shapes are the same.
+    """
+    mesh = _mesh(devices)
+    inputs = jax.device_get(raw(inputs))
+    lanes = min(lanes, -(-_count(inputs) // mesh.size))
+    return _mapped(function, lambda rows: raw(function(typed(rows))), inputs, mesh, lanes)
 
 
 def _is_on_host(states: State) -> bool:
@@ -174,32 +233,41 @@ def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State,
     return left, jax.device_put(states, sharding)
 
 
-def chunk(work: Work, num_steps: int) -> Callable[[Lane], tuple[Lane, Bool[Array, " lanes"]]]:
+def chunk(
+    dynamics: Dynamics, steps_per_chunk: int, num_steps: int
+) -> Callable[[Lane], tuple[Lane, Bool[Array, " lanes"]]]:
     """So many steps of the runs that stand side by side, and which of them are done; this is what is compiled."""
 
-    def advance(lanes: Lane) -> tuple[Lane, Bool[Array, " lanes"]]:
-        lanes = jax.vmap(lambda lane: _advance(work, lane, num_steps))(lanes)
-        return lanes, jax.vmap(lambda lane: _is_done(work, lane))(lanes)
+    def advance(lane: Lane) -> Lane:
+        step = jnp.minimum(lane.step + steps_per_chunk, num_steps)
+        return Lane(step, raw(dynamics.advance_to(typed(lane.state), step)))
 
-    return advance
+    def advance_all(lanes: Lane) -> tuple[Lane, Bool[Array, " lanes"]]:
+        lanes = jax.vmap(advance)(lanes)
+        return lanes, jax.vmap(lambda lane: dynamics.done(typed(lane.state)) | (lane.step >= num_steps))(lanes)
+
+    return advance_all
 
 
-def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk: int) -> tuple[Record, Timings]:
+def _in_lanes(
+    dynamics: Dynamics, starts: Start, num_steps: int, mesh: Mesh, lanes: int, steps_per_chunk: int
+) -> tuple[Record, Timings]:
     """All runs through `lanes` lanes of every device; a lane that is done is read off and takes the next run."""
-    num_runs, num_lanes = _count(runs), lanes * mesh.size
+    num_runs, num_lanes = _count(starts), lanes * mesh.size
     begun = time.perf_counter()
-    start = jax.jit(jax.vmap(begin(work)))
-    finish = jax.jit(jax.vmap(lambda lane: work.finish(lane.state)))
-    starts = jax.device_get(start.lower(runs).compile()(runs))
+    start = _compiled(("begin", dynamics), jax.jit(jax.vmap(begin(dynamics))), starts)
+    first = jax.device_get(start(starts))
 
     # More lanes than runs: the last run is done more than once.
     owners = np.minimum(np.arange(num_lanes), num_runs - 1)
-    states = jax.device_put(_take(starts, owners), NamedSharding(mesh, LANES))
-    mapped = jax.shard_map(chunk(work, steps_per_chunk), mesh=mesh, in_specs=LANES, out_specs=LANES, check_vma=False)
-    advance = jax.jit(mapped, donate_argnums=0).lower(states).compile()
+    states = jax.device_put(_take(first, owners), NamedSharding(mesh, LANES))
+    advance_all = chunk(dynamics, steps_per_chunk, num_steps)
+    mapped = jax.shard_map(advance_all, mesh=mesh, in_specs=LANES, out_specs=LANES, check_vma=False)
+    key = ("chunk", dynamics, steps_per_chunk, num_steps, mesh)
+    advance = _compiled(key, jax.jit(mapped, donate_argnums=0), states)
     compilation = time.perf_counter() - begun
 
-    ends = jax.tree.map(np.zeros_like, starts)
+    ends = jax.tree.map(np.zeros_like, first)
 
     following = num_lanes
     while True:
@@ -211,48 +279,51 @@ def _in_lanes(work: Work, runs: PyTree, mesh: Mesh, lanes: int, steps_per_chunk:
         elif len(free):
             entering = np.arange(following, min(following + len(free), num_runs))
             free, following = free[: len(entering)], following + len(entering)
-            left, states = _exchange(states, free, _take(starts, entering))
+            left, states = _exchange(states, free, _take(first, entering))
             _put(left, ends, owners[free])
             owners[free] = entering
     _put(jax.device_get(states), ends, owners)
     running = time.perf_counter()
-    finished = finish.lower(ends).compile()
+    finish = jax.jit(jax.vmap(lambda lane: raw(dynamics.result(typed(lane.state)))))
+    finished = _compiled(("finish", dynamics), finish, ends)
     compilation += time.perf_counter() - running
     records = jax.device_get(finished(ends))
     return records, {"compilation": compilation, "running": time.perf_counter() - begun - compilation}
 
 
 def run_on_devices(
-    work: Work | InOneGo,
-    runs: PyTree,
+    dynamics: Dynamics,
+    starts: Start,
+    num_steps: int,
     *,
     lanes: int,
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
 ) -> tuple[Record, Timings]:
-    """`work` from start to finish on every run.
+    """Runs from start to end.
 
     Args:
-      work: the run.
-      runs: what describes them, stacked along a leading axis.
+      dynamics: what a run is.
+      starts: problems, parameters and keys, stacked along a leading axis.
+      num_steps: the step at which a run ends that has not ended by itself.
       lanes: runs side by side on every device, at most; 1 for one after another.
-      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1 and for runs in
-        one go.
+      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1.
       devices: all local ones when None.
 
     Returns:
-      The records in the order of `runs`, on the host, and the seconds that went into compilation (tracing, lowering, and
-      compiling or reading the compiled program from the disk) and into running. A record depends on its own run and on
-      `lanes`, not on the other runs.
+      The results in the order of `starts`, on the host, random keys as raw data, and the seconds that went into
+      compilation (tracing, lowering, and compiling or reading the compiled program from the disk) and into running. A
+      result depends on its own run and on `lanes`, not on the other runs. Programs of earlier calls are used again
+      when the dynamics are hashable and equal, and the shapes and options are the same.
     """
-    devices = jax.local_devices() if devices is None else devices
-    mesh = Mesh(np.asarray(devices), ("lanes",))
+    mesh = _mesh(devices)
     # On the host, where rows are picked with NumPy: JAX would compile a program for every shape.
-    runs = jax.device_get(runs)
-    lanes = min(lanes, -(-_count(runs) // len(devices)))
-    if isinstance(work, InOneGo):
-        return _in_batches(work.follow, runs, mesh, lanes)
+    starts = jax.device_get(raw(starts))
+    lanes = min(lanes, -(-_count(starts) // mesh.size))
     if lanes == 1:
-        follow = lambda run: work.finish(_advance(work, begin(work)(run), work.num_steps).state)
-        return _in_batches(follow, runs, mesh, lanes)
-    return _in_lanes(work, runs, mesh, lanes, steps_per_chunk)
+
+        def follow(start: Start) -> Record:
+            return raw(dynamics.result(dynamics.advance_to(dynamics.init(*typed(start)), num_steps)))
+
+        return _mapped((dynamics, num_steps), follow, starts, mesh, lanes)
+    return _in_lanes(dynamics, starts, num_steps, mesh, lanes, steps_per_chunk)

@@ -16,12 +16,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from relu_sgd import Descent, Params, Problem, draws, inclusion, initialization, measurements, problem, selections
-from relu_sgd.descent import Criterion, DescentState, Status, mean_squared_error_below, relative_error_below
+from relu_sgd import Descent, Params, Problem, inclusion, initialization, measurements, problem
+from relu_sgd import _draws as draws
+from relu_sgd.clarke import selections
+from relu_sgd.descent import Criterion, DescentResult, mean_squared_error_below, relative_error_below
+from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
 from sweeps import arithmetic
-from sweeps.engine import STEPS_PER_CHUNK, InOneGo, Timings, Work, default_lanes, run_on_devices
+from sweeps.engine import STEPS_PER_CHUNK, Start, Timings, default_lanes, map_on_devices, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import Protocol, relative_tolerance
 
@@ -32,13 +35,13 @@ __all__ = [
     "descent_of",
     "draw_run",
     "draw_tile",
-    "inclusion_of",
+    "follow_inclusion",
     "map_cells",
     "measure_run",
     "measure_tile",
     "metrics",
+    "starts_of",
     "train_tile",
-    "work_of",
 ]
 
 STREAMS = {"X": 0, "Y": 1, "W": 2, "V": 3, "batches": 4}
@@ -109,6 +112,7 @@ def _at_zero(protocol: Protocol) -> Any:
             return slope
 
 
+@functools.lru_cache(maxsize=8)  # Of one object compiled programs are used again.
 def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
     """The descent that the protocol of one set-up asks for."""
     return Descent(
@@ -203,35 +207,18 @@ class End(NamedTuple):
     extra: dict[str, Array]
 
 
-class _Training(NamedTuple):
-    problem: Problem
-    batches: UInt32[Array, "2"]
-    descent: DescentState
+def starts_of(runs: Run) -> Start:
+    """What a descent begins with, of runs stacked along a leading axis."""
+    return Start(runs.problem, runs.params, arithmetic.wrap(runs.batches))
 
 
-def work_of(protocol: Protocol, trained_layers: TrainedLayers) -> Work:
-    """A run from its first step to its last, for `engine.run_on_devices`; `protocol` is that of the set-up."""
-    descent = descent_of(protocol, trained_layers)
-
-    def start(run: Run) -> _Training:
-        return _Training(run.problem, run.batches, descent.start(run.params, run.problem))
-
-    def advance(state: _Training, num_steps: int | Array) -> _Training:
-        key = arithmetic.wrap(state.batches)
-        return state._replace(descent=descent.advance(state.descent, state.problem, num_steps, key))
-
-    def is_done(state: _Training) -> Array:
-        return descent.is_done(state.descent)
-
-    def finish(state: _Training) -> End:
-        result = descent.result(state.descent)
-        return End(result.params, result.status, result.steps, result.converged_at, result.loss, result.best_loss, {})
-
-    return Work(start, advance, is_done, finish, protocol.num_steps, asks_itself=True)
+def _end_of(result: DescentResult) -> End:
+    return End(result.params, result.status, result.steps, result.converged_at, result.loss, result.best_loss, {})
 
 
-def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> InOneGo:
-    """A run that follows the differential inclusion, in one go; `protocol` is that of the set-up.
+@functools.lru_cache(maxsize=8)
+def follow_inclusion(protocol: Protocol, trained_layers: TrainedLayers) -> Callable[[Run], End]:
+    """A run that follows the differential inclusion; `protocol` is that of the set-up.
 
     It goes on past branching and undecided kinks, and stops at the first network that meets the criterion.
     """
@@ -271,7 +258,7 @@ def inclusion_of(protocol: Protocol, trained_layers: TrainedLayers) -> InOneGo:
             },
         )
 
-    return InOneGo(follow)
+    return follow
 
 
 def measure_run(protocol: Protocol, run: Run, end: End) -> dict[str, Array]:
@@ -384,11 +371,11 @@ def map_cells(
     begun = time.perf_counter()
     runs = draw_tile(protocol, networks)
     timings = {"drawing": time.perf_counter() - begun, "compilation": 0.0, "running": 0.0}
-    lanes = lanes or default_lanes(jax.default_backend(), 0, in_one_go=True)
+    lanes = lanes or default_lanes(jax.default_backend(), interruptible=False)
     parts = []
     for row in cells.d0:
         for column in cells.d1:
-            records, spent = run_on_devices(InOneGo(follow(row, column)), runs, lanes=lanes, devices=devices)
+            records, spent = map_on_devices(follow(row, column), runs, lanes=lanes, devices=devices)
             parts.append(records)
             timings |= {name: timings[name] + seconds for name, seconds in spent.items()}
     jax.clear_caches()
@@ -422,16 +409,22 @@ def train_tile(
     order = np.argsort(np.prod(tile.runs()[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun
-    work = (inclusion_of if protocol.dynamics == "inclusion" else work_of)(protocol, trained_layers)
+    follows_inclusion = protocol.dynamics == "inclusion"
     num_weights = tile.padded[0] * tile.padded[1]
-    lanes = lanes or default_lanes(jax.default_backend(), num_weights, in_one_go=isinstance(work, InOneGo))
-    ends, timings = run_on_devices(
-        work,
-        ordered,
-        lanes=lanes,
-        steps_per_chunk=steps_per_chunk,
-        devices=devices,
-    )
+    lanes = lanes or default_lanes(jax.default_backend(), num_weights, interruptible=not follows_inclusion)
+    if follows_inclusion:
+        follow = follow_inclusion(protocol, trained_layers)
+        ends, timings = map_on_devices(follow, ordered, lanes=lanes, devices=devices)
+    else:
+        results, timings = run_on_devices(
+            descent_of(protocol, trained_layers),
+            starts_of(ordered),
+            protocol.num_steps,
+            lanes=lanes,
+            steps_per_chunk=steps_per_chunk,
+            devices=devices,
+        )
+        ends = _end_of(results)
     begun = time.perf_counter()
     ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)
     records = measure_tile(protocol, tile, runs, ends)

@@ -23,7 +23,7 @@ from absl import flags
 from relu_sgd import descend, inclusion, loss, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps import arithmetic, experiment, launch, limit_report
-from sweeps.engine import InOneGo, Timings, default_lanes, run_on_devices
+from sweeps.engine import Timings, default_lanes, map_on_devices
 from sweeps.launch import Launcher, Sweep
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, Protocol, for_layers, parts_of
@@ -243,10 +243,10 @@ def run_tile(limit: Limit, lanes: int, num_devices: int, tile: Tile) -> tuple[di
     begun = time.perf_counter()
     runs = experiment.draw_tile(for_layers(_protocol(limit, int(size)), trained_layers), tile)
     drawing = time.perf_counter() - begun
-    records, timings = run_on_devices(
-        InOneGo(functools.partial(compare, limit, trained_layers)),
+    records, timings = map_on_devices(
+        functools.partial(compare, limit, trained_layers),
         runs,
-        lanes=lanes or default_lanes(jax.default_backend(), 0, in_one_go=True),
+        lanes=lanes or default_lanes(jax.default_backend(), interruptible=False),
         devices=jax.local_devices()[: num_devices or None],
     )
     jax.clear_caches()

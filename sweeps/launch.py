@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from relu_sgd import draws
+from relu_sgd import _draws as draws
 from sweeps import arithmetic, patched, plan, processes, settings
 from sweeps.engine import Timings
 from sweeps.forecast import Forecast

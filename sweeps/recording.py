@@ -19,8 +19,8 @@ from jaxtyping import Array, Int
 from relu_sgd import differentials, measurements
 from relu_sgd.descent import Descent, DescentState
 from relu_sgd.network import Params
-from relu_sgd.problem import Problem
-from sweeps import arithmetic
+from sweeps import experiment
+from sweeps.engine import raw, typed
 from sweeps.experiment import Run
 from sweeps.protocol import Protocol
 
@@ -61,21 +61,17 @@ class Recorded(NamedTuple):
 
     Attributes:
       start: theta_0.
-      problem: the training set.
-      batches: the key of the mini-batches, as raw data.
-      state: of the descent.
+      state: the state of the descent.
     """
 
     start: Params
-    problem: Problem
-    batches: Array
     state: DescentState
 
 
 def _measure(
     protocol: Protocol, descent: Descent, run: Recorded, before: DescentState, after: DescentState
 ) -> dict[str, Array]:
-    start, problem = run.start, run.problem
+    start, problem = run.start, run.state.problem
     old, new = before.params, after.params
     fingerprint = measurements.pattern_fingerprint(new, problem)
     layers = descent.trained_layers
@@ -105,16 +101,15 @@ def advance_and_measure(
     protocol: Protocol, descent: Descent, run: Recorded, step: Int[Array, ""]
 ) -> tuple[Recorded, dict[str, Array]]:
     """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and counts of -1."""
-    key = arithmetic.wrap(run.batches)
 
     def advance(state: DescentState, target: Int[Array, ""]) -> tuple[DescentState, DescentState]:
-        state = descent.advance(state, run.problem, jnp.maximum(target - jnp.maximum(state.steps, 0), 0), key)
-        return state, state
+        state = descent.advance_to(state, target)
+        return state, state._replace(problem=None, key=None)
 
     # One compiled loop for the way to the step before and for the step.
     after, both = jax.lax.scan(advance, run.state, jnp.stack([step - 1, step]))
     before = jax.tree.map(lambda leaf: leaf[0], both)
-    alive = jnp.isfinite(after.loss) & (after.steps == step)
+    alive = jnp.isfinite(after.loss) & (after.step == step)
 
     def guarded(value: Array) -> Array:
         if jnp.issubdtype(value.dtype, jnp.floating):
@@ -147,7 +142,7 @@ def _compiled(protocol: Protocol, descent: Descent, lanes: int, precision: bool)
 def _save(path: Path, state: Any, records: list[dict[str, np.ndarray]], configuration: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    leaves = {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(jax.device_get(state)))}
+    leaves = {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(jax.device_get(raw(state))))}
     table = {f"record_{name}": np.stack([record[name] for record in records]) for name in records[0]}
     with partial.open("wb") as file:
         np.savez(file, allow_pickle=False, configuration=np.array(configuration), **leaves, **table)
@@ -212,12 +207,12 @@ def follow(
     for first in range(0, num_runs, lanes):
         part = jax.tree.map(lambda leaf, at=first: jnp.asarray(leaf[at : at + lanes]), runs)
         size = part.neurons.shape[0]
-        begin = jax.vmap(descent.start) if size > 1 else _alone(descent.start)
-        run = Recorded(part.params, part.problem, part.batches, begin(part.params, part.problem))
+        start = experiment.starts_of(part)
+        run = Recorded(part.params, (jax.vmap if size > 1 else _alone)(descent.init)(*start))
         path = None if checkpoints is None else checkpoints.with_name(f"{checkpoints.name}_{first}.npz")
         records: list[dict[str, np.ndarray]] = []
-        if path is not None and (saved := _load(path, run, configuration, len(steps))) is not None:
-            run, records = saved
+        if path is not None and (saved := _load(path, raw(run), configuration, len(steps))) is not None:
+            run, records = typed(saved[0]), saved[1]
         program = _compiled(protocol, descent, size, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
         last = time.monotonic()
         for step in steps[len(records) :]:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from relu_sgd.descent import Status
+from relu_sgd import Status
 from sweeps.protocol import relative_tolerances
 
 __all__ = ["fitted_slope", "interval", "mean_interval", "median_interval", "summarize"]

@@ -114,11 +114,10 @@ def count_steps(
 
     def reach(state: DescentState, epsilon: jax.Array) -> tuple[DescentState, jax.Array]:
         towards = dataclasses.replace(descent, criterion=lambda losses, problem: jnp.sum(losses) < epsilon)
-        state = state._replace(meets=(state.loss < epsilon) & (state.steps >= 0))
-        state = towards.advance(state, run.problem, chosen.max_steps - jnp.maximum(state.steps, 0), key)
-        return state, jnp.where(state.meets, state.steps, -1)
+        state = towards.advance_to(state._replace(meets=state.loss < epsilon), chosen.max_steps)
+        return state, jnp.where(state.meets, state.step, -1)
 
-    end, steps = jax.lax.scan(reach, descent.start(run.params, run.problem), jnp.asarray(chosen.epsilon))
+    end, steps = jax.lax.scan(reach, descent.init(run.problem, run.params, key), jnp.asarray(chosen.epsilon))
     diverged = ~jnp.isfinite(end.loss)
     status = jnp.where(diverged, 3, jnp.where(end.meets, 1, 2)).astype(jnp.int8)
     return {f"steps_{index}": steps[index] for index in range(len(chosen.epsilon))} | {"status": status}

@@ -19,8 +19,7 @@ import xarray as xr
 from absl import flags
 from matplotlib.figure import Figure
 
-from relu_sgd import measurements
-from relu_sgd.descent import Descent, Status
+from relu_sgd import Descent, Status, measurements
 from relu_sgd.network import TrainedLayers
 from sweeps import experiment, figures, launch
 from sweeps.engine import Timings
@@ -125,7 +124,7 @@ def count_zeros(
         at_zero=slope,
         stop="never",
     )
-    end = descent.result(descent.advance(descent.start(params, problem), problem, chosen.num_steps))
+    end = descent.result(descent.advance_to(descent.init(problem, params), chosen.num_steps))
     diverged = end.status == Status.DIVERGED
     count = lambda value: jnp.where(diverged, -1, value)
     return {

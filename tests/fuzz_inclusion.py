@@ -17,9 +17,9 @@ import small_step_reference
 from degenerate import Case
 from small_step_reference import Reference
 
-from relu_sgd import Params, Problem, event_driven, inclusion
-from relu_sgd.event_driven import EventDrivenSolution
-from relu_sgd.inclusion import Status
+from relu_sgd import Params, Problem, inclusion
+from relu_sgd.inclusion import Status, event_driven
+from relu_sgd.inclusion.event_driven import EventDrivenSolution
 
 
 class End(NamedTuple):

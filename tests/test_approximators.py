@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from relu_sgd import Params, Problem, approximators, descend, mean_loss_below, measurements
+from relu_sgd import Params, Problem, Status, approximators, descend, mean_loss_below, measurements, zero_loss
 
 ONE_HOT = np.eye(3)[[0, 2, 1, 1, 0, 2]]
 
@@ -50,6 +50,7 @@ def test_losses_by_their_formulas():
     expected = {
         "squared": 0.5 * np.sum((signs - outputs) ** 2, axis=1),
         "hinge": np.sum(np.maximum(0, 1 - signs * outputs), axis=1),
+        "quadratic_hinge": np.sum(np.maximum(0, 1 - signs * outputs) ** 2 / 2, axis=1),
         "logistic": np.sum(np.log1p(np.exp(-signs * outputs)), axis=1),
     }
     for name, values in expected.items():
@@ -209,6 +210,35 @@ def test_labels_that_a_loss_is_not_for():
         jax.jit(lambda Y: soft.sample_losses(Problem(X, Y))(soft.init(key, Problem(X, Y))))(np.ones((6, 3)))
 
 
+def test_a_deep_network_with_a_loss_and_an_initializer_of_ones_own():
+    problem = jax.tree.map(jnp.asarray, draw()[1])
+    cubic = lambda outputs, labels: jnp.sum(jnp.abs(labels - outputs) ** 3, axis=1)
+    it = approximators.deep([5, 4], loss=cubic, initializer=jax.nn.initializers.orthogonal(2.0))
+    theta = it.init(jax.random.key(0), problem)
+    kernel = theta["params"]["Dense_1"]["kernel"]
+    np.testing.assert_allclose(kernel.T @ kernel, 4 * np.eye(4), atol=1e-12)
+    before = np.sum(np.abs(problem.Y - it.predict(theta, problem)) ** 3)
+    np.testing.assert_allclose(jnp.sum(it.sample_losses(problem)(theta)), before)
+    assert descend(theta, problem, num_steps=30, optimizer=optax.sgd(1e-3), losses=it).loss < before
+    for wrong in (lambda outputs, labels: jnp.sum(outputs), lambda outputs, labels: outputs - labels):
+        with pytest.raises(ValueError, match=r"of shape \(6,\)"):
+            losses = approximators.deep([5], loss=wrong)
+            descend(
+                losses.init(jax.random.key(0), problem), problem, num_steps=1, optimizer=optax.sgd(1), losses=losses
+            )
+
+
+def test_the_quadratic_hinge_reaches_zero_and_stops_there():
+    problem = jax.tree.map(jnp.asarray, draw()[1])
+    it = approximators.deep([16, 16], loss="quadratic_hinge", use_bias=True)
+    theta = it.init(jax.random.key(1), problem)
+    end = descend(theta, problem, num_steps=5000, optimizer=optax.adam(0.01), losses=it, stopping_rule=zero_loss)
+    assert end.status == Status.STOPPED
+    assert end.loss == 0
+    assert 0 < end.steps < 5000
+    assert (it.predict(end.params, problem) * problem.Y >= 1).all()
+
+
 def test_mean_squared_error_of_a_deep_network():
     problem = jax.tree.map(jnp.asarray, draw(d2=2)[1])
     it = approximators.deep([5], 2)
@@ -228,6 +258,12 @@ def test_bad_input():
         (lambda: approximators.deep([4], 0), "num_outputs"),
         (lambda: approximators.deep([4], loss="mine"), "loss must be one of"),
         (lambda: approximators.shallow("mine"), "loss must be one of"),
+        (lambda: approximators.deep([4], loss=["hinge"]), "loss must be one of"),
+        (lambda: approximators.deep([4], initializer="normal"), "initializer must be a function"),
+        (
+            lambda: approximators.Approximator(lambda theta, X, _: X).preactivations(None, draw()[1]),
+            "preactivations_of",
+        ),
         (lambda: approximators.deep([4.5]), "widths must be a whole number"),
         (lambda: approximators.deep([4], 1.5), "num_outputs must be a whole number"),
         (lambda: approximators.shallow().init(jax.random.key(0), draw()[1]), "no initializer"),

@@ -13,8 +13,8 @@ from scipy.optimize import lsq_linear
 from relu_sgd import Params, Problem, loss
 from relu_sgd.clarke import Exactness, Subdifferential
 from relu_sgd.clarke import subdifferential as eager_subdifferential
-from relu_sgd.clarke_hull import achievable_patterns, clarke_hull
-from relu_sgd.zonotope import nearest_point
+from relu_sgd.clarke._zonotope import nearest_point
+from relu_sgd.clarke.hull import achievable_patterns, clarke_hull
 
 nearest = jax.jit(nearest_point)
 subdifferential = jax.jit(eager_subdifferential, static_argnames=("trained_layers", "normalization", "max_kinks"))

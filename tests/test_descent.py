@@ -10,7 +10,19 @@ import numpy_reference as reference
 import optax
 import pytest
 
-from relu_sgd import Descent, Params, Problem, Status, approximators, descend, loss, relative_error_below, selections
+from relu_sgd import (
+    Descent,
+    Evaluation,
+    Params,
+    Problem,
+    Status,
+    approximators,
+    descend,
+    gradient_norm_below,
+    loss,
+    relative_error_below,
+)
+from relu_sgd.clarke import selections
 from relu_sgd.descent import mean_loss_below, mean_squared_error_below, paper_optimizer
 
 
@@ -74,8 +86,7 @@ def test_mini_batch_gradients_are_b_over_n_times_the_full_one_on_average(trained
     part = dataclasses.replace(whole, batch_size=5)
 
     def gradient(descent, key):
-        state = descent.start(params, problem)
-        return jax.tree.leaves(descent.advance(state, problem, 0, key).gradient)
+        return jax.tree.leaves(descent.advance_to(descent.init(problem, params, key), 0).gradient)
 
     full = gradient(whole, None)
     keys = jax.random.split(jax.random.key(0), 4000)
@@ -96,9 +107,9 @@ def test_mini_batches_draw_every_sample_equally_often_and_afresh():
     # The average mini-batch gradient is b / N times the full one, within its standard error.
     W, V, X, Y = map(jnp.asarray, arrays)
     params, problem = Params(W, V), Problem(X, Y)
-    start = descent.start(params, problem)
-    states = jax.vmap(lambda seed: descent.advance(start, problem, 0, jax.random.key(seed)))(jnp.arange(2000))
-    assert (states.steps == 0).all()
+    start = lambda seed: descent.init(problem, params, jax.random.key(seed))
+    states = jax.vmap(lambda seed: descent.advance_to(start(seed), 0))(jnp.arange(2000))
+    assert (states.step == 0).all()
     gradients = np.asarray(states.gradient.W)
     error = gradients.std(axis=0, ddof=1) / np.sqrt(len(gradients))
     expected = 5 / 20 * reference.gradients(*arrays, 0.0)[0]
@@ -215,11 +226,15 @@ def test_an_interrupted_descent_goes_on_bit_for_bit():
     W, V, X, Y = map(jnp.asarray, draw())
     problem, key = Problem(X, Y), jax.random.key(2)
     descent = Descent(optax.adam(0.01), batch_size=7)
-    advance = jax.jit(lambda state, steps: descent.advance(state, problem, steps, key))
-    start = jax.jit(lambda: descent.start(Params(W, V), problem))()
-    whole = advance(start, 100)
-    parts = advance(advance(start, 37), 63)
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    advance_to = jax.jit(descent.advance_to)
+    start = descent.init(problem, Params(W, V), key)
+    assert (start.step, bool(start.evaluated), int(descent.result(start).status)) == (0, False, Status.PENDING)
+    whole = advance_to(start, 100)
+    parts = advance_to(advance_to(advance_to(start, 0), 37), 100)
+    assert whole.step == 100
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(key=None), parts._replace(key=None))
+    # There already: nothing happens.
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(key=None), advance_to(parts, 60)._replace(key=None))
 
 
 def test_vmap_over_seeds_equals_single_runs():
@@ -355,6 +370,93 @@ def test_losses_and_criteria_of_ones_own_that_are_not_what_they_should_be(option
     W, V, X, Y = map(jnp.asarray, draw())
     with pytest.raises(ValueError, match=message):
         descend(Params(W, V), Problem(X, Y), num_steps=1, optimizer=optax.sgd(0.1), **options)
+
+
+def test_a_stopping_rule_sees_the_whole_state():
+    """It ends a run at the first step at which it holds, theta_0 included; a success is a success all the same."""
+    W, V, X, Y = map(jnp.asarray, draw())
+    problem, options = Problem(X, Y), dict(num_steps=50, optimizer=optax.sgd(0.02))
+    go = lambda **more: descend(Params(W, V), problem, **options, **more)
+    path = go(measure=lambda params: jnp.max(jnp.abs(problem.Y - jnp.maximum(X @ params.W, 0) @ params.V)))
+    bound = float(path.measurements[2])
+    assert (path.measurements[:2] > bound).all()
+    worst = lambda state: jnp.max(state.losses) <= 0.5 * bound**2 * (1 + 1e-9)
+    end = go(stopping_rule=worst)
+    assert (end.status, end.steps, end.converged_at) == (Status.STOPPED, 2, -1)
+    assert (go(stopping_rule=lambda state: state.step == 3).steps) == 3
+    assert (go(stopping_rule=lambda state: state.params.W[0, 0] == W[0, 0]).steps) == 0
+    assert (go(stopping_rule=lambda state: jnp.sum(state.problem.Y) > 100).status) == Status.STEP_LIMIT
+    both = go(stopping_rule=worst, criterion=relative_error_below(1e3), stop="never")
+    assert (both.status, both.steps, both.converged_at) == (Status.CONVERGED, 2, 0)
+    for tolerance in (0, -1.0):
+        with pytest.raises(ValueError, match="must be positive"):
+            gradient_norm_below(tolerance)
+
+
+def test_an_objective_that_is_no_sum_over_samples():
+    """A quartic without a problem, to its minimum; and with one, the paper's loss."""
+    quartic = lambda theta: jnp.sum((theta["a"] ** 2 - 2) ** 2)
+    end = descend(
+        {"a": jnp.asarray([1.0, -3.0])}, objective=quartic, num_steps=1000, optimizer=optax.sgd(0.01),
+        stopping_rule=gradient_norm_below(1e-10),
+    )  # fmt: skip
+    assert end.status == Status.STOPPED
+    np.testing.assert_allclose(end.params["a"], [2**0.5, -(2**0.5)], rtol=1e-10)
+    W, V, X, Y = map(jnp.asarray, draw())
+    options = dict(num_steps=30, optimizer=optax.lbfgs(), trained_layers="hidden")
+    whole = descend(Params(W, V), Problem(X, Y), objective=loss, **options)
+    assert_close(whole.params.W, run(draw(), **options).params.W)
+    np.testing.assert_array_equal(whole.params.V, V)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(objective=lambda theta: theta), "must return one float"),
+        (dict(objective=lambda theta: jnp.int32(1)), "must return one float"),
+        (dict(objective=lambda theta, problem: jnp.sum(theta)), "must take theta"),
+        (dict(objective=jnp.sum, batch_size=2, key=jax.random.key(0)), "leave out batch_size"),
+        (dict(objective=jnp.sum, normalization="mean"), "leave out normalization"),
+        (dict(objective=jnp.sum, at_zero=0.5), "leave out at_zero"),
+        (dict(objective=jnp.sum, losses=lambda problem, *, at_zero: None), "leave out losses"),
+        (dict(objective=jnp.sum, trained_layers="hidden"), "needs Params"),
+        (dict(objective=2.0), "objective must be a function"),
+        (dict(), "needs a problem"),
+        (dict(objective=jnp.sum, stopping_rule=lambda state: state.params < 0), "stopping rule must return one truth"),
+        (dict(objective=jnp.sum, stopping_rule=lambda state: 0.5), "stopping rule must return one truth"),
+        (dict(objective=jnp.sum, stopping_rule=1e-3), "stopping_rule must be a function"),
+        (dict(objective=jnp.sum, criterion=1e-3), "criterion must be a function"),
+        (dict(objective=jnp.sum, criterion=lambda losses, problem: 0.5), "one truth value"),
+        (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: (0.0, theta)), "Evaluation"),
+        (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: Evaluation(theta[0], theta[0], theta[:1])), "Evaluation"),
+    ],
+)  # fmt: skip
+def test_objectives_rules_and_kernels_that_are_not_what_they_should_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        descend(jnp.ones(3), num_steps=1, optimizer=optax.sgd(0.1), **options)
+    with pytest.raises(ValueError, match="give one"):
+        descend(jnp.ones(3), num_steps=1, objective=jnp.sum)
+
+
+@pytest.mark.parametrize("batch_size", [None, 6])
+def test_a_kernel_of_ones_own_in_place_of_automatic_differentiation(batch_size):
+    def kernel(problem, key):
+        def evaluate(params, step):
+            E = jnp.maximum(problem.X @ params.W, 0) @ params.V - problem.Y
+            losses = 0.5 * jnp.sum(E**2, axis=1)
+            rows = jnp.arange(20) if key is None else jax.random.permutation(jax.random.fold_in(key, step), 20)[:6]
+            X, E = problem.X[rows], E[rows]
+            D = (X @ params.W > 0) * (E @ params.V.T)
+            gradient = Params(X.T @ D, jnp.maximum(X @ params.W, 0).T @ E)
+            return Evaluation(jnp.sum(losses[rows]), gradient, losses)
+
+        return evaluate
+
+    key = None if batch_size is None else jax.random.key(3)
+    options = dict(num_steps=50, optimizer=optax.sgd(0.02, momentum=0.9), batch_size=batch_size, key=key)
+    by_hand, automatic = run(draw(), kernel=kernel, **options), run(draw(), **options)
+    assert_close(by_hand.params.W, automatic.params.W)
+    np.testing.assert_allclose(by_hand.loss, automatic.loss, rtol=1e-10)
 
 
 def test_arrays_of_numpy_are_welcome():

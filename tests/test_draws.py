@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from relu_sgd import draws, initialization, problem
+from relu_sgd import _draws as draws
+from relu_sgd import initialization, problem
 
 KEY = jax.random.key(5)
 SIGNIFICANCE = 1e-4

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +12,40 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from relu_sgd.descent import Status
+from relu_sgd import Status, Stepwise, gradient_norm_below
 from sweeps import engine, experiment
-from sweeps.engine import Work, run_on_devices
+from sweeps.engine import Start, map_on_devices, run_on_devices
 from sweeps.plan import Tile
 from sweeps.protocol import PRESETS, for_layers
 
 
-def countdown():
+class CountdownState(NamedTuple):
+    row: jax.Array
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Countdown(Stepwise):
     """A run that is done after as many steps as its row says; it keeps its row's sum and its number of steps."""
-    return Work(
-        start=lambda row: (row, jnp.int32(0)),
-        advance=lambda state, steps: (state[0], jnp.minimum(state[1] + steps, state[0][0])),
-        is_done=lambda state: state[1] >= state[0][0],
-        finish=lambda state: {"sum": jnp.sum(state[0]), "steps": state[1]},
-        num_steps=1000,
-    )
+
+    def init(self, problem, params=None, key=None):
+        return CountdownState(problem, jnp.int32(0))
+
+    def take_step(self, state):
+        return state._replace(step=state.step + 1)
+
+    def done(self, state):
+        return state.step >= state.row[0]
+
+    def result(self, state):
+        return {"sum": jnp.sum(state.row), "steps": state.step}
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("steps_per_chunk", [1, 4, 1000])
 def test_every_run_is_done_once_and_kept_in_its_place(lanes, steps_per_chunk):
     rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(11, 2)), jnp.int32)
-    found, _ = run_on_devices(countdown(), rows, lanes=lanes, steps_per_chunk=steps_per_chunk)
+    found, _ = run_on_devices(Countdown(), Start(rows), 1000, lanes=lanes, steps_per_chunk=steps_per_chunk)
     np.testing.assert_array_equal(found["steps"], rows[:, 0])
     np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 
@@ -45,60 +57,103 @@ def test_lanes_are_refilled_on_the_device_too(lanes, monkeypatch):
     test_every_run_is_done_once_and_kept_in_its_place(lanes, 4)
 
 
-def endless(stop_at, num_steps):
-    """A run that never stops by itself: whoever advances it has to ask."""
-    return Work(
-        start=lambda row: (row, jnp.int32(-1)),  # Not looked at yet.
-        advance=lambda state, steps: (state[0], jnp.maximum(state[1], 0) + steps),
-        is_done=lambda state: (state[1] < 0) | (state[1] >= stop_at(state[0])),
-        finish=lambda state: state[1],
-        num_steps=num_steps,
-    )
-
-
 @pytest.mark.parametrize("lanes", [1, 4, 8])
 @pytest.mark.parametrize("steps_per_chunk", [1, 7, 200])
 def test_a_run_is_asked_at_every_step_whether_it_is_done(lanes, steps_per_chunk):
-    rows = jnp.asarray([437, 0, 1, 200, 201, 3, 5000, 19, 20])
-    run = lambda work: run_on_devices(work, rows, lanes=lanes, steps_per_chunk=steps_per_chunk)[0]
-    np.testing.assert_array_equal(run(endless(lambda row: row, 1000)), np.minimum(rows, 1000))
-    np.testing.assert_array_equal(run(endless(lambda _: 10**6, 50)), 50)
+    rows = jnp.asarray([437, 0, 1, 200, 201, 3, 5000, 19, 20])[:, None]
+    for num_steps in (1000, 50):
+        ends, _ = run_on_devices(Countdown(), Start(rows), num_steps, lanes=lanes, steps_per_chunk=steps_per_chunk)
+        np.testing.assert_array_equal(ends["steps"], np.minimum(rows[:, 0], num_steps))
 
 
-def test_a_stopping_rule_of_ones_own_holds_for_the_first_time_at_the_last_step():
-    """Descent until the gradient is small, its own rule left out: the same step for all lanes and chunks, by brute force."""
-    protocol = dataclasses.replace(small(), stop="never", num_steps=300)
+def test_a_stopping_rule_is_asked_at_every_step_whatever_the_lanes():
+    """Descent until the gradient is small: for all lanes and chunks the first such step, found by brute force."""
+    protocol = small(stop="never")
     runs = experiment.draw_tile(protocol, Tile("hidden", (5,), (4,), 0, 0, 5))
-    work = experiment.work_of(protocol, "hidden")
-    size = lambda gradient: jnp.sqrt(jnp.sum(gradient**2))
+    descent = dataclasses.replace(experiment.descent_of(protocol, "hidden"), stop="never")
+    starts = experiment.starts_of(runs)
 
-    def look(state, steps):
-        state = work.advance(state, steps)
-        return state, size(state.descent.gradient)
+    def look(state, step):
+        state = descent.advance_to(state, step)
+        return state, jnp.sqrt(jnp.sum(state.gradient**2))
 
-    path = lambda run: jax.lax.scan(look, work.start(run), jnp.minimum(jnp.arange(301), 1))[1]
-    paths = jax.vmap(path)(jax.tree.map(jnp.asarray, runs))
+    path = lambda start: jax.lax.scan(look, descent.init(*start), jnp.arange(301))[1]
+    paths = np.asarray(jax.vmap(path)(jax.tree.map(jnp.asarray, starts)))
     bound = float(np.median(paths))
-    below = np.asarray(paths) < bound
+    below = paths < bound
     expected = np.where(below.any(axis=1), below.argmax(axis=1), 300)
     assert len(set(expected)) > 2
-    own = work._replace(
-        is_done=lambda state: size(state.descent.gradient) < bound,
-        finish=lambda state: state.descent.steps,
-        asks_itself=False,
-    )
+    stopping = dataclasses.replace(descent, stopping_rule=gradient_norm_below(bound))
     for lanes, steps_per_chunk in ((1, 200), (4, 7)):
-        found, _ = run_on_devices(own, runs, lanes=lanes, steps_per_chunk=steps_per_chunk)
-        np.testing.assert_array_equal(found, expected)
+        ends, _ = run_on_devices(stopping, starts, 300, lanes=lanes, steps_per_chunk=steps_per_chunk)
+        np.testing.assert_array_equal(ends.steps, expected)
+        stopped = below.any(axis=1)
+        np.testing.assert_array_equal(ends.status, np.where(stopped, Status.STOPPED, Status.STEP_LIMIT))
 
 
-def test_runs_in_one_go_share_a_device_in_lanes_and_never_more():
+class Walk:
+    """A random walk until it is far away; the key is part of its state."""
+
+    def init(self, problem, params, key):
+        return {"key": key, "place": params}, jnp.int32(0)
+
+    def advance_to(self, state, step):
+        def take_step(now):
+            key, draw = jax.random.split(now[0]["key"])
+            return {"key": key, "place": now[0]["place"] + jax.random.normal(draw)}, now[1] + 1
+
+        return jax.lax.while_loop(lambda now: (now[1] < step) & ~self.done(now), take_step, state)
+
+    def done(self, state):
+        return jnp.abs(state[0]["place"]) > 5
+
+    def result(self, state):
+        return {"steps": state[1], "place": state[0]["place"]}
+
+
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
+def test_keys_of_any_generator_travel_in_states(generator):
+    keys = jax.random.split(jax.random.key(0, impl=generator), 7)
+    starts = Start(None, jnp.zeros(7), keys)
+    alone, _ = run_on_devices(Walk(), starts, 100, lanes=1)
+    walk = Walk()
+    for index in range(2):
+        end = walk.result(walk.advance_to(walk.init(None, jnp.zeros(()), keys[index]), 100))
+        assert end["steps"] == alone["steps"][index]
+    if generator == "threefry2x32":  # Draws of the other one depend on what is drawn beside them.
+        together, _ = run_on_devices(walk, starts, 100, lanes=3, steps_per_chunk=4)
+        jax.tree.map(np.testing.assert_array_equal, together, alone)
+        assert len(set(alone["steps"])) > 2
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_mapping_a_run_again_compiles_nothing(lanes, caplog):
+    """Neither for equal dynamics, nor for a protocol that asks for the same descent."""
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(11, 2)), jnp.int32)
+    protocol = small()
+    starts = experiment.starts_of(experiment.draw_tile(protocol, Tile("hidden", (3,), (4,), 0, 0, 3)))
+
+    def compilations(num_rows):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            run_on_devices(Countdown(), Start(rows[:num_rows]), 100, lanes=lanes, steps_per_chunk=3)
+            descent = experiment.descent_of(small(), "hidden")
+            run_on_devices(descent, starts, 20, lanes=lanes)
+            map_on_devices(jnp.sum, rows[:num_rows], lanes=lanes)
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    assert compilations(9) > 2
+    assert compilations(9) == 0
+    assert compilations(11) > 0
+
+
+def test_mapped_functions_share_a_device_in_lanes_and_never_more():
     """Three devices: as many side by side as lanes on each, whatever the number of runs; in a process of its own."""
     script = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 import jax.numpy as jnp
-from sweeps.engine import InOneGo, run_on_devices
+from sweeps.engine import map_on_devices
 for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2)):
     widths, devices = set(), set()
     @jax.custom_batching.custom_vmap
@@ -114,7 +169,7 @@ for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10,
         jax.debug.callback(lambda device: devices.add(int(device)), jax.lax.axis_index("lanes"))
         return jax.vmap(steps_to_one)(n), True
     numbers = np.arange(1, num_runs + 1)
-    found, timings = run_on_devices(InOneGo(collatz), numbers, lanes=lanes)
+    found, timings = map_on_devices(collatz, numbers, lanes=lanes)
     jax.effects_barrier()
     assert widths == (set() if together is None else {together}), (lanes, num_runs, widths)
     assert devices == {0, 1, 2}, devices
@@ -187,15 +242,15 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
-from test_engine import countdown, small, TILE
+from test_engine import Countdown, small, TILE
 from sweeps import engine, experiment
-from sweeps.engine import run_on_devices
+from sweeps.engine import Start, run_on_devices
 rows = jnp.asarray(np.random.default_rng(0).integers(0, 30, size=(10, 2)), jnp.int32)
 for lanes in (1, 2):
-    found, _ = run_on_devices(countdown(), rows, lanes=lanes, steps_per_chunk=3)
+    found, _ = run_on_devices(Countdown(), Start(rows), 1000, lanes=lanes, steps_per_chunk=3)
     np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 on_host, engine._is_on_host = engine._is_on_host, lambda _: False
-found, _ = run_on_devices(countdown(), rows, lanes=2, steps_per_chunk=3)
+found, _ = run_on_devices(Countdown(), Start(rows), 1000, lanes=2, steps_per_chunk=3)
 np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 engine._is_on_host = on_host
 protocol = small()
@@ -270,4 +325,4 @@ def test_output_laws(law):
 def test_default_lanes():
     assert [engine.default_lanes("cpu", weights) for weights in (100, 400, 501)] == [8, 4, 1]
     assert engine.default_lanes("gpu", 2500) > 8
-    assert [engine.default_lanes(backend, 100, in_one_go=True) for backend in ("cpu", "gpu")] == [1, 512]
+    assert [engine.default_lanes(backend, 100, interruptible=False) for backend in ("cpu", "gpu")] == [1, 512]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import small_step_reference
 
-from relu_sgd import Params, Problem, event_driven
-from relu_sgd.clarke_hull import clarke_hull
-from relu_sgd.fixed_pattern import training_lines
-from relu_sgd.inclusion import Status
-from relu_sgd.kink_faces import Field, continuations
+from relu_sgd import Params, Problem
+from relu_sgd.clarke.hull import clarke_hull
+from relu_sgd.inclusion import Status, event_driven
+from relu_sgd.inclusion._fixed_pattern import training_lines
+from relu_sgd.inclusion._kink_faces import Field, continuations
 
 
 def solve(X, Y, W, V, times, layers="hidden", **keywords):

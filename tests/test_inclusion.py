@@ -11,9 +11,9 @@ import pytest
 from scipy.linalg import expm
 from scipy.optimize import brentq
 
-from relu_sgd import Params, Problem, descend, event_driven, inclusion
+from relu_sgd import Params, Problem, descend, inclusion
 from relu_sgd.clarke import subdifferential
-from relu_sgd.inclusion import Status
+from relu_sgd.inclusion import Status, event_driven
 from relu_sgd.initialization import balanced_sign_output, lecun_output, normal_hidden
 from relu_sgd.problem import balanced_labels, sphere_rows
 

@@ -11,7 +11,7 @@ from degenerate import Case
 
 from relu_sgd import Problem
 from relu_sgd.inclusion import Status
-from relu_sgd.lines import merge
+from relu_sgd.inclusion._lines import merge
 
 
 def case(X, Y, W, V, trained_layers, final_time):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from relu_sgd import multipliers
-from relu_sgd.multipliers import compact, solve_slopes
-from relu_sgd.sliding import _averaged_slope, _instantaneous_slope
+from relu_sgd.inclusion import _multipliers as multipliers
+from relu_sgd.inclusion._multipliers import compact, solve_slopes
+from relu_sgd.inclusion._step import _averaged_slope, _instantaneous_slope
 
 N, D1, ROOM = 37, 5, 24
 

@@ -28,8 +28,8 @@ def test_one_import_is_enough():
         import relu_sgd
         heavy = {"flax", "diffrax", "scipy.optimize", "scipy.integrate", "matplotlib", "pandas", "relu_sgd.inclusion"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
-        relu_sgd.clarke.subdifferential, relu_sgd.clarke_hull.clarke_hull, relu_sgd.selections.random
-        relu_sgd.inclusion.solve, relu_sgd.event_driven.solve, relu_sgd.theory.certificate.certificate
+        relu_sgd.clarke.subdifferential, relu_sgd.clarke.hull.clarke_hull, relu_sgd.clarke.selections.random
+        relu_sgd.inclusion.solve, relu_sgd.inclusion.event_driven.solve, relu_sgd.theory.certificate.certificate
         relu_sgd.theory.trajectory.slack, relu_sgd.theory.width_search.certified_widths, relu_sgd.theory.widths
         relu_sgd.theory.hidden_layer, relu_sgd.theory.related_work, relu_sgd.theory.gram, relu_sgd.theory.comparison
         relu_sgd.approximators.deep, relu_sgd.measurements.relative_error, relu_sgd.initialization.normal_hidden

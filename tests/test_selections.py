@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from relu_sgd import Descent, Params, Problem, descend, loss, selections
+from relu_sgd import Descent, Params, Problem, descend, loss
+from relu_sgd.clarke import selections
 from relu_sgd.initialization import balanced_sign_output, normal_hidden
 from relu_sgd.problem import balanced_labels, sphere_rows
 
@@ -93,8 +94,7 @@ def test_random_slopes_are_independent_of_the_mini_batches():
     key = jax.random.key(4)
     used = set()
     for step in range(30):
-        _, evaluate = descent._evaluator(problem, key)
-        evaluate(params, jnp.int32(step))
+        descent.evaluator(problem, key)(params, jnp.int32(step))
         batch = jax.random.fold_in(key, step)
         for made in (batch, *jax.random.split(batch), *jax.random.split(jax.random.split(batch)[0])):
             used.add(tuple(np.asarray(jax.random.key_data(made)).tolist()))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from relu_sgd.clarke_hull import rays
-from relu_sgd.kink_faces import Field, projection
+from relu_sgd.clarke.hull import rays
+from relu_sgd.inclusion._kink_faces import Field, projection
 
 __all__ = ["Lines", "Mode", "Series", "training_lines"]
 

@@ -31,7 +31,6 @@ step is taken again up to the event. The energy identity takes no part in that: 
 locates every event, for small problems.
 """
 
-import enum
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -40,10 +39,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from relu_sgd.clarke import kink_sides
-from relu_sgd.lines import merge
+from relu_sgd.dynamics import Status
+from relu_sgd.inclusion._lines import merge
+from relu_sgd.inclusion._step import SlidingStep, State, Velocity
 from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
 from relu_sgd.problem import Problem
-from relu_sgd.sliding import SlidingStep, State, Velocity
 
 __all__ = ["Solution", "Status", "solve"]
 
@@ -52,19 +52,6 @@ __all__ = ["Solution", "Status", "solve"]
 _SHRINK, _GROW, _AIM = 0.3, 1.25, 0.7
 # How much of the error that is left one step may make, and how much of its own length.
 _SAVED, _LARGEST_ERROR = 0.1, 0.05
-
-
-class Status(enum.IntEnum):
-    """How an integration ended."""
-
-    REACHED = 1  # The final time, or the error that was asked for.
-    STEP_LIMIT = 2
-    BRANCHING = 3  # A kink with c_ij > 0 and both fields pointing away: the solution is not unique from here on.
-    DIVERGED = 4
-    KINK_LIMIT = 5  # A neuron has more kinks than max_kinks.
-    UNDECIDED = (
-        6  # Kinks of a neuron on dependent lines attract as well as repel, or several repel: the velocity is not known.
-    )
 
 
 class Solution(NamedTuple):

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.optimize import brentq
 
-from relu_sgd.fixed_pattern import Lines, Mode, Series, training_lines
-from relu_sgd.inclusion import Status
-from relu_sgd.kink_faces import continuations, projection, slopes
+from relu_sgd.inclusion._fixed_pattern import Lines, Mode, Series, training_lines
+from relu_sgd.inclusion._kink_faces import continuations, projection, slopes
+from relu_sgd.inclusion._solve import Status
 from relu_sgd.network import Params, TrainedLayers, preactivations
 from relu_sgd.problem import Problem
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
-from relu_sgd.lines import Lines
-from relu_sgd.multipliers import Kinks, compact, solve_slopes
+from relu_sgd.inclusion._lines import Lines
+from relu_sgd.inclusion._multipliers import Kinks, compact, solve_slopes
 from relu_sgd.network import Params, TrainedLayers, matmul
 
 __all__ = ["SlidingStep", "State", "Step", "Velocity"]
@@ -381,11 +381,7 @@ class SlidingStep:
         misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > jnp.sqrt(eps) * size * (
             scale + 1e-3 * self.largest
         )
-        # Nor when one that repels crosses only because it has crossed: the event that holds it back comes first.
-        alone = Z_there + h * (speeds + jumps_there * (sides_there > 0))
-        unsupported = (jumps_there > 0) & (ends * sides_there < 0) & (alone * sides_there > 0)
         fails = (kinks.number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives & (size > 0))
-        fails |= jnp.any(kinks.present & unsupported & ~arrives[:, None])
 
         new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
         mean_V = 0.5 * matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
@@ -407,6 +403,12 @@ class SlidingStep:
         )
         counts = jnp.sum(counts * self.lines.multiplicity[:, None], axis=(1, 2))
         event, share, flux_of_phases = self._phases(state, velocity, new_sides, slopes, h)
+        # Nor when one that repels crosses only because it has crossed, after another event of the neuron, which may
+        # have held it back.
+        alone = Z_there + h * (speeds + jumps_there * (sides_there > 0))
+        unsupported = (jumps_there > 0) & (ends * sides_there < 0) & (alone * sides_there > 0)
+        follows_another = share > jnp.min(jnp.where(event, share, 1), axis=0) + 1e-6
+        fails |= jnp.any(kinks.present & unsupported & follows_another[at] & ~arrives[:, None])
         error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, flux_of_phases - flux))
         worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
         first_event = jnp.min(jnp.where(event, share, 1)[:, worst])

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import lsq_linear
 
-from relu_sgd.clarke_hull import ClarkeHull, achievable_patterns, rays
-from relu_sgd.inclusion import Status
+from relu_sgd.clarke.hull import ClarkeHull, achievable_patterns, rays
+from relu_sgd.inclusion._solve import Status
 
 __all__ = ["Continuation", "Field", "continuations", "projection", "slopes"]
 

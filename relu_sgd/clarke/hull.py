@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import nnls
 
-from relu_sgd.clarke import kink_sides
+from relu_sgd.clarke._product_set import kink_sides
 from relu_sgd.network import Normalization, Params, loss_scale
 from relu_sgd.problem import Problem
 

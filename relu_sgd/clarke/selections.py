@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from relu_sgd import draws
+from relu_sgd import _draws as draws
 from relu_sgd._checks import whole_number
-from relu_sgd.clarke import subdifferential
+from relu_sgd.clarke._product_set import subdifferential
 from relu_sgd.network import Params, preactivations
 from relu_sgd.problem import Problem
 
