@@ -200,11 +200,10 @@ def test_neurons_that_share_a_pattern_are_minima_that_are_not_isolated(checker):
         checker.check(arrays | {"W": proof.W + np.array([[0.0, 1e-3], [0.0, 0.0]])})
     # Output rows that are parallel only to rounding do not count.
     pattern, rows = np.ones((3, 2), bool), np.array([[1.0, 3.0], [1 / 3, 1.0]])
-    assert rows_of_kinks.followers(pattern, np.array([[1.0, 3.0], [-2.0, -6.0]]), np.ones(2, bool)).tolist() == [
-        False,
-        True,
-    ]
-    assert not rows_of_kinks.followers(pattern, rows, np.ones(2, bool)).any()
+    parallel = np.array([[1.0, 3.0], [-2.0, -6.0]])
+    assert rows_of_kinks.leaders(pattern, parallel, np.ones(2, bool)).tolist() == [0, 0]
+    assert rows_of_kinks.leaders(pattern, rows, np.ones(2, bool)).tolist() == [0, 1]
+    assert rows_of_kinks.leaders(pattern, parallel, np.array([False, True])).tolist() == [-1, 1]
 
 
 # Networks after descent.

@@ -76,6 +76,8 @@ def _attempts(
         candidate = descend_to_minimum(X, Y, W, V, held, damping)
         proof = verify(X, Y, W, candidate, trained_layers)
         yield proof
+        if proof.verdict == Verdict.UNDECIDED:
+            yield verify(X, Y, W, candidate, trained_layers, classes_fit=False)
         if trained_layers == "both" and proof.verdict == Verdict.UNDECIDED and damping == 0:
             yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held))
 

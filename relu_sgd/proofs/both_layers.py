@@ -24,6 +24,7 @@ where 4 e / lambda < rho <= R: the least value on the slice's ball of radius R i
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
@@ -42,7 +43,7 @@ from relu_sgd.proofs.rounding import (
     least_singular_value,
     spectral_norm,
 )
-from relu_sgd.proofs.search import Candidate, multipliers_of
+from relu_sgd.proofs.search import Candidate, FreeNeurons, multipliers_of
 from relu_sgd.proofs.verification import evaluate, no_proof, power_of_two
 
 __all__ = ["descend_to_stationary_point", "verify_both_layers"]
@@ -71,7 +72,6 @@ def _hessian(
 
 
 def _first_minimum(
-    X: Float[np.ndarray, "N d0"],
     Y: Float[np.ndarray, "N d2"],
     Z: Float[np.ndarray, "N d1"],
     V: Float[np.ndarray, "d1 d2"],
@@ -81,33 +81,59 @@ def _first_minimum(
     may_cross: Bool[np.ndarray, "N d1"],
 ) -> tuple[float, tuple[int, int] | None]:
     """A time up to which L falls along Z + t dZ, V + t dV, t <= 1, and the kink that ends the fall, if one does."""
+    acts = active.copy()
 
-    def slope(t: float, acts: Bool[np.ndarray, "N d1"]) -> float:
-        H, dH = np.where(acts, Z + t * dZ, 0.0), np.where(acts, dZ, 0.0)
-        U = V + t * dV
-        return -float(np.sum((Y - H @ U) * (dH @ U + H @ dV)))
+    def slope() -> Callable[[float], float]:
+        # On a piece E = E_0 - a t - b t^2, so dL/dt is a cubic.
+        H, dH = np.where(acts, Z, 0.0), np.where(acts, dZ, 0.0)
+        E, a, b = Y - H @ V, dH @ V + H @ dV, dH @ dV
+        Ea, aa, Eb, ab, bb = (float(np.vdot(p, q)) for p, q in ((E, a), (a, a), (E, b), (a, b), (b, b)))
+        return lambda t: -Ea + t * (aa - 2 * Eb + t * (3 * ab + t * 2 * bb))
 
     with np.errstate(divide="ignore", invalid="ignore"):
         times = np.where(may_cross & (Z != 0), -Z / dZ, np.inf)
-    times[~(times > 0)] = np.inf
-    acts, now = active.copy(), 0.0
-    for place in [*np.argsort(times, axis=None), None]:
-        crossing = 1.0 if place is None else min(1.0, float(times.flat[place]))
-        if slope(crossing, acts) > 0:
+    times[~((times > 0) & (times < 1))] = np.inf
+    crossings = np.flatnonzero(np.isfinite(times))
+    crossings = crossings[np.argsort(times.flat[crossings])]
+    now, here = 0.0, slope()
+    for place in [*crossings, None]:
+        crossing = 1.0 if place is None else float(times.flat[place])
+        if here(crossing) > 0:
             low, high = now, crossing
             for _ in range(50):
                 middle = (low + high) / 2
-                low, high = (middle, high) if slope(middle, acts) <= 0 else (low, middle)
+                low, high = (middle, high) if here(middle) <= 0 else (low, middle)
             return low, None
-        if crossing == 1.0:
-            return 1.0, None
-        assert place is not None
+        if place is None:
+            break
         acts.flat[place] ^= True
-        now = crossing
-        if slope(now, acts) > 0:
+        now, here = crossing, slope()
+        if here(now) > 0:
             i, j = divmod(int(place), times.shape[1])
             return now, (i, j)
-    return now, None
+    return 1.0, None
+
+
+def _newton_step(
+    hessian: Float[np.ndarray, "n n"],
+    rescalings: Float[np.ndarray, "d1 n"],
+    gradient: Float[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """Minus the inverse of the Hessian times the gradient, across the rescalings; where the Hessian is not positive
+    definite there, with the absolute values of its eigenvalues.
+    """
+    scale = float(np.trace(hessian)) / max(1, len(hessian))
+    bordered = hessian + scale * rescalings.T @ rescalings
+    try:
+        factor = scipy.linalg.cho_factor(bordered, check_finite=False)
+        diagonal = np.abs(np.diag(factor[0]))
+        if diagonal.min(initial=np.inf) > 1e-5 * diagonal.max(initial=0.0):
+            return -scipy.linalg.cho_solve(factor, gradient, check_finite=False)
+    except np.linalg.LinAlgError:
+        pass
+    values, vectors = scipy.linalg.eigh(hessian, check_finite=False)
+    kept = np.abs(values) > 1e-9 * np.max(np.abs(values), initial=0.0)
+    return -vectors[:, kept] @ ((vectors[:, kept].T @ gradient) / np.abs(values[kept]))
 
 
 def descend_to_stationary_point(
@@ -124,26 +150,20 @@ def descend_to_stationary_point(
     Kinks join and leave as in `search`. Nothing is proved here.
     """
     W, V = np.array(W), np.array(V)
-    N, d0 = X.shape
+    N = len(X)
     d1, d2 = V.shape
     nonzero = np.any(X != 0, axis=1)[:, None]
     scale = np.linalg.norm(X, axis=1)[:, None]
     kinks = np.zeros((N, d1), bool) if held is None else held & nonzero
     positive = X @ W > 0
     let_go = np.zeros_like(kinks)
+    neurons = FreeNeurons(X, d1)
     one_at_a_time, is_stationary, last = False, False, 0
     label_norm = float(np.sum(Y**2))
     best, since = np.inf, 0
     for _ in range(max_iterations):
-        bases = []
-        for j in range(d1):
-            free = np.eye(d0)
-            if kinks[:, j].any():
-                q, triangle, _ = scipy.linalg.qr(X[kinks[:, j]].T, pivoting=True)
-                diagonal = np.abs(np.diag(triangle))
-                free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
-                W[:, j] = free @ (free.T @ W[:, j])
-            bases.append(free)
+        free = neurons(kinks, positive & ~kinks)
+        W = free.project(W, kinks)
         Z = np.where(kinks | let_go, 0.0, X @ W)
         active = positive & ~kinks
         H = np.where(active, Z, 0.0)
@@ -152,36 +172,28 @@ def descend_to_stationary_point(
         best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
         if since > 40:
             break
-        jacobian, mixed = _hessian(X, V, E, H, active, np.arange(d1))
-        along = scipy.linalg.block_diag(*bases)
-        jacobian = np.hstack([jacobian[:, : d0 * d1] @ along, jacobian[:, d0 * d1 :]])
-        hessian = jacobian.T @ jacobian
-        hidden = along.shape[1]
-        hessian[:hidden, hidden:] += along.T @ mixed
-        hessian[hidden:, :hidden] += mixed.T @ along
+        output = np.einsum("ij,ab->iajb", H, np.eye(d2)).reshape(N * d2, d1 * d2)
+        jacobian = np.hstack([free.jacobian(V), output])
+        hessian, hidden = jacobian.T @ jacobian, len(free.owner)
+        mixed = np.zeros((hidden, d1, d2))
+        mixed[np.arange(hidden), free.owner] = -free.moved.T @ E
+        hessian[:hidden, hidden:] += mixed.reshape(hidden, -1)
+        hessian[hidden:, :hidden] += mixed.reshape(hidden, -1).T
         gradient = -jacobian.T @ E.ravel()
-        values, vectors = np.linalg.eigh(hessian)
-        kept = np.abs(values) > 1e-9 * np.abs(values[-1])
-        inner = vectors[:, kept].T @ gradient
-        step = -vectors[:, kept] @ (inner / np.abs(values[kept]))
+        own = free.owner == np.arange(d1)[:, None]
+        inward = np.where(own, np.sum(free.basis * W[:, free.owner], axis=0), 0.0)
+        outward = np.einsum("jb,jk->jkb", -V, np.eye(d1)).reshape(d1, d1 * d2)
+        lengths = np.sqrt(np.sum(W * W, axis=0) + np.sum(V * V, axis=1))[:, None]
+        step = _newton_step(hessian, np.hstack([inward, outward]) / np.maximum(lengths, 1e-300), gradient)
         gain = -float(gradient @ step)
-        D = np.stack(
-            [
-                b @ part
-                for b, part in zip(
-                    bases, np.split(step[:hidden], np.cumsum([b.shape[1] for b in bases])[:-1]), strict=True
-                )
-            ],
-            axis=1,
-        )
-        dV = step[hidden:].reshape(d1, d2)
+        D, dV = free.expand(step[:hidden], d1), step[hidden:].reshape(d1, d2)
         if gain > 1e-24 * label_norm and gain > 1e-15 * loss:
             dZ = np.where(kinks, 0.0, X @ D)
             wrong = (Z == 0) & ~kinks & nonzero & (dZ != 0) & ((dZ > 0) != positive)
             if wrong.any():
                 kinks, let_go, one_at_a_time = kinks | wrong, let_go & ~wrong, True
                 continue
-            time, hit = _first_minimum(X, Y, Z, V, dZ, dV, active, ~kinks)
+            time, hit = _first_minimum(Y, Z, V, dZ, dV, active, ~kinks)
             W += time * D
             V += time * dV
             Z = Z + time * dZ

@@ -4,9 +4,9 @@ import fractions
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-__all__ = ["basis", "followers", "spans"]
+__all__ = ["basis", "leaders", "spans"]
 
 _RANK_TOLERANCE = 1e-9
 
@@ -60,18 +60,23 @@ def spans(independent: Float[np.ndarray, "rows d0"], others: Float[np.ndarray, "
     return True
 
 
-def followers(
+def leaders(
     pattern: Bool[np.ndarray, "N d1"], V: Float[np.ndarray, "d1 d2"], among: Bool[np.ndarray, " d1"]
-) -> Bool[np.ndarray, " d1"]:
-    """Which neurons have the pattern of an earlier one and an output row that is exactly parallel to its."""
-    found = np.zeros(len(among), bool)
-    first: dict[bytes, list[list[fractions.Fraction]]] = {}
+) -> Int[np.ndarray, " d1"]:
+    """For every neuron the first one that has its pattern and an output row exactly parallel to its; -1 for those that
+    are not `among` the ones asked about.
+    """
+    found = np.full(len(among), -1)
+    first: dict[bytes, list[tuple[int, list[fractions.Fraction]]]] = {}
     for j in np.flatnonzero(among):
         row = [fractions.Fraction(float(entry)) for entry in V[j]]
-        leaders = first.setdefault(pattern[:, j].tobytes(), [])
-        found[j] = any(
-            all(row[a] * other[b] == row[b] * other[a] for a in range(len(row)) for b in range(a)) for other in leaders
+        known = first.setdefault(pattern[:, j].tobytes(), [])
+        parallel = (
+            k
+            for k, other in known
+            if all(row[a] * other[b] == row[b] * other[a] for a in range(len(row)) for b in range(a))
         )
-        if not found[j]:
-            leaders.append(row)
+        found[j] = next(parallel, j)
+        if found[j] == j:
+            known.append((int(j), row))
     return found

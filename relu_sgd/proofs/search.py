@@ -8,13 +8,14 @@ go, to the side on which L falls. L never grows, so no region is left twice.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 import scipy.optimize
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-__all__ = ["Candidate", "descend_to_minimum", "multipliers_of"]
+__all__ = ["Candidate", "FreeNeurons", "descend_to_minimum", "multipliers_of"]
 
 _TOLERANCE = 1e-12
 
@@ -37,38 +38,67 @@ class Candidate:
     is_stationary: bool
 
 
-class _Neurons:
-    """For every neuron a basis of the directions that its kinks leave free, and the columns of the Jacobian along
-    them; kept while its pattern stays.
+class FreeDirections(NamedTuple):
+    """The directions that the kinks leave free, neuron by neuron.
+
+    Attributes:
+      basis: d0 x free, orthonormal for every neuron.
+      moved: N x free, the change of Z_ij along each where (i, j) is active, 0 elsewhere.
+      owner: the neuron of each.
     """
 
-    def __init__(self, X: Float[np.ndarray, "N d0"], V: Float[np.ndarray, "d1 d2"]):
-        self.X, self.V = X, V
-        self._pattern = np.full((2, len(X), len(V)), 2)  # None yet.
-        self._pieces: list[tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]] = []
+    basis: Float[np.ndarray, "d0 free"]
+    moved: Float[np.ndarray, "N free"]
+    owner: Int[np.ndarray, " free"]
 
-    def __call__(
-        self, kinks: Bool[np.ndarray, "N d1"], active: Bool[np.ndarray, "N d1"]
-    ) -> list[tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]]:
-        pattern = np.stack([kinks, active]).astype(self._pattern.dtype)
-        changed = np.any(pattern != self._pattern, axis=(0, 1))
-        self._pieces = [
-            self._piece(j, kinks[:, j], active[:, j]) if changed[j] else self._pieces[j] for j in range(len(changed))
-        ]
-        self._pattern = pattern
-        return self._pieces
+    def jacobian(self, V: Float[np.ndarray, "d1 d2"]) -> Float[np.ndarray, "rows free"]:
+        """The derivatives of Yhat, sample by sample."""
+        return (self.moved[:, None, :] * V[self.owner].T).reshape(len(self.moved) * V.shape[1], len(self.owner))
 
-    def _piece(
-        self, j: int, kinks: Bool[np.ndarray, " N"], active: Bool[np.ndarray, " N"]
-    ) -> tuple[Float[np.ndarray, "d0 free"], Float[np.ndarray, "rows free"]]:
-        free = np.eye(self.X.shape[1])
-        if kinks.any():
-            q, triangle, _ = scipy.linalg.qr(self.X[kinks].T, pivoting=True, check_finite=False)
-            diagonal = np.abs(np.diag(triangle))
-            free = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
-        moved = np.where(active[:, None], self.X @ free, 0.0)
-        rows = len(self.X) * self.V.shape[1]
-        return free, (moved[:, None, :] * self.V[j][None, :, None]).reshape(rows, free.shape[1])
+    def expand(self, step: Float[np.ndarray, " free"], d1: int) -> Float[np.ndarray, "d0 d1"]:
+        """The change of W for coefficients of the directions."""
+        found = np.zeros((len(self.basis), d1))
+        first = np.flatnonzero(np.diff(self.owner, prepend=-1))
+        if len(first):
+            found[:, self.owner[first]] = np.add.reduceat(self.basis * step, first, axis=1)
+        return found
+
+    def project(self, W: Float[np.ndarray, "d0 d1"], kinks: Bool[np.ndarray, "N d1"]) -> Float[np.ndarray, "d0 d1"]:
+        """W on the kinks' constraints; neurons without kinks stay."""
+        held = kinks.any(axis=0)
+        projected = self.expand(np.sum(self.basis * W[:, self.owner], axis=0), W.shape[1])
+        return np.where(held, projected, W)
+
+
+class FreeNeurons:
+    """`FreeDirections` of a pattern; what a neuron contributes is kept while its pattern stays."""
+
+    def __init__(self, X: Float[np.ndarray, "N d0"], d1: int):
+        self.X, self._all = X, np.eye(X.shape[1])
+        self._kinks, self._active = np.zeros((2, len(X), d1), bool)
+        self._bases = [self._all] * d1
+        self._moved = [np.zeros_like(X)] * d1
+        self._found: FreeDirections | None = None
+
+    def __call__(self, kinks: Bool[np.ndarray, "N d1"], active: Bool[np.ndarray, "N d1"]) -> FreeDirections:
+        """What these kinks leave free."""
+        turned = np.any(kinks != self._kinks, axis=0)
+        changed = turned | np.any(active != self._active, axis=0)
+        if self._found is not None and not changed.any():
+            return self._found
+        for j in np.flatnonzero(turned):
+            self._bases[j] = self._all
+            if kinks[:, j].any():
+                q, triangle, _ = scipy.linalg.qr(self.X[kinks[:, j]].T, pivoting=True, check_finite=False)
+                diagonal = np.abs(np.diag(triangle))
+                self._bases[j] = q[:, int(np.sum(diagonal > 1e-9 * max(diagonal[0], 1e-300))) :]
+        for j in np.flatnonzero(changed):
+            along = self.X if self._bases[j] is self._all else self.X @ self._bases[j]
+            self._moved[j] = along * active[:, j, None]
+        self._kinks, self._active = kinks.copy(), active.copy()
+        owner = np.repeat(np.arange(len(self._bases)), [base.shape[1] for base in self._bases])
+        self._found = FreeDirections(np.hstack(self._bases), np.hstack(self._moved), owner)
+        return self._found
 
 
 def _least_squares(
@@ -77,6 +107,9 @@ def _least_squares(
     """The least-squares solution of least norm, or Levenberg and Marquardt's step: by normal equations where they are
     well conditioned.
     """
+    says = jacobian.any(axis=1)  # Samples that nothing acts on would make the normal equations singular.
+    if not says.all():
+        jacobian, error = jacobian[says], error[says]
     rows, free = jacobian.shape
     wide = rows <= free
     try:
@@ -166,7 +199,7 @@ def descend_to_minimum(
     V: Float[np.ndarray, "d1 d2"],
     held: Bool[np.ndarray, "N d1"] | None = None,
     damping: float = 0.0,
-    max_iterations: int = 1000,
+    max_iterations: int = 200,
     patience: int = 40,
 ) -> Candidate:
     """From W down to a minimum of L(., V).
@@ -185,16 +218,15 @@ def descend_to_minimum(
     scale = np.linalg.norm(X, axis=1)[:, None]
     kinks = np.zeros((len(X), W.shape[1]), bool) if held is None else held & nonzero & alive
     positive = X @ W > 0
-    neurons = _Neurons(X, V)
+    neurons = FreeNeurons(X, W.shape[1])
     one_at_a_time, is_stationary = False, False
     label_norm = float(np.sum(Y**2))
     last = 0
     let_go = np.zeros_like(kinks)  # At 0 until the next step, with the side known.
     best, since = np.inf, 0
     for _ in range(max_iterations):
-        pieces = neurons(kinks, positive & ~kinks)
-        for j in np.flatnonzero(kinks.any(axis=0)):
-            W[:, j] = pieces[j][0] @ (pieces[j][0].T @ W[:, j])
+        free = neurons(kinks, positive & ~kinks)
+        W = free.project(W, kinks)
         Z = np.where(kinks | let_go, 0.0, X @ W)
         # What is zero with the kinks, by linear dependence, is one of them.
         dependent = (
@@ -206,14 +238,13 @@ def descend_to_minimum(
             if joins.any():
                 kinks = kinks | joins
                 Z = np.where(kinks, 0.0, Z)
-                pieces = neurons(kinks, positive & ~kinks)
+                free = neurons(kinks, positive & ~kinks)
         active = positive & ~kinks
         E = Y - np.where(active, Z, 0.0) @ V
-        jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
+        jacobian = free.jacobian(V)
         step = _least_squares(jacobian, E.ravel(), damping)
         damping = damping / 2 if damping > 1e-12 else 0.0
-        parts = np.split(step, np.cumsum([free.shape[1] for free, _ in pieces])[:-1])
-        D = np.stack([free @ part for (free, _), part in zip(pieces, parts, strict=True)], axis=1)
+        D = free.expand(step, W.shape[1])
         gain = float((jacobian @ step) @ E.ravel())
         loss = float(np.sum(E**2))
         best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
@@ -288,14 +319,12 @@ def _let_go_of_idle_kinks(
     if not idle.any():
         return W, kinks, positive
     kept, sides = kinks & ~idle, np.where(idle, up, positive)
-    pieces = _Neurons(X, V)(kept, sides & ~kept)
-    jacobian = np.concatenate([columns for _, columns in pieces], axis=1)
-    _, values, rows = np.linalg.svd(jacobian)
+    free = FreeNeurons(X, W.shape[1])(kept, sides & ~kept)
+    _, values, rows = np.linalg.svd(free.jacobian(V))
     flat = rows[int(np.sum(values > 1e-10 * max(values.max(initial=0.0), 1e-300))) :]
     if not len(flat):
         return W, kinks, positive
-    ends = np.cumsum([free.shape[1] for free, _ in pieces])
-    along = [flat[:, end - free.shape[1] : end] @ free.T for (free, _), end in zip(pieces, ends, strict=True)]
+    along = [np.where(free.owner == j, flat, 0.0) @ free.basis.T for j in range(W.shape[1])]
     away = np.array([(1 if up[i, j] else -1) * along[j] @ X[i] / np.linalg.norm(X[i]) for i, j in np.argwhere(idle)])
     best = scipy.optimize.linprog(
         np.append(np.zeros(len(flat)), -1.0),

@@ -3,7 +3,7 @@ for.
 
 Setting. Z = X W; V_j is row j of V; a neuron with V_j = 0 and a sample with x_i = 0 have no say and are left out. S is
 a set of pairs (i, j), M_ij = 1 where (i, j) is active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and
-neurons into J0 and J1, where J0 has no active pair in I1. `error` bounds are of these kinds:
+neurons into J0 and J1, where J0 has no active pair in I1; L is fitted exactly on I0, by J0 and by classes, see (5). `error` bounds are of these kinds:
 
 (1) Neurons J1: W*_J1 minimises q(W) = 1/2 sum over I1 of ||Y_i - sum over J1 of M_ij <x_i, W_j> V_j||^2 on the linear
     space N = {<x_i, W_j> = 0 on S}. If A^T A + K^T K >= lambda I, A the Jacobian of q's predictions and K rows of
@@ -15,15 +15,17 @@ neurons into J0 and J1, where J0 has no active pair in I1. `error` bounds are of
     <= ||A|| delta + e / sqrt(lambda) on I1.
 (2) Multipliers: -A^T E* is orthogonal to N, so it is K^T mu* for some mu*; one is mu plus a change on K's independent
     rows of norm at most (||g|| + ||A|| ||E* - E||) / sigma_K.
-(3) Neurons J0: the equations sum over j of M_ij <x_i, W_j> V_j = Y_i on I0 and <x_i, W_j> = 0 on S, linear in W_J0
-    with W*_J1 inserted. If their matrix has full row rank, least singular value at least sigma, then a solution lies
-    within (||residual|| + ||X|| ||V|| error_1) / sigma of W_J0.
+(3) Neurons J0 and classes: the equations sum over j of M_ij <x_i, W_j> V_j = Y_i on I0 and <x_i, W_j> = 0 on S, linear
+    in their weights with W*_J1 inserted. If their matrix has full row rank, least singular value at least sigma, then
+    a solution lies within (||residual|| + (||X|| ||V|| + ||x_i|| of the kinks) error_1) / sigma.
 (4) Rows of X that S holds beyond linearly independent ones are held exactly where they are exact combinations of those
     (`kinks.spans`).
 
-(5) Neurons of J1 with no kinks, the same active samples in I1 and parallel output rows V_k = r V_j enter the
-    predictions through one sum, so all but the first are left as they are, and the others minimise. c_ik = r c_ij, so
-    what makes the first stationary makes all of them stationary.
+(5) Neurons of J1 with the same active samples in I1, parallel output rows V_k = r V_j and no multipliers form a class.
+    They enter the predictions on I1 through one sum, sum over k of V_k <., W_k>. One of them, the leader, moves in (1)
+    as if it had no kinks; then all of them move in (3), with the neurons of J0, and keep the sum: sum over k of V_ka
+    D_k = 0 for an a with V_ja != 0 are d0 further equations. c_ik = r c_ij, so what makes the leader stationary makes
+    all of them stationary, with slope 0 on their kinks in I1.
 
 What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for
 j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of
@@ -113,8 +115,14 @@ def no_proof(reason: str, candidate: Candidate, layers: TrainedLayers) -> Proof:
 
 
 def power_of_two(value: float) -> float:
-    """The power of two nearest to a positive number: scaling by it is exact."""
-    return float(2.0 ** np.round(np.log2(value))) if np.isfinite(value) and value > 0 else 1.0
+    """The power of two nearest to a positive number, 1 for another one: scaling by it is exact."""
+    return float(powers_of_two(np.asarray(value)))
+
+
+def powers_of_two(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """`power_of_two` of every entry."""
+    usable = np.isfinite(values) & (values > 0)
+    return 2.0 ** np.where(usable, np.round(np.log2(np.where(usable, values, 1.0))), 0.0)
 
 
 def verify(
@@ -123,9 +131,12 @@ def verify(
     W_before: Float[np.ndarray, "d0 d1"],
     candidate: Candidate,
     trained_layers: TrainedLayers = "hidden",
+    classes_fit: bool = True,
 ) -> Proof:
     """What is proved about the minimum that `candidate` proposes for L(., V); `W_before` is that of theta, for the
     distance.
+
+    `classes_fit` lets classes of neurons, (5), fit samples of I0; without it only J0 does.
 
     With `trained_layers` "both" a local minimum is one of L(W, V) and is proved here where J1 is empty: where what is
     not interpolated is out of
@@ -144,15 +155,21 @@ def verify(
     norms = at_most(np.sqrt(np.sum(X * X, axis=1)))[:, None]
     X_norm, V_norm = spectral_norm(X), spectral_norm(V)
 
-    # J0: neurons that act on samples with (almost) no error only; I0: the samples that they act on.
+    # J0: neurons that act on samples with (almost) no error only; I0: the samples that they or classes act on.
     small = np.max(np.abs(at.E), axis=1, initial=0.0) <= _INTERPOLATED * np.max(np.abs(Y), initial=0.0)
-    flexible = ~np.any(active & ~small[:, None], axis=0)
-    I0 = np.any(active & flexible, axis=1)
+    idle = ~np.any(active & ~small[:, None], axis=0)
+    if not classes_fit:
+        small &= np.any(active & idle, axis=1)
+    pulled = np.any(S & ~small[:, None] & (np.abs(mu) > _INTERPOLATED * np.abs(at.C)), axis=0)
+    leader = rows_of_kinks.leaders(active & ~small[:, None], V, has_say & ~idle & ~pulled)
+    shared = np.bincount(leader[leader >= 0], minlength=len(leader)) > 1
+    in_class = (leader >= 0) & shared[leader]
+    leads = in_class & (leader == np.arange(len(leader)))
+    flexible = idle | in_class
+    I0 = small & np.any(active & flexible, axis=1)
     I1, rigid = ~I0, has_say & ~flexible
     acts_on_I1 = active & I1[:, None]
-    # Neurons without kinks that repeat the pattern of another one stay where they are: see (5).
-    repeats = rows_of_kinks.followers(acts_on_I1, V, rigid & ~S.any(axis=0))
-    moving = rigid & ~repeats
+    moving = rigid | leads
 
     independent = rows_of_kinks.basis(X, S)
     for j in np.flatnonzero((S & ~independent).any(axis=0)):
@@ -162,8 +179,8 @@ def verify(
     sigmas = []
     # (1), (2)
     error_1, mu_error, E_change = 0.0, 0.0, 0.0
-    if rigid.any():
-        at_kinks = np.argwhere(independent & moving)
+    if moving.any():
+        at_kinks = np.argwhere(independent & rigid)
         sigma_K = least_singular_value(np.eye(W.shape[1])[at_kinks[:, 1]], X[at_kinks[:, 0]])
         if sigma_K <= 0:
             return undecided("the rows of X at the kinks of a neuron are not proved independent")
@@ -181,10 +198,10 @@ def verify(
         convexity = least_eigenvalue(both.T @ both, float(at_most(gamma(len(both) + 2) * frobenius(both) ** 2)))
         if convexity <= 0:
             return undecided("the Jacobian along the kinks is not proved to have full column rank")
-        T = np.where(acts_on_I1 & moving, at.C, 0.0) + np.where(S & moving, mu, 0.0)
+        T = np.where(acts_on_I1 & moving, at.C, 0.0) + np.where(S & rigid, mu, 0.0)
         T_error = np.where(acts_on_I1 & moving, at.C_error, 0.0)
         g = frobenius(np.abs(X.T @ T) + np.abs(X).T @ T_error + gamma(len(X)) * (np.abs(X).T @ np.abs(T)))
-        off = np.where(independent & moving, np.abs(at.Z) + at.Z_error, 0.0)
+        off = np.where(independent & rigid, np.abs(at.Z) + at.Z_error, 0.0)
         delta = frobenius(off) / sigma_K if off.any() else 0.0
         A_norm = X_norm * V_norm
         along = g + A_norm**2 * delta
@@ -209,35 +226,39 @@ def verify(
     if len(rows) + len(at_kinks):
         fit = np.where(active[rows[:, 0]] & loose, V.T[rows[:, 1]], 0.0)
         hold = np.eye(W.shape[1])[at_kinks[:, 1]]
-        weights = np.concatenate([np.sqrt(np.sum(fit * fit, axis=1)) * norms[rows[:, 0], 0], norms[at_kinks[:, 0], 0]])
-        scales = np.array([1 / power_of_two(float(weight)) for weight in weights])
+        heads = np.flatnonzero(leads)
+        same = np.where(in_class & (leader == heads[:, None]), V.T[np.argmax(V[heads] != 0, axis=1)], 0.0)
+        factors = np.vstack([fit, hold, np.repeat(same, X.shape[1], axis=0)])
+        inputs = np.vstack([X[rows[:, 0]], X[at_kinks[:, 0]], np.tile(np.eye(X.shape[1]), (len(heads), 1))])
+        weights = np.sqrt(np.sum(factors * factors, axis=1) * np.sum(inputs * inputs, axis=1))
+        scales = 1 / powers_of_two(weights)
         residual = np.concatenate(
             [
                 (np.abs(at.E) + at.E_error)[rows[:, 0], rows[:, 1]],
                 (np.abs(at.Z) + at.Z_error)[at_kinks[:, 0], at_kinks[:, 1]],
+                np.zeros(len(same) * X.shape[1]),
             ]
         )
-        sigma = least_singular_value(
-            np.vstack([fit, hold]) * scales[:, None], X[np.concatenate([rows[:, 0], at_kinks[:, 0]])]
-        )
+        sigma = least_singular_value(factors * scales[:, None], inputs)
         if sigma <= 0:
             return undecided(
                 "the equations of the fitted samples and of the kinks are not proved to have full row rank "
-                f"({len(rows)} and {len(at_kinks)} equations, {int(loose.sum()) * X.shape[1]} weights)"
+                f"({len(factors)} equations, {int(loose.sum()) * X.shape[1]} weights)"
             )
-        carried = X_norm * V_norm * error_1 * float(np.max(scales))
+        of_kinks = frobenius(norms[at_kinks[leads[at_kinks[:, 1]], 0]])
+        carried = (X_norm * V_norm + of_kinks) * error_1 * float(np.max(scales))
         error_0 = float(at_most((frobenius(residual * scales) + carried) / sigma))
         sigmas.append(sigma)
 
-    error = float(at_most(np.hypot(error_0, error_1)))
+    error = float(at_most(error_0 + error_1))
     # (4) and the conditions; `errors` is the error of every neuron.
-    errors = np.where(moving, error_1, np.where(loose, error_0, 0.0))
+    errors = np.where(rigid, error_1, 0.0) + np.where(loose, error_0, 0.0) + np.where(leads, error_1, 0.0)
     off_kinks = pairs & ~S
     sure = np.where(active, at.Z, -at.Z) - at_most(at.Z_error + norms * errors)
     norms_or_one = np.where(nonzero[:, None], norms, 1.0)
     room = np.where(off_kinks, sure / norms_or_one, np.inf) * (1 - 2.0**-30)
     V_rows = at_most(np.sqrt(np.sum(V * V, axis=1)))
-    C_sure = at_most(at.C_error + np.where(rigid.any() & active.any(axis=1)[:, None], E_change * V_rows, 0.0))
+    C_sure = at_most(at.C_error + np.where(moving.any() & active.any(axis=1)[:, None], E_change * V_rows, 0.0))
     C_sure = np.where((at.C_error == 0) & ~active.any(axis=1)[:, None], 0.0, C_sure)
     slope = np.where(S & rigid, np.minimum(-mu, mu - at.C - C_sure) - at_most(mu_error), np.inf)
     coefficient = np.where(S & ~rigid & I1[:, None], -at.C - C_sure, np.inf)
@@ -278,7 +299,7 @@ def verify(
     if not low > 0:
         return dataclasses.replace(blank, reason="the loss of the minimum is not proved to be positive")
     if trained_layers == "both":
-        if rigid.any():
+        if moving.any():
             return dataclasses.replace(blank, reason="the output layer is not proved to be stationary")
         # V moves too: neurons without a say may get one, and c_ij changes by at most ||Y_i|| ||change of V_j||.
         silent = np.where(I1[:, None] & nonzero[:, None] & ~has_say, (-at.Z - at.Z_error) / norms_or_one, np.inf)
