@@ -206,6 +206,25 @@ def test_neurons_that_share_a_pattern_are_minima_that_are_not_isolated(checker):
     assert rows_of_kinks.leaders(pattern, parallel, np.array([False, True])).tolist() == [-1, 1]
 
 
+def test_neurons_that_share_a_pattern_may_fit_a_sample():
+    """Both neurons are active on four samples, where their sum (0.6, 1) is best; one of them alone fits the fifth."""
+    problem = Problem(
+        np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [-1.0, 1.0]]),
+        np.array([[1.0], [1.0], [2.0], [1.5], [0.8]]),
+    )
+    W, V = np.array([[0.1, 0.5], [0.9, 0.1]]), np.ones((2, 1))
+    proof = decide(Params(W + 1e-4 * np.array([[1.0, -0.3], [0.5, 2.0]]), V), problem)
+    assert proof.verdict == Verdict.LOCAL_MINIMUM
+    np.testing.assert_allclose(proof.loss, (0.4**2 + 0.2**2 + 1 + 0.5**2) / 2, rtol=1e-8)
+    np.testing.assert_allclose(proof.W.sum(axis=1), [0.6, 1.0], rtol=1e-8)
+    assert proof.W[1, 0] - proof.W[0, 0] == pytest.approx(0.8, rel=1e-8)
+    assert 0 < proof.radius <= 0.1 + 1e-6  # The second neuron is 0.1 from its kink at (0, 1).
+    rng = np.random.default_rng(0)
+    for D in rng.normal(size=(300, 2, 2)):
+        D *= rng.uniform(0, proof.radius) / np.linalg.norm(D)
+        assert loss(proof.W + D, V, problem) >= proof.loss[0] * (1 - 1e-9)
+
+
 # Networks after descent.
 
 CASES = {
