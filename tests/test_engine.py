@@ -149,6 +149,41 @@ def test_mapping_a_run_again_compiles_nothing(lanes, caplog):
     assert compilations(11) > 0
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_what_may_change_is_compiled_anew(lanes):
+    """A dynamics with state of its own, a method of an object, and another generator of random numbers."""
+
+    class Adding(Stepwise):
+        rate = 1.0
+
+        def init(self, problem, params=None, key=None):
+            return CountdownState(problem, jnp.int32(0))
+
+        def take_step(self, state):
+            return CountdownState(state.row + self.rate, state.step + 1)
+
+        def done(self, state):
+            return state.step >= 3
+
+        def result(self, state):
+            return state.row
+
+        def scaled(self, x):
+            return self.rate * x
+
+    adding, inputs = Adding(), jnp.arange(3, dtype=jnp.float32)
+    draw = lambda x: x + jax.random.uniform(jax.random.key(1))
+    for rate in (1.0, 5.0):
+        adding.rate = rate
+        ends, _ = run_on_devices(adding, Start(inputs), 3, lanes=lanes, steps_per_chunk=2)
+        np.testing.assert_array_equal(ends, inputs + 3 * rate)
+        np.testing.assert_array_equal(map_on_devices(adding.scaled, inputs, lanes=lanes)[0], rate * inputs)
+    for generator in ("threefry2x32", "rbg"):
+        with jax.default_prng_impl(generator):
+            found, _ = map_on_devices(draw, inputs, lanes=lanes)
+            np.testing.assert_allclose(found, jax.vmap(draw)(inputs), rtol=1e-6)
+
+
 def test_mapped_functions_share_a_device_in_lanes_and_never_more():
     """Three devices: as many side by side as lanes on each, whatever the number of runs; in a process of its own."""
     script = """

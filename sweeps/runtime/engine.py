@@ -11,6 +11,8 @@ Pure functions that are not interrupted are mapped in batches, the next when all
 """
 
 import dataclasses
+import functools
+import inspect
 import time
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
@@ -134,17 +136,49 @@ _PROGRAMS: dict[Hashable, Any] = {}
 _NUM_PROGRAMS = 12
 
 
+# What of JAX's configuration decides a program.
+_CONFIGURATION = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_debug_nans",
+)
+
+
+def _may_change(value: Any) -> bool:
+    """Whether something may come to compute something else and still be equal to itself: an object that is hashed by
+    its identity, or a method of one.
+    """
+    if isinstance(value, tuple):
+        return any(_may_change(entry) for entry in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        frozen = type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return not frozen or any(_may_change(getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, functools.partial):
+        return _may_change((value.func, *value.args, *value.keywords.values()))
+    if inspect.ismethod(value):
+        return _may_change(value.__self__)
+    if inspect.isroutine(value) or isinstance(value, type) or value is None:
+        return False
+    return type(value).__hash__ is object.__hash__ and not isinstance(value, Mesh | jax.stages.Wrapped)
+
+
 def _compiled(key: Hashable, function: Any, *arguments: PyTree) -> Any:
     """The jitted function compiled for arguments of such shapes, or the program of an earlier call with the same key.
 
     Args:
-      key: what decides the function, hashable or not; a key that is not hashable has its program compiled anew.
+      key: what decides the function; one that is not hashable, or that may change, has its program compiled anew.
       function: jitted.
       arguments: as it will be called with.
     """
     leaves, structure = jax.tree.flatten(arguments)
-    precision = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    whole = (key, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), precision)
+    configuration = tuple(getattr(jax.config, name) for name in _CONFIGURATION)
+    whole = (key, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), configuration)
+    if _may_change(key):
+        return function.lower(*arguments).compile()
     try:
         known = _PROGRAMS.pop(whole, None)
     except TypeError:
