@@ -194,8 +194,17 @@ def _nodes(tree: PyTree) -> list[Any]:
     return [tree] + [node for child in children for node in _nodes(child)]
 
 
-def _is_scalar(shape: Any, kind: Any) -> bool:
-    return getattr(shape, "shape", None) == () and jnp.issubdtype(shape.dtype, kind)
+def _check_scalar(name: str, kind: Any, function: Callable, *arguments: Any) -> jax.ShapeDtypeStruct:
+    """What a function returns for such arguments, when it can be called and returns one value of a kind."""
+    wanted = "truth value" if kind is bool else "float"
+    try:
+        value = jax.eval_shape(function, *arguments)
+    except (AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the {name} must do with {len(arguments)} arguments of this run: {reason}") from error
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, kind):
+        raise ValueError(f"the {name} must return one {wanted}, got {value}")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +238,14 @@ class Descent:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if not all(callable(getattr(self.optimizer, name, None)) for name in ("init", "update")):
+            raise ValueError(f"optimizer must be one of optax, with init and update, got {self.optimizer!r}")
+        if not (
+            callable(self.at_zero)
+            or isinstance(self.at_zero, jax.Array)
+            or np.asarray(self.at_zero).dtype.kind in "buif"
+        ):
+            raise ValueError(f"at_zero must be a number, an array or a selection, got {self.at_zero!r}")
         if self.batch_size is not None:
             whole_number("batch_size", self.batch_size)
         for name in ("criterion", "stopping_rule", "objective", "kernel"):
@@ -334,9 +351,7 @@ class Descent:
             given = () if problem is None else (problem,)
             if not _takes(self.objective, params, *given):
                 raise ValueError(f"the objective must take {'theta' if problem is None else 'theta and the problem'}")
-            value = jax.eval_shape(self.objective, params, *given)
-            if not _is_scalar(value, jnp.floating):
-                raise ValueError(f"the objective must return one float, got {value}")
+            value = _check_scalar("objective", jnp.floating, self.objective, params, *given)
             return jax.ShapeDtypeStruct((1,), value.dtype)
         if problem is None:
             raise ValueError("without an objective of its own a descent needs a problem")
@@ -361,13 +376,9 @@ class Descent:
     def _check_rules(self, state: DescentState, losses: jax.ShapeDtypeStruct) -> None:
         """Whether criterion, stopping rule and kernel return what they should."""
         if self.criterion is not None:
-            met = jax.eval_shape(self.criterion, losses, state.problem)
-            if not _is_scalar(met, bool):
-                raise ValueError(f"the criterion must return one truth value, got {met}")
+            _check_scalar("criterion", bool, self.criterion, losses, state.problem)
         if self.stopping_rule is not None:
-            ends = jax.eval_shape(self.stopping_rule, state)
-            if not _is_scalar(ends, bool):
-                raise ValueError(f"the stopping rule must return one truth value, got {ends}")
+            _check_scalar("stopping rule", bool, self.stopping_rule, state)
         if self.kernel is not None:
             kinds = lambda tree: jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
             expected = kinds((state.objective, state.gradient, losses))
@@ -416,7 +427,7 @@ class Descent:
         if any(isinstance(node, optax.LookaheadState) for node in _nodes(optimizer_state)):
             raise ValueError("optax.lookahead needs parameters of its own kind, and is not for descend")
         infinite = jnp.full((), jnp.inf, losses.dtype)
-        state = DescentState(
+        begun = DescentState(
             problem=problem,
             key=key,
             params=params,
@@ -428,11 +439,35 @@ class Descent:
             objective=jnp.ones((), losses.dtype),
             loss=infinite,
             best_loss=infinite,
+            losses=None,
+            converged_at=jnp.int32(-1),
+            meets=jnp.bool_(False),
+            stopped=jnp.bool_(False),
+        )
+        state = self._to_be_judged(begun, losses)
+        self._check_rules(state, losses)
+        return state
+
+    def _to_be_judged(self, state: DescentState, losses: jax.ShapeDtypeStruct) -> DescentState:
+        """The state before theta_k is evaluated and its losses judged."""
+        return state._replace(
+            evaluated=jnp.bool_(False),
             losses=None if self.stopping_rule is None else jnp.full(losses.shape, jnp.inf, losses.dtype),
             converged_at=jnp.int32(-1),
             meets=jnp.bool_(False),
             stopped=jnp.bool_(False),
         )
+
+    def take_over(self, state: DescentState) -> DescentState:
+        """The state of another descent with the same optimizer, to go on by the criterion and the rules of this one.
+
+        theta_k is evaluated again, at its step, and judged anew; `converged_at` is of this criterion.
+
+        Raises:
+          ValueError: criterion, stopping rule or kernel are not of the right kind.
+        """
+        losses = self._check_losses(state.problem, state.params)
+        state = self._to_be_judged(state, losses)
         self._check_rules(state, losses)
         return state
 
@@ -453,7 +488,7 @@ class Descent:
         """On to an absolute step, or to where the run ends by itself; theta_0 is evaluated on the way.
 
         Args:
-          state: where to go on from.
+          state: where to go on from; one of another descent goes through `take_over` first.
           step: how many updates shall have been made, counted from theta_0; traced or not.
           fixed_length: the most updates to make now, as an int, for a loop of fixed length, which reverse-mode
             differentiation can go through; None for a loop that ends when it can.
@@ -464,6 +499,9 @@ class Descent:
         """
         if not isinstance(step, jax.Array):
             step = whole_number("step", step, 0)
+        if fixed_length is not None:
+            length = whole_number("fixed_length", fixed_length, 0)
+            step = jnp.minimum(step, state.step + length)
         problem, key = state.problem, state.key
         evaluate = self.evaluator(problem, key)
         optimizer = optax.with_extra_args_support(self.optimizer)
@@ -516,7 +554,7 @@ class Descent:
                 return jax.tree.map(lambda old, new: jnp.where(due, new, old), state, take_step(state))
 
             # One more, where theta_0 has not been evaluated.
-            state = jax.lax.fori_loop(0, whole_number("fixed_length", fixed_length, 0) + 1, step_if_due, state)
+            state = jax.lax.fori_loop(0, length + 1, step_if_due, state)
         return state._replace(problem=problem, key=key)
 
     def result(self, state: DescentState) -> DescentResult:

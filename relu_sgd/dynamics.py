@@ -31,8 +31,8 @@ class Dynamics(Protocol[State, Result]):
     """A run as pure functions, which jit and vmap go through.
 
     The state is a pytree of arrays and holds all that is needed to go on, the problem and the random key included.
-    Steps are absolute: a run begins at step 0. `sweeps.engine` maps any such run over lanes and devices; it reuses
-    compiled programs where the dynamics are hashable (a frozen dataclass is) and equal.
+    Steps are absolute: a run begins at step 0. `sweeps.runtime.engine` maps any such run over lanes and devices;
+    it reuses compiled programs where the dynamics are equal and cannot change, as a frozen dataclass.
     """
 
     def init(self, problem: PyTree, params: PyTree, key: Key[Array, ""] | None = None) -> State:

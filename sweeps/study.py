@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from relu_sgd.network import TrainedLayers
-from sweeps.command.parsers import Block, Folder, Parser, Switch, Text, Whole
+from sweeps.command.parsers import Block, Folder, Parser, Switch, Whole
 
 if TYPE_CHECKING:  # Plots and tables are loaded by who reports, not by every worker process.
     import pandas
@@ -193,7 +193,7 @@ class Execution:
         group="tiles",
     )
     compilation_cache: str = flag(
-        Text(),
+        Parser(),
         "folder that compiled programs are kept in; empty for none",
         "~/.cache/relu_sgd/compiled",
         group="tiles",
@@ -305,8 +305,8 @@ class Study:
 
     @property
     def metrics(self) -> Metrics:
-        """What is kept of a run, the status among it."""
-        raise NotImplementedError
+        """What is kept of a run, the status among it; nothing in a study without axes."""
+        return {}
 
     @property
     def records(self) -> tuple[str, tuple[int, ...]] | None:
@@ -319,8 +319,11 @@ class Study:
         return "float64"
 
     def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
-        """The runs of a tile, in a worker process: every metric in the tile's order, and the seconds spent."""
-        raise NotImplementedError
+        """The runs of a tile, in a worker process: every metric in the tile's order, and the seconds spent.
+
+        Every study with axes has its own; one without has no tiles.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has axes, and so must have run_tile")
 
     def cost(self, tile: Tile) -> float:
         """How long the tile takes at most, roughly, in any unit: the longest go first."""

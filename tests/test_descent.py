@@ -427,15 +427,53 @@ def test_an_objective_that_is_no_sum_over_samples():
         (dict(objective=jnp.sum, stopping_rule=1e-3), "stopping_rule must be a function"),
         (dict(objective=jnp.sum, criterion=1e-3), "criterion must be a function"),
         (dict(objective=jnp.sum, criterion=lambda losses, problem: 0.5), "one truth value"),
+        (dict(objective=jnp.sum, criterion=relative_error_below(0.1)), "the criterion must do with 2 arguments"),
+        (dict(objective=jnp.sum, criterion=relative_error_below), "the criterion must do with 2 arguments"),
+        (dict(objective=jnp.sum, stopping_rule=lambda state, step: True), "the stopping rule must do with 1 arguments"),
+        (dict(objective=jnp.sum, optimizer="sgd"), "optimizer must be one of optax"),
+        (dict(at_zero="random"), "at_zero must be a number"),
         (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: (0.0, theta)), "Evaluation"),
         (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: Evaluation(theta[0], theta[0], theta[:1])), "Evaluation"),
     ],
 )  # fmt: skip
 def test_objectives_rules_and_kernels_that_are_not_what_they_should_be(options, message):
     with pytest.raises(ValueError, match=message):
-        descend(jnp.ones(3), num_steps=1, optimizer=optax.sgd(0.1), **options)
+        descend(jnp.ones(3), num_steps=1, **(dict(optimizer=optax.sgd(0.1)) | options))
     with pytest.raises(ValueError, match="give one"):
         descend(jnp.ones(3), num_steps=1, objective=jnp.sum)
+
+
+@pytest.mark.parametrize("batch_size", [None, 6])
+def test_a_descent_takes_over_from_another(batch_size):
+    """By its own rules, as if it had run from the start; and an interruption changes no bit."""
+    W, V, X, Y = map(jnp.asarray, draw())
+    key = None if batch_size is None else jax.random.key(3)
+    plain = Descent(optax.sgd(0.02, momentum=0.9), batch_size=batch_size)
+    change = functools.partial(dataclasses.replace, plain)
+    first = change(stopping_rule=lambda state: state.step >= 2)
+    state = first.advance_to(first.init(Problem(X, Y), Params(W, V), key), 50)
+    assert (state.step, first.result(state).status) == (2, Status.STOPPED)
+    level = float(plain.result(plain.advance_to(plain.init(Problem(X, Y), Params(W, V), key), 9)).loss)
+    for second, steps, status in (
+        (plain, 9, Status.STEP_LIMIT),
+        (change(stopping_rule=lambda state: state.step >= 5), 5, Status.STOPPED),
+        (change(stopping_rule=lambda state: jnp.abs(state.losses.sum() - level) < 1e-12 * level), 9, Status.STOPPED),
+        (change(criterion=lambda losses, problem: jnp.sum(losses) > 0), 2, Status.CONVERGED),
+    ):
+        end = second.result(second.advance_to(second.take_over(state), 9))
+        assert (end.steps, end.status) == (steps, status)
+        whole = plain.result(plain.advance_to(plain.init(Problem(X, Y), Params(W, V), key), steps))
+        np.testing.assert_array_equal(end.params.W, whole.params.W)
+        assert float(end.loss) == float(whole.loss)
+
+
+def test_a_loop_of_fixed_length_makes_as_many_updates():
+    W, V, X, Y = map(jnp.asarray, draw())
+    descent = Descent(optax.sgd(0.02))
+    start = descent.init(Problem(X, Y), Params(W, V))
+    for state in (start, descent.advance_to(start, 0)):
+        assert descent.advance_to(state, 100, fixed_length=5).step == 5
+        assert descent.advance_to(state, 3, fixed_length=5).step == 3
 
 
 @pytest.mark.parametrize("batch_size", [None, 6])

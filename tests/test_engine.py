@@ -149,6 +149,19 @@ def test_mapping_a_run_again_compiles_nothing(lanes, caplog):
     assert compilations(11) > 0
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "options"),
+    [(3, dict(lanes=0)), (3, dict(lanes=2, steps_per_chunk=0)), (-5, dict(lanes=2)), (2.5, dict(lanes=2))],
+)
+def test_numbers_with_which_no_run_would_end(num_steps, options):
+    starts = Start(jnp.ones((4, 2), jnp.int32))
+    with pytest.raises(ValueError, match="must be"):
+        run_on_devices(Countdown(), starts, num_steps, **options)
+    if options["lanes"] == 0:
+        with pytest.raises(ValueError, match="lanes must be"):
+            map_on_devices(jnp.sum, starts.problem, lanes=0)
+
+
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_what_may_change_is_compiled_anew(lanes):
     """A dynamics with state of its own, a method of an object, and another generator of random numbers."""

@@ -19,33 +19,20 @@ __all__ = [
     "Several",
     "Sizes",
     "Switch",
-    "Text",
     "Whole",
 ]
 
 
 class Parser(flags.ArgumentParser, flags.ArgumentSerializer):
-    """Text to a value, and back."""
+    """Text to a value, and back; in subclasses `parse` raises ValueError where the text is not allowed."""
 
     def parse(self, argument: str) -> Any:
-        """The value of a text.
-
-        Raises:
-          ValueError: the text is not allowed.
-        """
-        raise NotImplementedError
+        """The text itself."""
+        return argument
 
     def serialize(self, value: Any) -> str:
         """The text of a value."""
         return str(value)
-
-
-class Text(Parser):
-    """Any text."""
-
-    def parse(self, argument: str) -> str:
-        """The text."""
-        return argument
 
 
 class Switch(Parser):

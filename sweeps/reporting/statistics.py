@@ -99,7 +99,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
     Only finished runs count; a cell without any has NaN for everything but its counts.
 
     Args:
-      results: a group of the store, see `sweeps.store`.
+      results: a group of the store, see `sweeps.runtime.store`.
       method: of the intervals.
 
     Returns:

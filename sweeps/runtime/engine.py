@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
+from relu_sgd._checks import whole_number
 from relu_sgd.dynamics import Dynamics
 
 __all__ = [
@@ -239,7 +240,11 @@ def map_on_devices(
     Returns:
       As `run_on_devices`. The program of an earlier call is used again when the function is the same object (or an
       equal one) and the shapes are the same.
+
+    Raises:
+      ValueError: lanes is no whole number, or too small.
     """
+    lanes = whole_number("lanes", lanes)
     mesh = _mesh(devices)
     inputs = jax.device_get(raw(inputs))
     lanes = min(lanes, -(-_count(inputs) // mesh.size))
@@ -349,7 +354,12 @@ def run_on_devices(
       compilation (tracing, lowering, and compiling or reading the compiled program from the disk) and into running. A
       result depends on its own run and on `lanes`, not on the other runs. Programs of earlier calls are used again
       when the dynamics are hashable and equal, and the shapes and options are the same.
+
+    Raises:
+      ValueError: num_steps, lanes or steps_per_chunk are no whole numbers, or too small.
     """
+    num_steps, lanes = whole_number("num_steps", num_steps, 0), whole_number("lanes", lanes)
+    steps_per_chunk = whole_number("steps_per_chunk", steps_per_chunk)
     mesh = _mesh(devices)
     # On the host, where rows are picked with NumPy: JAX would compile a program for every shape.
     starts = jax.device_get(raw(starts))

@@ -114,7 +114,7 @@ def count_steps(
 
     def reach(state: DescentState, epsilon: jax.Array) -> tuple[DescentState, jax.Array]:
         towards = dataclasses.replace(descent, criterion=lambda losses, problem: jnp.sum(losses) < epsilon)
-        state = towards.advance_to(state._replace(meets=state.loss < epsilon), study.max_steps)
+        state = towards.advance_to(towards.take_over(state), study.max_steps)
         return state, jnp.where(state.meets, state.step, -1)
 
     end, steps = jax.lax.scan(reach, descent.init(run.problem, run.params, key), jnp.asarray(study.epsilon))
