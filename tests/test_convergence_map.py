@@ -182,6 +182,19 @@ def test_results_of_other_draws_are_refused(finished, tmp_path, capsys):
     assert "begun with other draws" in refuses(capsys, out)
 
 
+def test_results_that_do_not_name_their_study_are_read(finished, tmp_path, monkeypatch):
+    """As a store is that was written before studies had names in it; nothing is trained anew."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    metadata = out / "results.zarr" / "zarr.json"
+    root = json.loads(metadata.read_text())
+    del root["attributes"]["study"]
+    metadata.write_text(json.dumps(root))
+    monkeypatch.delattr(runs, "train_tile")
+    run(out)
+    assert (out / "sessions.jsonl").read_text() == (finished / "sessions.jsonl").read_text()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "no store"])
 def test_a_damaged_store_is_refused(finished, tmp_path, capsys, damage):
     out = tmp_path / "out"

@@ -206,7 +206,7 @@ def test_neurons_that_share_a_pattern_are_minima_that_are_not_isolated(checker):
     assert rows_of_kinks.leaders(pattern, parallel, np.array([False, True])).tolist() == [-1, 1]
 
 
-def test_neurons_that_share_a_pattern_may_fit_a_sample():
+def test_neurons_that_share_a_pattern_may_fit_a_sample(checker):
     """Both neurons are active on four samples, where their sum (0.6, 1) is best; one of them alone fits the fifth."""
     problem = Problem(
         np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [-1.0, 1.0]]),
@@ -219,6 +219,13 @@ def test_neurons_that_share_a_pattern_may_fit_a_sample():
     np.testing.assert_allclose(proof.W.sum(axis=1), [0.6, 1.0], rtol=1e-8)
     assert proof.W[1, 0] - proof.W[0, 0] == pytest.approx(0.8, rel=1e-8)
     assert 0 < proof.radius <= 0.1 + 1e-6  # The second neuron is 0.1 from its kink at (0, 1).
+    arrays = as_arrays(proof, problem)
+    assert checker.check(arrays) == "LOCAL_MINIMUM"
+    for move in ([[0.0, 1e-3], [0.0, 0.0]], [[1e-3, -1e-3], [0.0, 0.0]]):  # The sum; what is fitted.
+        with pytest.raises(ArithmeticError):
+            checker.check(arrays | {"W": proof.W + np.array(move)})
+    with pytest.raises(ArithmeticError):
+        checker.check(arrays | {"Y": problem.Y + np.array([[0.0], [0.0], [0.0], [0.0], [1e-3]])})
     rng = np.random.default_rng(0)
     for D in rng.normal(size=(300, 2, 2)):
         D *= rng.uniform(0, proof.radius) / np.linalg.norm(D)
