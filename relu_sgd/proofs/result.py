@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -74,8 +74,9 @@ class Proof:
     margins: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def save_certificate(path: Path | str, proof: Proof, problem: Problem) -> None:
-    """A proof and its problem as an npz file, which a checker can decide again without this package.
+def save_certificate(path: Path | str | IO[bytes], proof: Proof, problem: Problem) -> None:
+    """A proof and its problem as an npz file (or into an open one), which a checker can decide again without this
+    package.
 
     Arrays X, Y, W, V, kinks, active, slopes, multipliers; verdict and trained_layers as strings; numbers error, radius
     and loss.

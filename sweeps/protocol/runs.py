@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ __all__ = [
     "METRICS",
     "STATUSES",
     "End",
+    "Prover",
     "descent_of",
     "devices_of",
     "follow_inclusion",
@@ -105,6 +106,10 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
         criterion=_criterion(protocol),
         stop=protocol.stop,
     )
+
+
+# From runs, their last networks (padded) and their statuses, all on the host, to what is recorded of them besides.
+Prover: TypeAlias = Callable[[Run, Params, np.ndarray], dict[str, np.ndarray]]
 
 
 class End(NamedTuple):
@@ -272,6 +277,7 @@ def train_tile(
     lanes: int = 0,
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
+    prove: Prover | None = None,
 ) -> tuple[dict[str, np.ndarray], Timings]:
     """A tile from its draws to its records.
 
@@ -281,6 +287,7 @@ def train_tile(
       tile: what to train.
       lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
       steps_per_chunk, devices: as for `engine.run_on_devices`.
+      prove: what is recorded besides, of the starts, last networks and statuses; see `sweeps.proving`.
 
     Returns:
       The records of its runs, and the seconds that went into each part of the work.
@@ -310,4 +317,9 @@ def train_tile(
     begun = time.perf_counter()
     ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)
     records = measure_tile(protocol, tile, runs, ends)
-    return records, {"drawing": drawing, **timings, "measuring": time.perf_counter() - begun}
+    timings |= {"drawing": drawing, "measuring": time.perf_counter() - begun}
+    if prove is not None:
+        begun = time.perf_counter()
+        records |= prove(runs, ends.params, records["status"])
+        timings["proving"] = time.perf_counter() - begun
+    return records, timings
