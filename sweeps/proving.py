@@ -1,24 +1,62 @@
-"""What theorems say of the end of every run of a map (`python -m sweeps.convergence_map --prove`; docs/proofs.md,
-docs/proved_maps.md).
+"""What theorems say of the runs of a map: of their ends (--prove), and whether they may end (--stop=decided). See
+docs/proofs.md and docs/proved_maps.md.
 
 A run is decided where it ended: in float64, whatever it was trained in, so that what is proved is about the very
 numbers that training used (a float32 number is a float64 number). The certificate says that a minimum is nearby; that
 descent would go there is not claimed.
+
+--stop=decided ends a run that does not meet its criterion when, at step k,
+
+(a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
+(b) a local minimum theta* of positive loss L* is proved below theta_k;
+(c) its last `WATCHED` iterates, theta_{k - WATCHED + 1} to theta_k, move around theta*: they lie in the union of the closed
+    linear regions that meet at theta*. That is, for every pair (i, j) off the kinks of theta*, Z_ij has at no iterate
+    the sign opposite to that at theta* (pairs of samples that theta* fits exactly do not count).
+
+With the hidden layer trained, Theorem 2 proves L >= L* on all of that union, so no iterate can come below L* before a
+preactivation off the kinks changes its sign. With both layers that is proved where theta* has samples out of reach
+(Theorem 4); elsewhere Theorem 3 proves it in a ball that is smaller than the iterates' movement, and (c) is what is
+seen, not what is proved. In no case is it proved that descent with a finite step stays: how often it would have left
+is measured in docs/proved_maps.md.
+
+A run is looked at every `LOOK` steps of its own, and tried for the first time when its loss has stalled; after a try that
+fails it is left alone until it has taken twice as many steps. So what happens to it depends on the run alone.
 """
 
+import functools
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
-from relu_sgd import Params, Problem, Status, proofs
+from relu_sgd import Descent, DescentState, Params, Problem, Status, preactivations, proofs
 from relu_sgd.network import TrainedLayers
-from sweeps.protocol.draw import Run, networks
+from sweeps.protocol.draw import Run, networks, padded, roomy, x64
+from sweeps.protocol.presets import Protocol
+from sweeps.runtime.engine import Between, Lane, raw, typed
 from sweeps.study import Metrics, Tile
 
-__all__ = ["METRICS", "REASONS", "certificate_path", "decide_end", "prove_tile", "reason_code"]
+__all__ = [
+    "LOOK",
+    "METRICS",
+    "REASONS",
+    "STALLED",
+    "WATCHED",
+    "TileProofs",
+    "certificate_path",
+    "decide_end",
+    "moves_around",
+    "reason_code",
+]
+
+# What --stop=decided goes by, see above.
+LOOK, STALLED, WATCHED = 1_000, 0.01, 100
 
 # Why nothing is proved, as the store holds it; texts are the beginnings of those of `relu_sgd.proofs`, or ours.
 REASONS: dict[int, str] = {
@@ -106,33 +144,158 @@ def _keep(path: Path, proof: proofs.Proof, problem: Problem) -> None:
     partial.replace(path)
 
 
-def prove_tile(
-    trained_layers: TrainedLayers, tile: Tile, keep: Path | None = None
-) -> Callable[[Run, Params, np.ndarray], dict[str, np.ndarray]]:
-    """What decides the runs of a tile: from their starts, ends and statuses, on the host, to `METRICS`.
+class TileProofs:
+    """What is tried and found about the runs of a tile, in the process that trains it.
 
     Args:
-      trained_layers: what was trained.
+      protocol: of the tile's set-up.
       tile: the runs, over (d0, d1).
+      record: whether `records` are wanted.
       keep: folder of the certificates; None for none. They are there before the tile counts, so that one that was
         interrupted is decided again, and its certificates are written again.
     """
 
-    def prove(runs: Run, ends: Params, statuses: np.ndarray) -> dict[str, np.ndarray]:
-        found = {name: np.zeros(tile.num_runs, kind) for name, (kind, _) in METRICS.items()}
+    def __init__(self, protocol: Protocol, tile: Tile, *, record: bool = True, keep: Path | None = None) -> None:
+        self.protocol, self.tile, self.record, self.keep = protocol, tile, record, keep
+        self._networks = networks(tile).tolist()
+        self._stopped: dict[int, proofs.Proof] = {}
+        self.seconds = 0.0
+
+    def _true(self, run: int, params: Any, problem: Any) -> tuple[Params, Problem]:
+        """Without padding, in float64."""
+        d0, d1, _ = self._networks[run]
+        return _double(Params(params.W[:d0, :d1], params.V[:d1])), _double(Problem(problem.X[:, :d0], problem.Y))
+
+    def records(self, runs: Run, ends: Params, statuses: np.ndarray) -> dict[str, np.ndarray]:
+        """`METRICS` of the runs, from their starts, ends and statuses, on the host; certificates are written."""
+        begun = time.perf_counter()
+        found = {name: np.zeros(self.tile.num_runs, kind) for name, (kind, _) in METRICS.items()}
         for name in ("distance", "proved_error_high"):
             found[name][:] = np.inf
-        for run, (d0, d1, seed) in enumerate(networks(tile).tolist()):
-            params = Params(ends.W[run][:d0, :d1], ends.V[run][:d1])
-            problem = Problem(runs.problem.X[run][:, :d0], runs.problem.Y[run])
-            proof, found["reason"][run] = decide_end(params, problem, trained_layers, int(statuses[run]))
+        for run, (d0, d1, seed) in enumerate(self._networks):
+            end = Params(ends.W[run], ends.V[run])
+            params, problem = self._true(run, end, Problem(runs.problem.X[run], runs.problem.Y[run]))
+            proof, found["reason"][run] = self._stopped.get(run), 0
+            if proof is None:
+                layers = self.protocol.trained_layers
+                proof, found["reason"][run] = decide_end(params, problem, layers, int(statuses[run]))
             if proof is None or proof.verdict == proofs.Verdict.UNDECIDED:
                 continue
             found["verdict"][run] = proof.verdict
             found["distance"][run], found["radius"][run] = proof.distance, proof.radius
             found["proved_error_low"][run], found["proved_error_high"][run] = proof.relative_error
-            if keep is not None:
-                _keep(certificate_path(keep, tile, d0, d1, seed), proof, _double(problem))
+            if self.keep is not None:
+                _keep(certificate_path(self.keep, self.tile, d0, d1, seed), proof, problem)
+        self.seconds += time.perf_counter() - begun
         return found
 
-    return prove
+    @staticmethod
+    def chunk(steps: int) -> int:
+        """The longest chunk of at most so many steps that meets every look."""
+        return next(length for length in range(min(steps, LOOK), 0, -1) if LOOK % length == 0)
+
+    def between(self, descent: Descent, order: np.ndarray) -> Between:
+        """What looks at the runs between two chunks, and ends those that are decided.
+
+        Args:
+          descent: what the runs follow; it ends where `stopped` is set in its state.
+          order: which run of the tile every run of the engine is.
+        """
+        looks: dict[int, tuple[int, float]] = {}  # The step of the last look, and the least loss then.
+        not_before: dict[int, int] = {}
+        num_steps = self.protocol.num_steps
+
+        def look(owners: np.ndarray, lanes: Lane, done: np.ndarray) -> dict[int, Lane]:
+            begun = time.perf_counter()
+            steps, least = np.array(lanes.step), np.array(lanes.state.best_loss)
+            ended = {}
+            for lane in np.flatnonzero(~done & (steps % LOOK == 0)).tolist():
+                run, step = int(order[owners[lane]]), int(steps[lane])
+                before, looks[run] = looks.get(run, (0, np.inf))[1], (step, float(least[lane]))
+                stalled = least[lane] > (1 - STALLED) * before
+                if not stalled or step < not_before.get(run, 0) or step + WATCHED > num_steps:
+                    continue
+                not_before[run] = 2 * step
+                state = jax.tree.map(lambda leaf: np.array(leaf[lane]), lanes.state)  # noqa: B023
+                if (end := self._tried(descent, run, state)) is not None:
+                    ended[lane] = Lane(steps[lane], end)
+            self.seconds += time.perf_counter() - begun
+            return ended
+
+        return look
+
+    def _tried(self, descent: Descent, run: int, state: DescentState) -> DescentState | None:
+        """The state in which the run ends, `WATCHED` steps on, if it is decided there; `raw`, as the given one."""
+        end, above, below = _watch(descent, state, roomy(padded(self.tile)))
+        if bool(end.meets) or not np.isfinite(end.loss):
+            return None
+        params, problem = self._true(run, end.params, state.problem)
+        above, below = (signs[:, : params.W.shape[1]] for signs in (above, below))
+        chattering: Any = above & below
+        proof = proofs.decide(params, problem, trained_layers=self.protocol.trained_layers, chattering=chattering)
+        if proof.verdict != proofs.Verdict.LOCAL_MINIMUM or not moves_around(proof, problem, above, below):
+            return None
+        self._stopped[run] = proof
+        stopped: Any = np.asarray(True)
+        return end._replace(stopped=stopped)
+
+
+def moves_around(
+    proof: proofs.Proof, problem: Problem, above: Bool[np.ndarray, "N d1"], below: Bool[np.ndarray, "N d1"]
+) -> bool:
+    """Whether iterates lie in the closed linear regions that meet at a local minimum that is proved.
+
+    Args:
+      proof: of the minimum.
+      problem: the training set.
+      above, below: where Z_ij was positive, and where negative, at one of the iterates at least.
+    """
+    has_say = np.any(problem.X != 0, axis=1)[:, None] & np.any(proof.V != 0, axis=1) & ~proof.kinks
+    return not np.any(has_say & np.where(proof.active, below, above) & ~proof.fitted[:, None])
+
+
+def _watched(descent: Descent, state: DescentState) -> tuple[DescentState, Array, Array]:
+    """`WATCHED` steps on, and where preactivations were positive, and where negative, at an iterate on the way."""
+
+    def look(carry: Any, _: None) -> tuple[Any, None]:
+        state, above, below = carry
+        state = typed(state)
+        state = descent.advance_to(state, state.step + 1)
+        Z = preactivations(state.params, state.problem)
+        return (raw(state), above | (Z > 0), below | (Z < 0)), None
+
+    nothing = jnp.zeros((state.problem.X.shape[0], state.params.W.shape[1]), bool)
+    return jax.lax.scan(look, (state, nothing, nothing), None, length=WATCHED)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_watch(descent: Descent, shapes: Any, precision: bool) -> jax.stages.Compiled:
+    del precision  # JAX's, part of what is compiled.
+    structure, leaves = shapes
+    state = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return jax.jit(functools.partial(_watched, descent)).lower(state).compile()
+
+
+def _watch(
+    descent: Descent, state: DescentState, sizes: tuple[int, int]
+) -> tuple[DescentState, np.ndarray, np.ndarray]:
+    """`_watched`, on the host; with more padding, so that few programs are compiled, and as little again at the end."""
+    d0, d1 = sizes
+    N, d2 = state.problem.Y.shape
+    kind = state.params.W.dtype
+    shape: Callable[..., Any] = lambda *of: jax.ShapeDtypeStruct(of, kind)
+    problem, params = Problem(shape(N, d0), shape(N, d2)), Params(shape(d0, d1), shape(d1, d2))
+    begin = lambda problem, params, key: raw(descent.init(problem, params, typed(key)))
+    roomier = jax.eval_shape(begin, problem, params, state.key)
+
+    def fit(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        larger = np.zeros(like.shape, like.dtype)
+        larger[tuple(map(slice, leaf.shape))] = leaf
+        return larger
+
+    cut = lambda leaf, like: leaf[tuple(slice(size) for size in like.shape)]
+    large = jax.tree.map(fit, state, roomier)
+    leaves, structure = jax.tree.flatten(large)
+    shapes = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    end, above, below = jax.device_get(_compiled_watch(descent, shapes, x64())(large))
+    return jax.tree.map(cut, end, state), above, below

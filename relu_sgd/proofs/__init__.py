@@ -18,7 +18,7 @@ from relu_sgd.problem import Problem
 from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both_layers
 from relu_sgd.proofs.result import Proof, Verdict, load_certificate, save_certificate
 from relu_sgd.proofs.rounding import MAGNITUDE
-from relu_sgd.proofs.search import descend_to_minimum
+from relu_sgd.proofs.search import descend_to_minimum, nearest_fit
 from relu_sgd.proofs.verification import verify
 
 __all__ = [
@@ -30,6 +30,10 @@ __all__ = [
     "local_minimum",
     "save_certificate",
 ]
+
+
+# Relative errors below which an outright fit is tried first, and below which samples count as fitted.
+_CLOSE, _FITTED = 0.25, 0.02
 
 
 class _Arrays(NamedTuple):
@@ -66,20 +70,36 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 
 def _attempts(
     given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None
-) -> Iterator[Proof]:
-    """What can be proved about the minima that the searches find, the nearest first."""
+) -> Iterator[tuple[Proof, bool]]:
+    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the theorem
+    that local minima of these layers want.
+    """
     X, Y, W, V = given
-    starts: list[tuple[Bool[np.ndarray, "N d1"] | None, float]] = [(None, 0.0), (None, 1e-2)]
-    if chattering is not None:
-        starts.insert(1, (chattering, 0.0))
-    for held, damping in starts:
+    active = X @ W > 0
+    E = Y - np.where(active, X @ W, 0.0) @ V
+    labels = float(np.sum(Y**2))
+    both = trained_layers == "both"
+    held_at: list[Bool[np.ndarray, "N d1"] | None] = [None] if chattering is None else [None, chattering]
+    if np.sum(E**2) < _CLOSE**2 * labels and (fit := nearest_fit(X, Y, W, V)) is not None:
+        yield verify(X, Y, W, fit, trained_layers), False
+    # Where samples that neurons act on are not fitted, V is seldom stationary at a minimum for V fixed.
+    moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
+    if moves_V:
+        yield from _stationary_points(given, held_at)
+    for held, damping in [*((held, 0.0) for held in held_at), *([] if moves_V else [(None, 1e-2)])]:
         candidate = descend_to_minimum(X, Y, W, V, held, damping)
         proof = verify(X, Y, W, candidate, trained_layers)
-        yield proof
+        yield proof, not both
         if proof.verdict == Verdict.UNDECIDED:
-            yield verify(X, Y, W, candidate, trained_layers, classes_fit=False)
-        if trained_layers == "both" and proof.verdict == Verdict.UNDECIDED and damping == 0:
-            yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held))
+            yield verify(X, Y, W, candidate, trained_layers, classes_fit=False), not both
+    if both and not moves_V:
+        yield from _stationary_points(given, held_at)
+
+
+def _stationary_points(given: _Arrays, held_at: list[Bool[np.ndarray, "N d1"] | None]) -> Iterator[tuple[Proof, bool]]:
+    X, Y, W, V = given
+    for held in held_at:
+        yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held)), True
 
 
 def decide(
@@ -102,7 +122,8 @@ def decide(
       chattering: N x d1, which preactivations changed sign over the last steps, as a further start of the search.
 
     Returns:
-      The first proof that succeeds, or the last that did not.
+      The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers, by
+      Theorem 3, whose reason is the one that counts there.
 
     Raises:
       ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
@@ -116,12 +137,13 @@ def decide(
         held = np.asarray(chattering)
         if held.dtype != bool or held.shape != (len(given.X), given.W.shape[1]):
             raise ValueError(f"chattering must be Boolean, N x d1, got {held.dtype}, {held.shape}")
-    proof = None
-    for proof in _attempts(given, trained_layers, held):
+    first: Proof | None = None
+    for proof, counts in _attempts(given, trained_layers, held):
         if proof.verdict != Verdict.UNDECIDED:
-            break
-    assert proof is not None
-    return proof
+            return proof
+        first = proof if counts and first is None else first
+    assert first is not None
+    return first
 
 
 def _only(verdict: Verdict, proof: Proof, otherwise: str) -> Proof:

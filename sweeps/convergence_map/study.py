@@ -7,7 +7,8 @@ command goes on after an interruption.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -35,7 +36,8 @@ class ConvergenceMap(ProtocolStudy):
 
     name = "convergence_map"
     reporter = "sweeps.convergence_map.report:report"
-    statuses = runs.STATUSES
+    statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
+    may_stop_decided = True
 
     interval: str = flag(
         Choice(INTERVALS),
@@ -106,12 +108,12 @@ class ConvergenceMap(ProtocolStudy):
     def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
         """Trains the networks of a tile on the devices of this process."""
         protocol = self.protocol_of(tile.variant)
-        prove = None
-        if self.prove:
+        decider = None
+        if self.prove or protocol.stop == "decided":
             from sweeps import proving
 
             keep = execution.out / "proofs" if self.keep_proofs else None
-            prove = proving.prove_tile(protocol.trained_layers, tile, keep)
+            decider = proving.TileProofs(protocol, tile, record=self.prove, keep=keep)
         result = runs.train_tile(
             protocol,
             protocol.trained_layers,
@@ -119,7 +121,7 @@ class ConvergenceMap(ProtocolStudy):
             lanes=execution.lanes,
             steps_per_chunk=execution.steps_per_chunk,
             devices=runs.devices_of(execution),
-            prove=prove,
+            decider=decider,
         )
         jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
         return result
