@@ -8,16 +8,15 @@ descent would go there is not claimed.
 --stop=decided ends a run that does not meet its criterion when, at step k,
 
 (a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
-(b) a local minimum theta* of positive loss L* is proved below theta_k;
-(c) its last `WATCHED` iterates, theta_{k - WATCHED + 1} to theta_k, move around theta*: they lie in the union of the closed
-    linear regions that meet at theta*. That is, for every pair (i, j) off the kinks of theta*, Z_ij has at no iterate
-    the sign opposite to that at theta* (pairs of samples that theta* fits exactly do not count).
+(b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k;
+(c) its last `WATCHED` iterates move around theta*: none of the hyperplanes Z_ij = 0 separates all of them from theta*.
+    That is, Z_ij has the sign of Z*_ij at one of these iterates at least, and where Z*_ij = 0 it has been on both
+    sides (pairs of samples that theta* fits exactly do not count, since there the theorem lets signs change);
+(d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*.
 
-With the hidden layer trained, Theorem 2 proves L >= L* on all of that union, so no iterate can come below L* before a
-preactivation off the kinks changes its sign. With both layers that is proved where theta* has samples out of reach
-(Theorem 4); elsewhere Theorem 3 proves it in a ball that is smaller than the iterates' movement, and (c) is what is
-seen, not what is proved. In no case is it proved that descent with a finite step stays: how often it would have left
-is measured in docs/proved_maps.md.
+(b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions that
+meet there. (a), (c) and (d) are seen. That descent with a finite step would stay is neither: now and then its steps cross
+hyperplanes beyond that union. How many of the runs that stop so would have converged is measured in docs/proved_maps.md.
 
 A run is looked at every `LOOK` steps of its own, and tried for the first time when its loss has stalled; after a try that
 fails it is left alone until it has taken twice as many steps. So what happens to it depends on the run alone.
@@ -56,7 +55,11 @@ __all__ = [
 ]
 
 # What --stop=decided goes by, see above.
-LOOK, STALLED, WATCHED = 1_000, 0.01, 100
+LOOK, STALLED, WATCHED, NEAR = 1_000, 0.01, 100, 0.02
+# Momentum and the pull of other samples carry farther than a sample's own.
+_JUMPS = 4.0
+# Of a loss in single precision, relative.
+_ROUNDING = 1e-5
 
 # Why nothing is proved, as the store holds it; texts are the beginnings of those of `relu_sgd.proofs`, or ours.
 REASONS: dict[int, str] = {
@@ -112,7 +115,7 @@ def _double(arrays: Any) -> Any:
 
 
 def decide_end(
-    params: Params, problem: Problem, trained_layers: TrainedLayers, status: int
+    params: Params, problem: Problem, trained_layers: TrainedLayers, status: int, step: float = 0.0
 ) -> tuple[proofs.Proof | None, int]:
     """What is proved of a minimum near the end of a run, and the code of the reason why nothing is.
 
@@ -120,14 +123,27 @@ def decide_end(
       params, problem: of true sizes, in the precision of the run.
       trained_layers: what was trained.
       status: how the run ended; one that diverged is not tried.
+      step: the size of a step of descent on L; 0 for a flow.
     """
     if status == Status.DIVERGED:
         return None, 1
+    params, problem = _double(params), _double(problem)
     try:
-        proof = proofs.decide(_double(params), _double(problem), trained_layers=trained_layers)
+        chattering = None if status == Status.CONVERGED else may_chatter(params, problem, step)
+        proof = proofs.decide(params, problem, trained_layers=trained_layers, chattering=chattering)
     except ValueError:  # Not finite, or beyond what rounding is bounded for.
         return None, 2
     return proof, reason_code(proof.reason)
+
+
+def may_chatter(params: Any, problem: Any, step: float) -> Any:
+    """N x d1, which preactivations a step of descent may carry across 0: the pull of sample i alone on W_j moves Z_ij by
+    step |c_ij| ||x_i||^2. It is a guess at what changes sign for ever, for the search to begin with.
+    """
+    (W, V), (X, Y) = params, problem
+    Z = X @ W
+    C = (Y - np.maximum(Z, 0.0) @ V) @ V.T
+    return np.abs(Z) <= _JUMPS * step * np.abs(C) * np.sum(X * X, axis=1)[:, None]
 
 
 def certificate_path(folder: Path, tile: Tile, d0: int, d1: int, seed: int) -> Path:
@@ -158,6 +174,9 @@ class TileProofs:
     def __init__(self, protocol: Protocol, tile: Tile, *, record: bool = True, keep: Path | None = None) -> None:
         self.protocol, self.tile, self.record, self.keep = protocol, tile, record, keep
         self._networks = networks(tile).tolist()
+        samples = protocol.num_samples * protocol.d2
+        per_sum = 2 / samples if protocol.normalization == "mean" else 1.0
+        self._step = protocol.learning_rate * per_sum if protocol.dynamics == "descent" else 0.0
         self._stopped: dict[int, proofs.Proof] = {}
         self.seconds = 0.0
 
@@ -178,7 +197,7 @@ class TileProofs:
             proof, found["reason"][run] = self._stopped.get(run), 0
             if proof is None:
                 layers = self.protocol.trained_layers
-                proof, found["reason"][run] = decide_end(params, problem, layers, int(statuses[run]))
+                proof, found["reason"][run] = decide_end(params, problem, layers, int(statuses[run]), self._step)
             if proof is None or proof.verdict == proofs.Verdict.UNDECIDED:
                 continue
             found["verdict"][run] = proof.verdict
@@ -233,7 +252,13 @@ class TileProofs:
         above, below = (signs[:, : params.W.shape[1]] for signs in (above, below))
         chattering: Any = above & below
         proof = proofs.decide(params, problem, trained_layers=self.protocol.trained_layers, chattering=chattering)
-        if proof.verdict != proofs.Verdict.LOCAL_MINIMUM or not moves_around(proof, problem, above, below):
+        low = proof.loss[0]
+        if (
+            proof.verdict != proofs.Verdict.LOCAL_MINIMUM
+            or float(end.loss) > (1 + NEAR) * low
+            or float(end.best_loss) < (1 - _ROUNDING) * low
+            or not moves_around(proof, problem, above, below)
+        ):
             return None
         self._stopped[run] = proof
         stopped: Any = np.asarray(True)
@@ -243,15 +268,16 @@ class TileProofs:
 def moves_around(
     proof: proofs.Proof, problem: Problem, above: Bool[np.ndarray, "N d1"], below: Bool[np.ndarray, "N d1"]
 ) -> bool:
-    """Whether iterates lie in the closed linear regions that meet at a local minimum that is proved.
+    """Whether no hyperplane Z_ij = 0 separates iterates from a minimum that is proved, (c) above.
 
     Args:
       proof: of the minimum.
       problem: the training set.
       above, below: where Z_ij was positive, and where negative, at one of the iterates at least.
     """
-    has_say = np.any(problem.X != 0, axis=1)[:, None] & np.any(proof.V != 0, axis=1) & ~proof.kinks
-    return not np.any(has_say & np.where(proof.active, below, above) & ~proof.fitted[:, None])
+    has_say = np.any(problem.X != 0, axis=1)[:, None] & np.any(proof.V != 0, axis=1) & ~proof.fitted[:, None]
+    on_its_side = np.where(proof.kinks, above & below, np.where(proof.active, above, below))
+    return bool(np.all(on_its_side | ~has_say))
 
 
 def _watched(descent: Descent, state: DescentState) -> tuple[DescentState, Array, Array]:

@@ -36,6 +36,18 @@ __all__ = [
 _CLOSE, _FITTED = 0.25, 0.02
 
 
+# Steps of a search; few where its start should be near a minimum.
+_ITERATIONS, _FEW_ITERATIONS = 300, 40
+
+
+class _Start(NamedTuple):
+    """Kinks that a search begins with, how many steps it may take, and its damping."""
+
+    held: Bool[np.ndarray, "N d1"] | None
+    iterations: int
+    damping: float = 0.0
+
+
 class _Arrays(NamedTuple):
     X: Float[np.ndarray, "N d0"]
     Y: Float[np.ndarray, "N d2"]
@@ -79,27 +91,38 @@ def _attempts(
     E = Y - np.where(active, X @ W, 0.0) @ V
     labels = float(np.sum(Y**2))
     both = trained_layers == "both"
-    held_at: list[Bool[np.ndarray, "N d1"] | None] = [None] if chattering is None else [None, chattering]
-    if np.sum(E**2) < _CLOSE**2 * labels and (fit := nearest_fit(X, Y, W, V)) is not None:
+    starts: list[_Start] = [] if chattering is None else [_held(given, E, chattering)]
+    starts.append(_Start(None, _ITERATIONS))
+    close = float(np.sum(E**2)) < _CLOSE**2 * labels
+    if close and (fit := nearest_fit(X, Y, W, V)) is not None:
         yield verify(X, Y, W, fit, trained_layers), False
     # Where samples that neurons act on are not fitted, V is seldom stationary at a minimum for V fixed.
     moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
     if moves_V:
-        yield from _stationary_points(given, held_at)
-    for held, damping in [*((held, 0.0) for held in held_at), *([] if moves_V else [(None, 1e-2)])]:
-        candidate = descend_to_minimum(X, Y, W, V, held, damping)
+        yield from _stationary_points(given, starts)
+    fixed = [] if moves_V and not close else starts if moves_V else [*starts, _Start(None, _ITERATIONS, 1e-2)]
+    for held, iterations, damping in fixed:
+        candidate = descend_to_minimum(X, Y, W, V, held, damping, iterations)
         proof = verify(X, Y, W, candidate, trained_layers)
         yield proof, not both
         if proof.verdict == Verdict.UNDECIDED:
             yield verify(X, Y, W, candidate, trained_layers, classes_fit=False), not both
     if both and not moves_V:
-        yield from _stationary_points(given, held_at)
+        yield from _stationary_points(given, starts)
 
 
-def _stationary_points(given: _Arrays, held_at: list[Bool[np.ndarray, "N d1"] | None]) -> Iterator[tuple[Proof, bool]]:
+def _stationary_points(given: _Arrays, starts: list[_Start]) -> Iterator[tuple[Proof, bool]]:
     X, Y, W, V = given
-    for held in held_at:
-        yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held)), True
+    for held, iterations, _ in starts:
+        yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held, iterations)), True
+
+
+def _held(given: _Arrays, E: Float[np.ndarray, "N d2"], chattering: Bool[np.ndarray, "N d1"]) -> _Start:
+    """The kinks to begin with: of what chatters, that which L pushes back from either side, and of no neuron so much
+    that nothing would be left of it.
+    """
+    held = chattering & (E @ given.V.T < 0)
+    return _Start(held & (held.sum(axis=0) < given.X.shape[1]), _FEW_ITERATIONS)
 
 
 def decide(
@@ -119,7 +142,8 @@ def decide(
       problem: the training set, float64.
       trained_layers: "hidden" for minima of L(., V), "both" for minima of L. A global minimum of zero loss keeps V in
         either case.
-      chattering: N x d1, which preactivations changed sign over the last steps, as a further start of the search.
+      chattering: N x d1, which preactivations changed sign over the last steps, or may have: the search begins with
+        those as kinks, and without them where that fails.
 
     Returns:
       The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers, by
