@@ -75,7 +75,7 @@ def _legend(axes: Axes, handles: Sequence[Any], values: xr.DataArray, missing: s
 
 
 def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tuple[Figure, np.ndarray]:
-    columns = len(summaries) if rows == 1 else len(CAUSES)
+    columns = len(summaries) if rows == 1 else len(_causes(summaries))
     figure = Figure(figsize=(4.6 * columns + 0.8, 4.1 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title)
@@ -179,18 +179,25 @@ def convergence_steps(summaries: Summaries, caption: str) -> Figure:
     )
 
 
+def _causes(summaries: Summaries) -> dict[str, str]:
+    """Why runs fail: name in the summary to title."""
+    stops = any("stopped" in summary for summary in summaries.values())
+    return CAUSES | ({"stopped": "proved local minimum"} if stops else {})
+
+
 def causes(summaries: Summaries, caption: str) -> Figure:
     """Why runs fail: the share of runs that ended for each reason; a row per set-up."""
     figure, panels = _panels(summaries, "Why runs fail", caption, rows=max(2, len(summaries)))
+    known = _causes(summaries)
     for row, (variant, summary) in zip(panels, summaries.items(), strict=False):
-        for axes, (name, cause) in zip(row, CAUSES.items(), strict=True):
+        for axes, (name, cause) in zip(row, known.items(), strict=True):
             values = summary[name] / summary["runs"].where(summary["runs"] > 0)
             mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
             axes.set_title(f"{variant_title(variant)}: {cause}", fontsize="medium")
     for row in panels[len(summaries) :]:
         for axes in row:
             axes.remove()
-    figure.colorbar(mesh, ax=panels.ravel().tolist()[: 3 * len(summaries)], label="share of runs")
+    figure.colorbar(mesh, ax=panels.ravel().tolist()[: len(known) * len(summaries)], label="share of runs")
     return figure
 
 

@@ -79,10 +79,12 @@ def text_map(summary: xr.Dataset) -> str:
 
 def _counts(variant: Variant, summary: xr.Dataset) -> str:
     total = {name: int(summary[name].sum()) for name in ("runs", "converged", "step_limit", "dead", "diverged")}
+    stopped = f", {int(summary['stopped'].sum())} stopped at a proved local minimum" if "stopped" in summary else ""
     within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in PRESETS)
     return (
         f"{variant_title(variant)}: {total['converged']} of {total['runs']} runs converged; failures: "
-        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged\n"
+        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged"
+        f"{stopped}\n"
         f"criteria met by the last network: {within}"
     )
 

@@ -101,8 +101,9 @@ class ConvergenceMap(ProtocolStudy):
         """
         if self.stop == "never" or self.dynamics == "inclusion":
             return runs.network_cost(tile)
+        most = min(self.num_steps, 4_000) if self.stop == "decided" else self.num_steps
         load = np.outer(tile.axes["d0"], tile.axes["d1"]) / (1.1 * self.num_samples)
-        steps = np.minimum(self.num_steps, 300 + self.num_steps / (1 + load**4))
+        steps = np.minimum(most, 300 + most / (1 + load**4))
         return runs.network_cost(tile) * float(np.mean(steps))
 
     def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:

@@ -104,8 +104,8 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
       method: of the intervals.
 
     Returns:
-      A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` count runs and add up to `runs`: a run
-      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
+      A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` (and `stopped`, where a theorem may end
+      runs: --stop=decided) count runs and add up to `runs`: a run is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
       the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels +-1 only,
       NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
     """
@@ -118,7 +118,8 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
     for cell, count in np.ndenumerate(runs.values):
         if count:
             bounds[cell] = interval(int(converged.values[cell]), int(count), method)
-    finite = (status == Status.CONVERGED) | limit
+    stopped = status == Status.STOPPED
+    finite = (status == Status.CONVERGED) | limit | stopped
     science = results.attrs["science"]
     within = {
         f"within_{name}": (results["relative_error"].where(status != Status.PENDING) < tolerance).sum("seed")
@@ -134,6 +135,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
             "step_limit": limit.sum("seed") - dead,
             "dead": dead,
             "diverged": (status == Status.DIVERGED).sum("seed"),
+            **({"stopped": stopped.sum("seed")} if science.get("stop") == "decided" else {}),
             **within,
             "probability": converged / runs.where(runs > 0),
             "probability_low": (runs.dims, bounds[..., 0]),
