@@ -9,9 +9,9 @@ descent would go there is not claimed.
 
 (a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
 (b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k;
-(c) its last `WATCHED` iterates move around theta*: none of the hyperplanes Z_ij = 0 separates all of them from theta*.
-    That is, Z_ij has the sign of Z*_ij at one of these iterates at least, and where Z*_ij = 0 it has been on both
-    sides (pairs of samples that theta* fits exactly do not count, since there the theorem lets signs change);
+(c) its last `WATCHED` iterates move around theta*: no hyperplane Z_ij = 0 separates all of them from theta*. That is,
+    where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs of samples that theta* fits exactly
+    do not count, since there the theorem lets signs change);
 (d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*.
 
 (b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions that
@@ -36,6 +36,7 @@ from jaxtyping import Array, Bool
 
 from relu_sgd import Descent, DescentState, Params, Problem, Status, preactivations, proofs
 from relu_sgd.network import TrainedLayers
+from relu_sgd.proofs.rounding import MAGNITUDE
 from sweeps.protocol.draw import Run, networks, padded, roomy, x64
 from sweeps.protocol.presets import Protocol
 from sweeps.runtime.engine import Between, Lane, raw, typed
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 # What --stop=decided goes by, see above.
-LOOK, STALLED, WATCHED, NEAR = 1_000, 0.01, 100, 0.02
+LOOK, STALLED, WATCHED, NEAR = 1_000, 0.002, 100, 0.02
 # Momentum and the pull of other samples carry farther than a sample's own.
 _JUMPS = 4.0
 # Of a loss in single precision, relative.
@@ -128,11 +129,10 @@ def decide_end(
     if status == Status.DIVERGED:
         return None, 1
     params, problem = _double(params), _double(problem)
-    try:
-        chattering = None if status == Status.CONVERGED else may_chatter(params, problem, step)
-        proof = proofs.decide(params, problem, trained_layers=trained_layers, chattering=chattering)
-    except ValueError:  # Not finite, or beyond what rounding is bounded for.
+    if not all(np.all(np.abs(array) <= MAGNITUDE) for array in (*params, *problem)):
         return None, 2
+    chattering = None if status == Status.CONVERGED else may_chatter(params, problem, step)
+    proof = proofs.decide(params, problem, trained_layers=trained_layers, chattering=chattering)
     return proof, reason_code(proof.reason)
 
 
@@ -251,7 +251,8 @@ class TileProofs:
         params, problem = self._true(run, end.params, state.problem)
         above, below = (signs[:, : params.W.shape[1]] for signs in (above, below))
         chattering: Any = above & below
-        proof = proofs.decide(params, problem, trained_layers=self.protocol.trained_layers, chattering=chattering)
+        layers = self.protocol.trained_layers
+        proof = proofs.decide(params, problem, trained_layers=layers, chattering=chattering, brief=True)
         low = proof.loss[0]
         if (
             proof.verdict != proofs.Verdict.LOCAL_MINIMUM
@@ -276,8 +277,7 @@ def moves_around(
       above, below: where Z_ij was positive, and where negative, at one of the iterates at least.
     """
     has_say = np.any(problem.X != 0, axis=1)[:, None] & np.any(proof.V != 0, axis=1) & ~proof.fitted[:, None]
-    on_its_side = np.where(proof.kinks, above & below, np.where(proof.active, above, below))
-    return bool(np.all(on_its_side | ~has_say))
+    return not np.any(has_say & ~proof.kinks & ~np.where(proof.active, above, below))
 
 
 def _watched(descent: Descent, state: DescentState) -> tuple[DescentState, Array, Array]:

@@ -81,7 +81,7 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 
 
 def _attempts(
-    given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None
+    given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
 ) -> Iterator[tuple[Proof, bool]]:
     """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the theorem
     that local minima of these layers want.
@@ -92,15 +92,17 @@ def _attempts(
     labels = float(np.sum(Y**2))
     both = trained_layers == "both"
     starts: list[_Start] = [] if chattering is None else [_held(given, E, chattering)]
-    starts.append(_Start(None, _ITERATIONS))
-    close = float(np.sum(E**2)) < _CLOSE**2 * labels
+    if not (brief and starts):
+        starts.append(_Start(None, _FEW_ITERATIONS if brief else _ITERATIONS))
+    close = float(np.sum(E**2)) < _CLOSE**2 * labels and not brief
     if close and (fit := nearest_fit(X, Y, W, V)) is not None:
         yield verify(X, Y, W, fit, trained_layers), False
     # Where samples that neurons act on are not fitted, V is seldom stationary at a minimum for V fixed.
     moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
     if moves_V:
         yield from _stationary_points(given, starts)
-    fixed = [] if moves_V and not close else starts if moves_V else [*starts, _Start(None, _ITERATIONS, 1e-2)]
+    damped = [_Start(None, _ITERATIONS, 1e-2)] if not (moves_V or brief) else []
+    fixed = [] if moves_V and not close else [*starts, *damped]
     for held, iterations, damping in fixed:
         candidate = descend_to_minimum(X, Y, W, V, held, damping, iterations)
         proof = verify(X, Y, W, candidate, trained_layers)
@@ -131,6 +133,7 @@ def decide(
     *,
     trained_layers: TrainedLayers = "hidden",
     chattering: Bool[Array, "N d1"] | None = None,
+    brief: bool = False,
 ) -> Proof:
     """Whether there is a minimum below theta that can be proved, and which.
 
@@ -144,6 +147,7 @@ def decide(
         either case.
       chattering: N x d1, which preactivations changed sign over the last steps, or may have: the search begins with
         those as kinks, and without them where that fails.
+      brief: search once and in few steps, from `chattering` if it is given: enough where a run has settled.
 
     Returns:
       The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers, by
@@ -162,7 +166,7 @@ def decide(
         if held.dtype != bool or held.shape != (len(given.X), given.W.shape[1]):
             raise ValueError(f"chattering must be Boolean, N x d1, got {held.dtype}, {held.shape}")
     first: Proof | None = None
-    for proof, counts in _attempts(given, trained_layers, held):
+    for proof, counts in _attempts(given, trained_layers, held, brief):
         if proof.verdict != Verdict.UNDECIDED:
             return proof
         first = proof if counts and first is None else first
