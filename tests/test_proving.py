@@ -27,7 +27,8 @@ from sweeps.runtime.store import Store
 from sweeps.study import Variant
 
 ROOT = Path(__file__).parents[1]
-GRID = ["--d0=3", "--d1=4,14", "--num_seeds=3", "--num_samples=16", "--num_processes=1", "--compilation_cache="]
+GRID = ["--d0=3", "--d1=4,14", "--num_seeds=3", "--num_samples=16", "--num_processes=1", "--block=1x2"]
+GRID += ["--compilation_cache="]
 MAP = [*GRID, "--num_steps=1500"]
 STOPPING = [*GRID, "--d1=4,24", "--num_steps=9000", "--stop=decided", "--trained_layers=hidden"]
 
@@ -113,8 +114,7 @@ def test_results_are_decided_again_where_a_tile_is_missing(proved, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(proved[0], out)
     (out / "results.zarr" / "hidden" / "status" / "c" / "0" / "0" / "0").unlink()
-    for path in (out / "proofs" / "hidden").glob("d0_3_d1_4_*"):
-        path.unlink()
+    shutil.rmtree(out / "proofs" / "hidden")
     assert command("convergence_map", *MAP, f"--out={out}", "--prove", "--keep_proofs").returncode == 0
     for layers, expected in results(proved[0]).items():
         xr.testing.assert_identical(results(out)[layers], expected)
@@ -125,15 +125,15 @@ def test_results_are_decided_again_where_a_tile_is_missing(proved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("study", "words", "message"),
+    ("words", "message"),
     [
-        ("convergence_map", [*MAP, "--keep_proofs"], "--keep_proofs: has no effect without --prove"),
-        ("trajectories", ["--stop=decided"], "--stop: decided is for convergence_map alone"),
-        ("convergence_map", [*MAP, "--stop=proved"], "--stop"),
+        (["--keep_proofs"], "--keep_proofs: has no effect without --prove"),
+        (["--stop=proved"], "--stop"),
+        (["--stop=decided", "--dynamics=inclusion"], "has no effect with --dynamics=inclusion"),
     ],
 )
-def test_bad_flags_are_one_line(study, words, message, tmp_path):
-    done = command(study, *words, f"--out={tmp_path / 'out'}")
+def test_bad_flags_are_one_line(words, message, tmp_path):
+    done = command("convergence_map", *MAP, *words, f"--out={tmp_path / 'out'}")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
@@ -207,7 +207,7 @@ def test_what_stops_does_not_depend_on_lanes_and_chunks(stopped, tmp_path):
     np.testing.assert_array_equal(found["steps"].where(ended), expected["steps"].where(ended))
     kept = expected["status"] != Status.STEP_LIMIT  # After thousands of steps that chatter runs are alike, not equal.
     error = lambda values: values["relative_error"].where(kept)
-    np.testing.assert_allclose(error(found), error(expected), rtol=1e-4)
+    np.testing.assert_allclose(error(found), error(expected), rtol=1e-3)
 
 
 def test_without_somebody_who_decides_no_run_is_ended():

@@ -37,7 +37,6 @@ class ConvergenceMap(ProtocolStudy):
     name = "convergence_map"
     reporter = "sweeps.convergence_map.report:report"
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
-    may_stop_decided = True
 
     interval: str = flag(
         Choice(INTERVALS),

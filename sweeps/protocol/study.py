@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from relu_sgd.network import TrainedLayers
 from sweeps.command.parsers import Choice, Number, OneOrSeveral, Parser, PerLayers, Several, Sizes, Whole
@@ -51,10 +51,7 @@ class ProtocolStudy(Conditions, Study):
       d0, d1, num_seeds: the grid.
       output_law, learning_rate: a value for each of `trained_layers`.
       relu_at_zero: slope of relu at 0, or a tuple of slopes, a variant each.
-      may_stop_decided: whether the study can end runs by a theorem.
     """
-
-    may_stop_decided: ClassVar[bool] = False
 
     protocol: str = flag(
         Choice(PRESETS),
@@ -132,8 +129,6 @@ class ProtocolStudy(Conditions, Study):
         Raises:
           UsageError: naming the flag.
         """
-        if self.stop == "decided" and not self.may_stop_decided:
-            raise UsageError(f"--stop: decided is for convergence_map alone, not for {self.name}")
         if self.label_law == "balanced" and self.num_samples % 2:
             raise UsageError(f"--num_samples: {self.num_samples} is odd, and --label_law=balanced needs an even number")
         if self.batch_size > self.num_samples:
