@@ -19,7 +19,7 @@ meet there. (a), (c) and (d) are seen. That descent with a finite step would sta
 hyperplanes beyond that union. How many of the runs that stop so would have converged is measured in docs/proved_maps.md.
 
 A run is looked at every `LOOK` steps of its own, and tried for the first time when its loss has stalled; after a try that
-fails it is left alone until it has taken twice as many steps. So what happens to it depends on the run alone.
+fails it is left alone until it has taken three times as many steps. So what happens to it depends on the run alone.
 """
 
 import functools
@@ -39,6 +39,7 @@ from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs.rounding import MAGNITUDE
 from sweeps.protocol.draw import Run, networks, padded, roomy, x64
 from sweeps.protocol.presets import Protocol
+from sweeps.runtime import arithmetic
 from sweeps.runtime.engine import Between, Lane, raw, typed
 from sweeps.study import Metrics, Tile
 
@@ -234,7 +235,7 @@ class TileProofs:
                 stalled = least[lane] > (1 - STALLED) * before
                 if not stalled or step < not_before.get(run, 0) or step + WATCHED > num_steps:
                     continue
-                not_before[run] = 2 * step
+                not_before[run] = 3 * step
                 state = jax.tree.map(lambda leaf: np.array(leaf[lane]), lanes.state)  # noqa: B023
                 if (end := self._tried(descent, run, state)) is not None:
                     ended[lane] = Lane(steps[lane], end)
@@ -302,26 +303,29 @@ def _compiled_watch(descent: Descent, shapes: Any, precision: bool) -> jax.stage
     return jax.jit(functools.partial(_watched, descent)).lower(state).compile()
 
 
+@functools.lru_cache(maxsize=8)
+def _roomy_state(descent: Descent, shapes: tuple[int, int, int, int], kind: Any) -> DescentState:
+    """The shapes of a state for sizes (N, d2, d0, d1); tracing them takes longer than the steps that are watched."""
+    N, d2, d0, d1 = shapes
+    shape: Callable[..., Any] = lambda *of: jax.ShapeDtypeStruct(of, kind)
+    begin = lambda problem, params: raw(descent.init(problem, params, arithmetic.key(0)))
+    return jax.eval_shape(begin, Problem(shape(N, d0), shape(N, d2)), Params(shape(d0, d1), shape(d1, d2)))
+
+
 def _watch(
     descent: Descent, state: DescentState, sizes: tuple[int, int]
 ) -> tuple[DescentState, np.ndarray, np.ndarray]:
     """`_watched`, on the host; with more padding, so that few programs are compiled, and as little again at the end."""
-    d0, d1 = sizes
-    N, d2 = state.problem.Y.shape
-    kind = state.params.W.dtype
-    shape: Callable[..., Any] = lambda *of: jax.ShapeDtypeStruct(of, kind)
-    problem, params = Problem(shape(N, d0), shape(N, d2)), Params(shape(d0, d1), shape(d1, d2))
-    begin = lambda problem, params, key: raw(descent.init(problem, params, typed(key)))
-    roomier = jax.eval_shape(begin, problem, params, state.key)
 
     def fit(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
         larger = np.zeros(like.shape, like.dtype)
         larger[tuple(map(slice, leaf.shape))] = leaf
         return larger
 
-    cut = lambda leaf, like: leaf[tuple(slice(size) for size in like.shape)]
+    roomier = _roomy_state(descent, (*state.problem.Y.shape, *sizes), state.params.W.dtype)
     large = jax.tree.map(fit, state, roomier)
     leaves, structure = jax.tree.flatten(large)
     shapes = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     end, above, below = jax.device_get(_compiled_watch(descent, shapes, x64())(large))
+    cut = lambda leaf, like: leaf[tuple(slice(size) for size in like.shape)]
     return jax.tree.map(cut, end, state), above, below

@@ -37,7 +37,7 @@ _CLOSE, _FITTED = 0.25, 0.02
 
 
 # Steps of a search; few where its start should be near a minimum.
-_ITERATIONS, _FEW_ITERATIONS = 300, 40
+_ITERATIONS, _FEW_ITERATIONS = 300, 25
 
 
 class _Start(NamedTuple):
