@@ -152,12 +152,12 @@ def certificate_path(folder: Path, tile: Tile, d0: int, d1: int, seed: int) -> P
     return folder / tile.variant.group / f"d0_{d0}_d1_{d1}_seed_{seed}.npz"
 
 
-def _keep(path: Path, proof: proofs.Proof, problem: Problem) -> None:
+def _keep(path: Path, proof: proofs.Proof, problem: Problem, params: Params) -> None:
     """Written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
-        proofs.save_certificate(file, proof, problem)
+        proofs.save_certificate(file, proof, problem, params)
     partial.replace(path)
 
 
@@ -205,7 +205,7 @@ class TileProofs:
             found["distance"][run], found["radius"][run] = proof.distance, proof.radius
             found["proved_error_low"][run], found["proved_error_high"][run] = proof.relative_error
             if self.keep is not None:
-                _keep(certificate_path(self.keep, self.tile, d0, d1, seed), proof, problem)
+                _keep(certificate_path(self.keep, self.tile, d0, d1, seed), proof, problem, params)
         self.seconds += time.perf_counter() - begun
         return found
 

@@ -101,9 +101,10 @@ def _attempts(
     moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
     if moves_V:
         yield from _stationary_points(given, starts)
+    if brief and moves_V:
+        return
     damped = [_Start(None, _ITERATIONS, 1e-2)] if not (moves_V or brief) else []
-    fixed = [] if moves_V and not close else [*starts, *damped]
-    for held, iterations, damping in fixed:
+    for held, iterations, damping in [*starts, *damped]:
         candidate = descend_to_minimum(X, Y, W, V, held, damping, iterations)
         proof = verify(X, Y, W, candidate, trained_layers)
         yield proof, not both

@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from relu_sgd.network import TrainedLayers
+from relu_sgd.network import Params, TrainedLayers
 from relu_sgd.problem import Problem
 
 __all__ = ["Proof", "Verdict", "load_certificate", "save_certificate"]
@@ -76,16 +76,20 @@ class Proof:
     margins: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def save_certificate(path: Path | str | IO[bytes], proof: Proof, problem: Problem) -> None:
+def save_certificate(
+    path: Path | str | IO[bytes], proof: Proof, problem: Problem, params: Params | None = None
+) -> None:
     """A proof and its problem as an npz file (or into an open one), which a checker can decide again without this
-    package.
+    package; with theta, `params`, the distance too.
 
-    Arrays X, Y, W, V, kinks, active, slopes, multipliers, fitted; verdict and trained_layers as strings; numbers error, radius
+    Arrays X, Y, W, V, kinks, active, slopes, multipliers, fitted, and those of theta, theta_W, theta_V; verdict and trained_layers as strings; numbers error, radius
     and loss.
     """
     fields = {field.name: getattr(proof, field.name) for field in dataclasses.fields(proof)}
     margins = {f"margin_{name}": value for name, value in fields.pop("margins").items()}
     arrays: dict[str, Any] = fields | margins | {"verdict": proof.verdict.name, "X": problem.X, "Y": problem.Y}
+    if params is not None:
+        arrays |= {"theta_W": params.W, "theta_V": params.V}
     np.savez_compressed(path, **arrays)
 
 
@@ -103,6 +107,7 @@ def load_certificate(path: Path | str) -> tuple[Proof, Problem]:
         margins = {
             name.removeprefix("margin_"): float(arrays.pop(name)) for name in list(arrays) if name[:7] == "margin_"
         }
+        arrays = {name: value for name, value in arrays.items() if not name.startswith("theta_")}
         arrays.setdefault("fitted", np.zeros(len(problem.X), bool))  # Older certificates do not say.
         fields: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in arrays.items()}
         fields |= {name: tuple(fields[name].tolist()) for name in ("loss", "relative_error")}
