@@ -53,6 +53,8 @@ CASES = [
     (degenerate.case(245), Status.REACHED, None),
     (degenerate.case(261), Status.REACHED, None),
     (degenerate.case(402), Status.UNDECIDED, None),
+    # A line whose kink repels, and on one side of it the velocity vanishes but for rounding.
+    (degenerate.case(2659), Status.BRANCHING, None),
     # One neuron that leaves a saddle, V and W near 0: errors grow by a factor of 300 within the time.
     (degenerate.case(679), Status.UNDECIDED, None),
     *(

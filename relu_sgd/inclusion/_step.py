@@ -112,11 +112,10 @@ def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) 
     return slope, new_side.astype(jnp.int8)
 
 
-def _instantaneous_slope(speed: Array, jump: Array) -> tuple[Array, Array]:
-    """The slope of a preactivation that is at 0, and whether the solution branches there."""
+def _instantaneous_slope(speed: Array, jump: Array) -> Array:
+    """The slope of a preactivation that is at 0; of those that it may have where it repels, the one that falls."""
     held = jnp.clip(speed / jnp.where(jump == 0, 1, -jump), 0, 1)
-    branches = (jump > 0) & (speed <= 0) & (speed + jump >= 0)
-    return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0)), branches
+    return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0))
 
 
 def squared_norm(params: Params) -> Float[Array, ""]:
@@ -209,7 +208,7 @@ class SlidingStep:
         base = self._along_rows(active * C)
         solved, _ = solve_slopes(
             self.gram, kinks, base[at], jumps[at] / jnp.where(kinks.present, self.size[kinks.samples, 0] ** 2, 1),
-            guess[at], lambda speed, jump: _instantaneous_slope(speed, jump)[0], (),
+            guess[at], _instantaneous_slope, (),
         )  # fmt: skip
         slopes = self._with_opposites(_put(active, kinks, solved), resting)
         W_dot = matmul(self.X_transposed, slopes * C)
@@ -226,6 +225,8 @@ class SlidingStep:
         largest = self.size**2 * jnp.linalg.norm(errors) * jnp.linalg.norm(V, axis=1)
         vanishes = jnp.abs(jumps) <= 64 * eps * largest
         repels = (jumps > 0) & ~vanishes
+        # At 0, where it may rise as well as fall; or stay, if the speed on one side vanishes.
+        splits = repels & (speed <= 64 * eps * largest) & (speed + jumps >= -64 * eps * largest)
         still = jnp.abs(Z_dot) <= 1e3 * eps * self.size * jnp.linalg.norm(W_dot, axis=0)
         at_zero = zero & ~resting
         near_zero = self.leads & (jnp.abs(Z) <= 64 * eps * self.size * jnp.linalg.norm(W, axis=0)) & ~resting
@@ -250,7 +251,7 @@ class SlidingStep:
             held=(sides == 0) & ~rises & ~sinks & ~resting,
             resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
-            branches=jnp.any(at_zero & repels & _instantaneous_slope(speed, jumps)[1]) | begins,
+            branches=jnp.any(at_zero & splits) | begins,
             undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(self._at_origin(W) & repels),
             too_many=kinks.number > self.max_kinks,
         )
