@@ -1,5 +1,6 @@
-"""README and the pages of docs/: what they print is true, their commands name flags that exist, their links lead somewhere."""
+"""README and docs: what they print is true, their commands name flags that exist, their links lead somewhere."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_links_lead_somewhere(page):
             assert to.is_file(), target
             assert not anchor or anchor in anchors(to), target
             assert page.parent == ROOT or DOCS in to.parents, f"{target} is not on the site"
+
+
+@named
+def test_formulas_begin_no_list_or_quotation(page):
+    """A line of prose that begins with - or > is one, and (*) begins an emphasis, wherever Markdown is shown."""
+    text = re.sub(r"^```.*?^```|^    .*?$", "", page.read_text(), flags=re.M | re.S)
+    for before, line in itertools.pairwise(text.splitlines()):
+        assert not re.match(r">|\+ | {1,3}([-+>] |\d+\. )", line), line
+        assert not re.match(r"- |\d+\. ", line) or re.match(r"$|- |\d+\. |  ", before), line
+        assert not re.search(r"(?<!\\)\(\*\)", line), line
 
 
 def test_every_page_of_the_site_is_in_its_navigation():
