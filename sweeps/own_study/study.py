@@ -104,12 +104,14 @@ class Code:
         return value
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    """What is kept of the result of `Dynamics`: all of a dictionary, the numbers of anything else."""
+def _plain(record: Any, num_leading: int = 0) -> dict[str, Any]:
+    """What is kept of the result of `Dynamics`, or of many along a leading axis: all of a dictionary, the numbers of
+    anything else.
+    """
     if isinstance(record, Mapping):
         return dict(record)
     values = record._asdict() if hasattr(record, "_asdict") else vars(record)
-    is_number = lambda value: hasattr(value, "dtype") and jnp.shape(value) == ()
+    is_number = lambda value: hasattr(value, "dtype") and jnp.ndim(value) == num_leading
     return {name: value for name, value in values.items() if is_number(value)}
 
 
@@ -259,7 +261,7 @@ class OwnStudy(Study):
                     steps_per_chunk=execution.steps_per_chunk,
                     devices=devices,
                 )
-                records = _plain(results)
+                records = _plain(results, num_leading=1)
                 records.setdefault("status", np.full(len(keys), Status.CONVERGED, np.int8))
             self._check(cell, records)
             parts.append(records)
