@@ -38,5 +38,5 @@ if __name__ == "__main__":
     for k, count in sweep(train, axes={"k": tuple(PUBLISHED)}, **runs)["not_global"].sum("seed").to_series().items():
         p = stats.fisher_exact([[count, runs["seeds"] - count], [PUBLISHED[k], 500 - PUBLISHED[k]]]).pvalue
         print(
-            f"k = {k}: {count} of {runs['seeds']} are not global; published {PUBLISHED[k]} of 500; Fisher's p = {p:.2f}"
+            f"k = {k}: {count} of {runs['seeds']} are not global, published {PUBLISHED[k]} of 500; Fisher's p {p:.2f}"
         )
