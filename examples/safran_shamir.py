@@ -37,6 +37,4 @@ if __name__ == "__main__":
     runs = dict(seeds=int([*sys.argv, 500][2]), out=sys.argv[1], precision="float64", lanes=50)
     for k, count in sweep(train, axes={"k": tuple(PUBLISHED)}, **runs)["not_global"].sum("seed").to_series().items():
         p = stats.fisher_exact([[count, runs["seeds"] - count], [PUBLISHED[k], 500 - PUBLISHED[k]]]).pvalue
-        print(
-            f"k = {k}: {count} of {runs['seeds']} are not global, published {PUBLISHED[k]} of 500; Fisher's p {p:.2f}"
-        )
+        print(f"k = {k}: {count} of {runs['seeds']} not global, {PUBLISHED[k]} of 500 published; Fisher's p = {p:.2f}")
