@@ -24,7 +24,7 @@ class Status(enum.IntEnum):
     REACHED = 5  # The inclusion: the final time, or the error that was asked for.
     BRANCHING = 6  # The inclusion: the solution is not unique from here on.
     KINK_LIMIT = 7  # The inclusion: a neuron has more kinks than there is room for.
-    UNDECIDED = 8  # The inclusion: its velocity is not known.
+    UNDECIDED = 8  # The inclusion: its velocity is not known, or errors have grown too large to tell.
 
 
 class Dynamics(Protocol[State, Result]):

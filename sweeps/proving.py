@@ -41,7 +41,7 @@ from sweeps.protocol.draw import Run, networks, padded, roomy, x64
 from sweeps.protocol.presets import Protocol
 from sweeps.runtime import arithmetic
 from sweeps.runtime.engine import Between, Lane, raw, typed
-from sweeps.study import Metrics, Tile
+from sweeps.study import Tile
 
 __all__ = [
     "LOOK",
@@ -92,7 +92,7 @@ _VERDICTS = ", ".join(f"{verdict.value} {verdict.name.lower().replace('_', ' ')}
 _REASONS = "; ".join(f"{code}: {text}" for code, text in REASONS.items() if code)
 
 # What is kept of a run besides, always in float64. Where nothing is proved the bounds are those that hold anyway.
-METRICS: Metrics = {
+METRICS: dict[str, tuple[type, str]] = {
     "verdict": (np.int8, f"what is proved of a minimum near the last network: {_VERDICTS}"),
     "reason": (np.int8, f"why nothing is proved, 0 where something is: {_REASONS}"),
     "distance": (np.float64, "upper bound of the distance from the last network to the minimum; infinite without one"),
@@ -189,7 +189,7 @@ class TileProofs:
     def records(self, runs: Run, ends: Params, statuses: np.ndarray) -> dict[str, np.ndarray]:
         """`METRICS` of the runs, from their starts, ends and statuses, on the host; certificates are written."""
         begun = time.perf_counter()
-        found = {name: np.zeros(self.tile.num_runs, kind) for name, (kind, _) in METRICS.items()}
+        found: dict[str, Any] = {name: np.zeros(self.tile.num_runs, kind) for name, (kind, _) in METRICS.items()}
         for name in ("distance", "proved_error_high"):
             found[name][:] = np.inf
         for run, (d0, d1, seed) in enumerate(self._networks):

@@ -9,7 +9,7 @@ import pytest
 import small_step_reference
 from degenerate import Case
 
-from relu_sgd import Problem
+from relu_sgd import Params, Problem, inclusion
 from relu_sgd.inclusion import Status
 from relu_sgd.inclusion._lines import merge
 
@@ -53,6 +53,10 @@ CASES = [
     (degenerate.case(245), Status.REACHED, None),
     (degenerate.case(261), Status.REACHED, None),
     (degenerate.case(402), Status.UNDECIDED, None),
+    # A line whose kink repels, and on one side of it the velocity vanishes but for rounding.
+    (degenerate.case(2659), Status.BRANCHING, None),
+    # One neuron that leaves a saddle, V and W near 0: errors grow by a factor of 300 within the time.
+    (degenerate.case(679), Status.UNDECIDED, None),
     *(
         (case(np.eye(2), [[10], [5]], scale * np.array([[1], [0.5]]), [[scale]], "both", 1), Status.REACHED, None)
         for scale in (0.1, 0.01, 1e-4)
@@ -75,6 +79,27 @@ def test_named_cases(tolerance):
             np.testing.assert_allclose(end.V, reference.V, atol=3 * tolerance * way + 1e-12, err_msg=str(index))
         if W is not None:
             np.testing.assert_allclose(reference.W, W, atol=1e-6, err_msg=str(index))
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6])
+def test_the_estimated_error_grows_along_the_solution(tolerance):
+    problem = degenerate.case(679)
+    times = np.linspace(0.5, problem.final_time, 6)
+    exact = fuzz_inclusion.solve_event_driven(problem, times).params
+    solution = inclusion.solve(
+        Params(problem.W, problem.V),
+        Problem(problem.X, problem.Y),
+        times,
+        trained_layers="both",
+        tolerance=tolerance,
+        stop_at_branching=False,
+    )
+    distances = np.hypot(*(np.linalg.norm(a - b, axis=(1, 2)) for a, b in zip(solution.params, exact, strict=True)))
+    assert distances[-1] > 100 * tolerance * solution.path_length[-1]
+    ratios = np.asarray(solution.estimated_error) / distances
+    assert ratios.min() > 0.7
+    assert ratios.max() < 2
+    assert 1 < solution.branched_at < 3
 
 
 def test_no_wrong_solution():

@@ -41,7 +41,7 @@ from jaxtyping import Array, Bool, Float, Int, Int8
 from relu_sgd.clarke import kink_sides
 from relu_sgd.dynamics import Status
 from relu_sgd.inclusion._lines import merge
-from relu_sgd.inclusion._step import SlidingStep, State, Velocity
+from relu_sgd.inclusion._step import SlidingStep, State, Velocity, squared_norm
 from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
 from relu_sgd.problem import Problem
 
@@ -69,8 +69,9 @@ class Solution(NamedTuple):
       crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
       pattern_changes: so far, changes of the activation pattern Z > 0.
       path_length: of theta, from 0 to t.
-      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors. Growth and decay of
-        errors along the solution are not in it.
+      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors; with both layers
+        their sum, if that is larger, which follows how errors grow along the solution between its events. Growth at
+        crossings with c_ij > 0 is not in it.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks
         the square).
       balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is
@@ -80,7 +81,8 @@ class Solution(NamedTuple):
         least eigenvalue of the Gram matrix of the Jacobian with respect to W instead (Appendix G).
       status: a `Status`.
       steps, rejected: accepted and rejected steps.
-      branched_at: the time of the first branching or undecided kink; infinite when none was met.
+      branched_at: the time of the first branching or undecided kink, or when errors had grown too large; infinite when
+        none was met.
     """
 
     times: Float[Array, " times"]
@@ -153,14 +155,16 @@ def solve(
       times: increasing, when to record; or one number, the final time, recorded alone.
       trained_layers: "both", or "hidden" when V is fixed.
       step_size: of every step; adapted when None.
-      tolerance: for adapted steps, the largest `estimated_error` relative to `path_length`, at every time.
+      tolerance: for adapted steps, the largest root of the sum of the squares of their errors relative to
+        `path_length`, at every time. Where `estimated_error` has grown beyond the root of the tolerance, relative to
+        the path, which solution it is counts as undecided.
       relative_error: stop once ||Y - Yhat||_F / ||Y||_F is below it.
       max_steps: largest number of steps, rejected ones included.
       max_kinks: room for the preactivations of one neuron that are at 0 or reach it in one step; min(N, 32) when None.
         Adapted steps shrink when it is exceeded within a step.
       kink_tolerance: which preactivations of theta(0) are at 0, see `clarke.kink_sides`.
-      stop_at_branching: whether to stop at a branching or undecided kink, or to go on, with the solution in which it
-        falls.
+      stop_at_branching: whether to stop where the solution branches or is undecided, or to go on; with the solution in
+        which a kink falls.
 
     Raises:
       ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step
@@ -185,7 +189,6 @@ def solve(
     smallest = jnp.finfo(dtype).eps * 16 * jnp.maximum(final, jnp.finfo(dtype).tiny)
 
     choose = lambda which, a, b: jax.tree.map(lambda a, b: jnp.where(which, a, b), a, b)
-    squared_norm = lambda params: jnp.sum(params.W**2) + jnp.sum(params.V**2)
 
     def stopped(state: State) -> Array:
         now = state.velocity
@@ -234,6 +237,13 @@ def solve(
         noisy = step.error <= step.rounding
         good = ((step.error <= budget) | noisy | (h <= smallest)) & ~step.fails
         longest = jnp.where(good, jnp.maximum(state.step_size, h * factor), h * factor)
+        # Half of the digits that were asked for are lost to the growth of errors along the solution.
+        lost = new.estimated_error > jnp.sqrt(tolerance) * path
+        lost &= state.started & ~noisy
+        new = new._replace(
+            velocity=new.velocity._replace(undecided=new.velocity.undecided | lost),
+            branched_at=jnp.where(lost, jnp.minimum(new.branched_at, new.time), new.branched_at),
+        )
         new = new._replace(step_size=jnp.where(noisy, h * _GROW, jnp.where(count == 1, longest, h * factor)))
         first = first_step_size(new.velocity)
         new = new._replace(
@@ -269,7 +279,7 @@ def solve(
             "exits": state.counts[2],
             "pattern_changes": state.counts[3],
             "path_length": state.path,
-            "estimated_error": jnp.sqrt(state.squared_errors),
+            "estimated_error": state.estimated_error,
             "energy_residual": -now.loss - lines.offset - state.dissipated,
             "rate": _least_rate(slopes, hidden, state.params, problem, trained_layers),
         }

@@ -13,7 +13,7 @@ from relu_sgd.inclusion._lines import Lines
 from relu_sgd.inclusion._multipliers import Kinks, compact, solve_slopes
 from relu_sgd.network import Params, TrainedLayers, matmul
 
-__all__ = ["SlidingStep", "State", "Step", "Velocity"]
+__all__ = ["SlidingStep", "State", "Step", "Velocity", "squared_norm"]
 
 # How much of a neuron's whole speed its preactivations may gain on their own within a step.
 _MARGIN = 0.25
@@ -51,10 +51,16 @@ class State(NamedTuple):
     dissipated: Float[Array, ""]  # The integral of ||theta'||^2.
     path: Float[Array, ""]  # The length of the path.
     squared_errors: Float[Array, ""]  # The sum over the steps.
+    accumulated: Params  # With both layers, the errors of all steps, carried along the solution and added up.
     counts: Int[Array, "4"]  # Crossings, entries, exits, pattern changes.
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     branched_at: Float[Array, ""]
+
+    @property
+    def estimated_error(self) -> Float[Array, ""]:
+        """The larger of two: the root of the sum of the squares of the steps' errors, and their sum, carried along."""
+        return jnp.sqrt(jnp.maximum(self.squared_errors, squared_norm(self.accumulated)))
 
 
 class Step(NamedTuple):
@@ -106,11 +112,15 @@ def _averaged_slope(Z: Array, side: Array, speed: Array, jump: Array, h: Array) 
     return slope, new_side.astype(jnp.int8)
 
 
-def _instantaneous_slope(speed: Array, jump: Array) -> tuple[Array, Array]:
-    """The slope of a preactivation that is at 0, and whether the solution branches there."""
+def _instantaneous_slope(speed: Array, jump: Array) -> Array:
+    """The slope of a preactivation that is at 0; of those that it may have where it repels, the one that falls."""
     held = jnp.clip(speed / jnp.where(jump == 0, 1, -jump), 0, 1)
-    branches = (jump > 0) & (speed <= 0) & (speed + jump >= 0)
-    return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0)), branches
+    return jnp.where(jump < 0, held, jnp.where(speed > 0, 1, 0))
+
+
+def squared_norm(params: Params) -> Float[Array, ""]:
+    """||W||_F^2 + ||V||_F^2."""
+    return jnp.sum(params.W**2) + jnp.sum(params.V**2)
 
 
 def _put(array: Array, kinks: Kinks, values: Array) -> Array:
@@ -198,7 +208,7 @@ class SlidingStep:
         base = self._along_rows(active * C)
         solved, _ = solve_slopes(
             self.gram, kinks, base[at], jumps[at] / jnp.where(kinks.present, self.size[kinks.samples, 0] ** 2, 1),
-            guess[at], lambda speed, jump: _instantaneous_slope(speed, jump)[0], (),
+            guess[at], _instantaneous_slope, (),
         )  # fmt: skip
         slopes = self._with_opposites(_put(active, kinks, solved), resting)
         W_dot = matmul(self.X_transposed, slopes * C)
@@ -215,6 +225,8 @@ class SlidingStep:
         largest = self.size**2 * jnp.linalg.norm(errors) * jnp.linalg.norm(V, axis=1)
         vanishes = jnp.abs(jumps) <= 64 * eps * largest
         repels = (jumps > 0) & ~vanishes
+        # At 0, where it may rise as well as fall; or stay, if the speed on one side vanishes.
+        splits = repels & (speed <= 64 * eps * largest) & (speed + jumps >= -64 * eps * largest)
         still = jnp.abs(Z_dot) <= 1e3 * eps * self.size * jnp.linalg.norm(W_dot, axis=0)
         at_zero = zero & ~resting
         near_zero = self.leads & (jnp.abs(Z) <= 64 * eps * self.size * jnp.linalg.norm(W, axis=0)) & ~resting
@@ -239,7 +251,7 @@ class SlidingStep:
             held=(sides == 0) & ~rises & ~sinks & ~resting,
             resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
-            branches=jnp.any(at_zero & repels & _instantaneous_slope(speed, jumps)[1]) | begins,
+            branches=jnp.any(at_zero & splits) | begins,
             undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(self._at_origin(W) & repels),
             too_many=kinks.number > self.max_kinks,
         )
@@ -299,6 +311,7 @@ class SlidingStep:
             dissipated=zero,
             path=zero,
             squared_errors=zero,
+            accumulated=jax.tree.map(jnp.zeros_like, params),
             counts=jnp.zeros(4, jnp.int32),
             steps=jnp.int32(0),
             rejected=jnp.int32(0),
@@ -413,8 +426,9 @@ class SlidingStep:
         worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
         first_event = jnp.min(jnp.where(event, share, 1)[:, worst])
         error_V = h * (0.5 * (now.params.V + velocity.params.V) - mean_V)
-        norm = lambda params: jnp.sqrt(jnp.sum(params.W**2) + jnp.sum(params.V**2))
-        error, length = norm(Params(error_W, error_V)), h * norm(Params(mean_W, mean_V))
+        made = Params(error_W, error_V)
+        norm = lambda params: jnp.sqrt(squared_norm(params))
+        error, length = norm(made), h * norm(Params(mean_W, mean_V))
         speed_scale = jnp.linalg.norm(self.X) * jnp.linalg.norm(V) * jnp.linalg.norm(self.Y)
         uncertain = velocity.branches | velocity.undecided
         moved = state._replace(
@@ -426,6 +440,7 @@ class SlidingStep:
             dissipated=state.dissipated + dissipated,
             path=state.path + length,
             squared_errors=state.squared_errors + error**2,
+            accumulated=self._accumulated(state, errors, slopes, new_sides, h, made),
             counts=state.counts + counts.astype(state.counts.dtype),
             steps=state.steps + 1,
             branched_at=jnp.where(uncertain, jnp.minimum(state.branched_at, state.time + h), state.branched_at),
@@ -444,6 +459,41 @@ class SlidingStep:
             fails=fails & state.started,
             event=first_event,
         )
+
+    def _accumulated(
+        self,
+        state: State,
+        errors: Float[Array, "N d2"],
+        slopes: Float[Array, "N d1"],
+        new_sides: Int8[Array, "N d1"],
+        h: Array,
+        made: Params,
+    ) -> Params:
+        """The error of theta after a step: what the step makes of the error before, and its own.
+
+        The former is its tangent, at fixed slopes and without what is held at 0. With V fixed L is convex within a
+        pattern, an error does not grow, and 0 is returned. With both layers <error, L'' error> is
+        ||J error||^2 less twice the sum of <r_ij X_i dW_j, E_i dV_j>, which alone lets it grow: to no more than that
+        allows, since a stiff direction may overshoot in an explicit step.
+        """
+        error = state.accumulated
+        if not self.both:
+            return error  # 0, as it was.
+        now, V = state.velocity, state.params.V
+        slopes = jnp.where((state.sides == 0) | (new_sides == 0), 0, slopes)
+        hidden_change = slopes * matmul(self.X, error.W)
+        errors_change = -matmul(hidden_change, V) - matmul(now.hidden, error.V)
+        backward = matmul(errors, error.V.T)
+        W_change = matmul(self.X_transposed, slopes * (matmul(errors_change, V.T) + backward))
+        V_change = matmul(hidden_change.T, errors) + matmul(now.hidden.T, errors_change)
+        moved = Params(error.W + h * W_change, error.V + h * V_change)
+        squared, new_squared = squared_norm(error), squared_norm(moved)
+        divide = lambda a, b: a / jnp.where(b > 0, b, 1)
+        growth = jnp.maximum(divide(2 * jnp.sum(hidden_change * backward), squared), 0)
+        factor = jnp.sqrt(
+            jnp.minimum(1, squared * jnp.exp(2 * h * growth) / jnp.where(new_squared > 0, new_squared, 1))
+        )
+        return jax.tree.map(lambda carried, new: factor * carried + new, moved, made)
 
     def _phases(
         self, state: State, after: Velocity, new_sides: Int8[Array, "N d1"], mean_slopes: Float[Array, "N d1"], h: Array
