@@ -20,7 +20,9 @@ COMPILED_IN_FULL = {"test_convergence_map", "test_descent", "test_draws", "test_
 
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request):
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in COMPILED_IN_FULL)
+    jax.config.update(
+        "jax_disable_most_optimizations", request.module.__name__.rpartition(".")[2] not in COMPILED_IN_FULL
+    )
 
 
 @pytest.fixture
