@@ -26,6 +26,8 @@ from relu_sgd import (
 from relu_sgd.clarke import selections
 from relu_sgd.descent import mean_loss_below, mean_squared_error_below, paper_optimizer
 
+pytestmark = pytest.mark.compiled_in_full
+
 
 def run(arrays, **options):
     W, V, X, Y = map(jnp.asarray, arrays)

@@ -15,6 +15,8 @@ from support import ROOT, drawn
 from relu_sgd import _draws as draws
 from relu_sgd import initialization, problem
 
+pytestmark = pytest.mark.compiled_in_full
+
 KEY = jax.random.key(5)
 SIGNIFICANCE = 1e-4
 # What `drawn.together` draws, on every machine.

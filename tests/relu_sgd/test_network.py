@@ -10,6 +10,8 @@ from support.problems import draw
 
 from relu_sgd import Params, Problem, hidden_layer, jacobian_gram, loss, preactivations, predict, sample_losses
 
+pytestmark = pytest.mark.compiled_in_full
+
 
 def jax_arrays(arrays, dtype=np.float64):
     W, V, X, Y = (jnp.asarray(array, dtype) for array in arrays)

@@ -25,6 +25,8 @@ from sweeps.reporting import style
 from sweeps.runtime import session
 from sweeps.runtime.store import Store
 
+pytestmark = pytest.mark.compiled_in_full
+
 TINY = [
     "--d0=2,3", "--d1=4:8:2", "--num_seeds=2", "--num_samples=10", "--num_steps=60", "--block=2x2",
     "--precision=float64", "--num_processes=1",

@@ -20,6 +20,8 @@ from sweeps.protocol.draw import draw_run, draw_tile, networks
 from sweeps.runtime import engine
 from sweeps.runtime.engine import Start, map_on_devices, run_on_devices
 
+pytestmark = pytest.mark.compiled_in_full
+
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("steps_per_chunk", [1, 4, 1000])
