@@ -13,21 +13,34 @@ from sweeps.command import app
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-EXAMPLE = re.compile(r"```python\n((?:(?!```).)*)```\n\nIt prints `([^`]*)`", flags=re.DOTALL)
+BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\nIt prints `([^`]*)`)?", flags=re.DOTALL | re.MULTILINE)
+KINDS = {"python", "sh", "text", "console"}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.stem)
-def test_examples_print_what_they_promise(page, capsys, float32):
-    """The first number, a percentage, within 10; the last within a fifth: rounding differs between processors."""
-    examples = EXAMPLE.findall(page.read_text())
-    assert len(examples) == page.read_text().count("It prints `") > 0
-    for code, promised in examples:
-        exec(compile(code, page.name, "exec"), {})
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.stem
+)
+def test_code_runs_and_prints_what_it_promises(page, capsys, float32, tmp_path, monkeypatch):
+    """The blocks of a page, in order, share their names. What is promised below a block is its output: the first
+    number, a percentage, within 10; the last within a fifth, since rounding differs between processors."""
+    monkeypatch.chdir(tmp_path)
+    text, names = page.read_text(), {"__name__": page.stem}
+    blocks = BLOCK.findall(text)
+    assert len(blocks) == text.count("```python") > 0
+    assert sum(bool(promised) for _, promised in blocks) == text.count("It prints `")
+    for code, promised in blocks:
+        exec(compile(code, page.name, "exec"), names)
         printed = capsys.readouterr().out.strip()
-        numbers, found = ([float(number) for number in re.findall(r"\d+", text)] for text in (promised, printed))
-        assert re.sub(r"\d+", "", printed) == re.sub(r"\d+", "", promised)
-        assert abs(found[0] - numbers[0]) <= 10
-        assert abs(found[-1] / numbers[-1] - 1) < 0.2
+        if promised:
+            numbers, found = ([float(number) for number in re.findall(r"\d+", text)] for text in (promised, printed))
+            assert re.sub(r"\d+", "", printed) == re.sub(r"\d+", "", promised)
+            assert abs(found[0] - numbers[0]) <= 10
+            assert abs(found[-1] / numbers[-1] - 1) < 0.2
+
+
+@named
+def test_every_block_is_of_a_kind_that_is_tested(page):
+    assert {*re.findall(r"^ *```(.*)\n(?:(?! *```).*\n)*? *```$", page.read_text(), flags=re.M)} <= KINDS
 
 
 @named
