@@ -188,12 +188,6 @@ def _takes(function: Callable, *arguments: Any, **keywords: Any) -> bool:
     return True
 
 
-def _nodes(tree: PyTree) -> list[Any]:
-    """The tree and all trees in it that are tuples, lists or dictionaries."""
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
-    return [tree] + [node for child in children for node in _nodes(child)]
-
-
 def _check_scalar(name: str, kind: Any, function: Callable, *arguments: Any) -> jax.ShapeDtypeStruct:
     """What a function returns for such arguments, when it can be called and returns one value of a kind."""
     wanted = "truth value" if kind is bool else "float"
@@ -424,7 +418,8 @@ class Descent:
         self._objective(problem, key)  # Sizes and key.
         trained = self._trained(params)
         optimizer_state = self.optimizer.init(trained)
-        if any(isinstance(node, optax.LookaheadState) for node in _nodes(optimizer_state)):
+        is_lookahead = lambda node: isinstance(node, optax.LookaheadState)
+        if any(map(is_lookahead, jax.tree.leaves(optimizer_state, is_leaf=is_lookahead))):
             raise ValueError("optax.lookahead needs parameters of its own kind, and is not for descend")
         infinite = jnp.full((), jnp.inf, losses.dtype)
         begun = DescentState(

@@ -14,6 +14,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, ScalarLike
+from scipy.optimize import bisect
 
 __all__ = ["ComparisonSolution", "Outcome", "blow_up_threshold", "lemma_3_3", "solve_comparison"]
 
@@ -158,8 +159,5 @@ def blow_up_threshold(
         raise ValueError(
             f"the threshold is not in ({low}, {high}), where solutions must blow up below and stay bounded above"
         )
-    while high - low > tolerance:
-        middle = 0.5 * (low + high)
-        # Undecided within t_max is so close to the threshold that either end will do.
-        low, high = (low, middle) if outcome(middle) == Outcome.BOUNDED else (middle, high)
-    return 0.5 * (low + high)
+    # Undecided within t_max is so close to the threshold that either end will do.
+    return bisect(lambda alpha: 1 if outcome(alpha) == Outcome.BOUNDED else -1, low, high, xtol=tolerance)

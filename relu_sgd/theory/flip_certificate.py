@@ -9,6 +9,7 @@ eigenvalue. rho(t) is the integral of sigma ||E||. A neuron moves by at most |v_
 |z_ij| <= ||x_i|| |v_j| rho} can get another sign than at the start.
 """
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -189,17 +190,14 @@ def _pass(at: _Flips, error: float, end: float, max_evaluations: int) -> _Pass:
     # lambda is constant up to the next jump, with all that is in reach before it.
     before = functools.cache(lambda index: at.least_eigenvalue(at.needed < jumps[index]))
     # How many of the pieces between jumps have a positive lambda, which falls from each to the next.
-    low, high = 0, len(jumps)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if before(middle) > 0 else (low, middle)
-    if low == 0:
+    num_positive = bisect.bisect_left(range(len(jumps)), True, key=lambda index: before(index) <= 0)
+    if num_positive == 0:
         return _Pass(0.0, math.inf, math.inf)
-    chosen = (
-        np.unique(np.linspace(0, low - 1, max_evaluations).round().astype(int)) if low > max_evaluations else range(low)
-    )
-    values = np.array([before(int(index)) for index in chosen])
-    edges = np.concatenate([[0.0], jumps[list(chosen)]])
+    pieces = np.arange(num_positive)
+    if num_positive > max_evaluations:
+        pieces = np.unique(np.linspace(0, num_positive - 1, max_evaluations).round().astype(int))
+    values = np.array([before(index) for index in pieces.tolist()])
+    edges = np.concatenate([[0.0], jumps[pieces]])
     integral = np.concatenate([[0.0], np.cumsum(np.diff(edges) * values)])
     sigma = functools.cache(lambda index: at.sigma(at.needed < edges[index]))
     last = len(edges) - 1

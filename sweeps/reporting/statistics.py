@@ -32,6 +32,17 @@ def interval(successes: int, runs: int, method: str = "wilson", level: float = 0
     return float(found.low), float(found.high)
 
 
+def _student_interval(
+    estimate: float, standard_error: float, degrees_of_freedom: int, level: float
+) -> tuple[float, float, float]:
+    """An estimate with Student's confidence interval; NaN for its ends without degrees of freedom."""
+    if degrees_of_freedom < 1:
+        return float(estimate), float("nan"), float("nan")
+    # By its quantile: `stats.t.interval` is NaN where the standard error is 0.
+    half = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom) * standard_error)
+    return float(estimate), float(estimate) - half, float(estimate) + half
+
+
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """The mean of the values that are finite, and Student's confidence interval for it: NaN where there are too few.
 
@@ -43,11 +54,9 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
       (mean, low, high).
     """
     values = values[np.isfinite(values)]
-    mean = float(values.mean()) if len(values) else float("nan")
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    if not len(values):
+        return (float("nan"),) * 3
+    return _student_interval(values.mean(), stats.sem(values) if len(values) > 1 else 0.0, len(values) - 1, level)
 
 
 @functools.cache
@@ -87,10 +96,7 @@ def fitted_slope(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[flo
     if kept.sum() < 2:
         return (float("nan"),) * 3
     fit = stats.linregress(x[kept], y[kept])
-    if kept.sum() < 3:
-        return float(fit.slope), float("nan"), float("nan")
-    half = float(stats.t.ppf(0.5 + level / 2, kept.sum() - 2) * fit.stderr)
-    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
+    return _student_interval(fit.slope, fit.stderr, int(kept.sum()) - 2, level)
 
 
 def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
