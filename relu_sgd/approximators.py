@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Real
 
 from relu_sgd import network
+from relu_sgd._algebra import matmul
 from relu_sgd._checks import whole_number
 from relu_sgd.activation import relu
 from relu_sgd.network import SampleLosses
@@ -188,7 +189,7 @@ def shallow(loss: str | SampleLoss = "squared") -> Approximator:
       ValueError: the loss is none of `LOSSES`.
     """
     return Approximator(
-        predict_inputs=lambda params, X, at_zero: network.matmul(relu(network.matmul(X, params.W), at_zero), params.V),
+        predict_inputs=lambda params, X, at_zero: matmul(relu(matmul(X, params.W), at_zero), params.V),
         preactivations_of=network.preactivations,
         sample_loss=_loss(loss),
     )

@@ -12,9 +12,10 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real, ScalarLike
 
 from relu_sgd._checks import whole_number
+from relu_sgd._normalization import normalize
 from relu_sgd.clarke.selections import Selection
 from relu_sgd.dynamics import Status
-from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, normalize, sample_losses
+from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, sample_losses
 from relu_sgd.problem import Problem
 
 __all__ = [

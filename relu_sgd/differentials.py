@@ -7,31 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from relu_sgd.network import (
-    Params,
-    TrainedLayers,
-    gram_of_factor,
-    hidden_layer,
-    jacobian_gram,
-    matmul,
-    outer_gram,
-    preactivations,
-)
+from relu_sgd._algebra import gram_of_factor, matmul, norm_from_gram, outer_gram
+from relu_sgd.network import Params, TrainedLayers, hidden_layer, jacobian_gram, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = [
     "jacobian_difference_gram",
     "least_singular_value",
-    "operator_norm",
     "relative_gradient_change",
     "relative_jacobian_change",
 ]
-
-
-def operator_norm(gram: Float[Array, "rows rows"]) -> Float[Array, ""]:
-    """||J|| from J J^T."""
-    # The singular values of a symmetric matrix are the absolute values of its eigenvalues, and JAX finds them without the vectors.
-    return jnp.sqrt(jnp.linalg.svdvals(gram)[0])
 
 
 def least_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
@@ -81,12 +66,12 @@ def relative_jacobian_change(
     """
     whole = jacobian_gram(before, problem, trained_layers=trained_layers)
     difference = jacobian_difference_gram(before, after, problem, trained_layers=trained_layers)
-    return operator_norm(difference) / operator_norm(whole)
+    return norm_from_gram(difference) / norm_from_gram(whole)
 
 
 def _spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     rows, columns = matrix.shape
-    return operator_norm(matmul(matrix, matrix.T) if rows <= columns else matmul(matrix.T, matrix))
+    return norm_from_gram(matmul(matrix, matrix.T) if rows <= columns else matmul(matrix.T, matrix))
 
 
 def relative_gradient_change(before: PyTree, after: PyTree) -> Float[Array, ""]:

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, ScalarLike
 
+from relu_sgd._algebra import matmul
 from relu_sgd._checks import whole_number
+from relu_sgd._normalization import loss_scale
 from relu_sgd.clarke._zonotope import nearest_point
-from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, matmul, preactivations
+from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = ["Exactness", "Membership", "MinimumNorm", "Subdifferential", "kink_sides", "subdifferential"]

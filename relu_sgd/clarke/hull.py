@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import nnls
 
+from relu_sgd._normalization import loss_scale
 from relu_sgd.clarke._product_set import kink_sides
-from relu_sgd.network import Normalization, Params, loss_scale
+from relu_sgd.network import Normalization, Params
 from relu_sgd.problem import Problem
 
 __all__ = ["ClarkeHull", "achievable_patterns", "clarke_hull", "rays"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from relu_sgd.network import matmul
+from relu_sgd._algebra import matmul
 from relu_sgd.problem import Problem
 
 __all__ = ["Lines", "merge"]

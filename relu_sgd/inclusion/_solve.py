@@ -38,11 +38,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
+from relu_sgd._algebra import hidden_jacobian_gram, matmul
 from relu_sgd.clarke import kink_sides
 from relu_sgd.dynamics import Status
 from relu_sgd.inclusion._lines import merge
 from relu_sgd.inclusion._step import SlidingStep, State, Velocity, squared_norm
-from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
+from relu_sgd.network import Params, TrainedLayers, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = ["Solution", "Status", "solve"]

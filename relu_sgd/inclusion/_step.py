@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
+from relu_sgd._algebra import matmul
 from relu_sgd.inclusion._lines import Lines
 from relu_sgd.inclusion._multipliers import Kinks, compact, solve_slopes
-from relu_sgd.network import Params, TrainedLayers, matmul
+from relu_sgd.network import Params, TrainedLayers
 
 __all__ = ["SlidingStep", "State", "Step", "Velocity", "squared_norm"]
 

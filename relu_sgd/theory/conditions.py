@@ -15,11 +15,12 @@ from jaxtyping import Float
 
 from relu_sgd.network import Params, TrainedLayers
 from relu_sgd.problem import Problem
-from relu_sgd.theory.certificate import Certificate, certificate, hidden_gram, neuron_chunks
+from relu_sgd.theory._start_arrays import StartArrays, start_arrays
+from relu_sgd.theory._streaming import hidden_gram, neuron_chunks
+from relu_sgd.theory.certificate import Certificate, certificate
 from relu_sgd.theory.flip_certificate import FlipCertificate, flip_certificate
 from relu_sgd.theory.hidden_layer import HiddenCertificate, hidden_certificate
 from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
-from relu_sgd.theory.start import Start, start_of
 
 __all__ = ["Condition", "board", "slack"]
 
@@ -109,14 +110,14 @@ def board(
     """  # fmt: skip
     if trained_layers not in ("both", "hidden"):
         raise ValueError(f"trained_layers must be 'both' or 'hidden', got {trained_layers!r}")
-    start = start_of(params, problem)
+    start = start_arrays(params, problem)
     both = () if trained_layers == "both" else ("V is trained",)
     hidden = () if trained_layers == "hidden" else ("V is fixed",)
     rows = (*_both_layers(start, both, chunk), *_hidden_layer(start, hidden), *_literature(both, hidden))
     return tuple(row._where_it_holds() for row in rows)
 
 
-def _both_layers(start: Start, unmet: tuple[str, ...], chunk: int) -> tuple[Condition, ...]:
+def _both_layers(start: StartArrays, unmet: tuple[str, ...], chunk: int) -> tuple[Condition, ...]:
     W, V, X, Y = start
     found = certificate(Params(W, V), Problem(X, Y), chunk=chunk)  # type: ignore[arg-type]
     gram = hidden_gram(X, neuron_chunks(W, chunk))
@@ -155,7 +156,7 @@ def _both_layers(start: Start, unmet: tuple[str, ...], chunk: int) -> tuple[Cond
     )  # fmt: skip
 
 
-def _hidden_layer(start: Start, unmet: tuple[str, ...]) -> tuple[Condition, ...]:
+def _hidden_layer(start: StartArrays, unmet: tuple[str, ...]) -> tuple[Condition, ...]:
     W, V, X, Y = start
     flips = Condition("flips", "docs/conditions.md, Theorem D", unmet=unmet)
     appendix = Condition("(54)", "Polaczyk and Cyranka 2023, Appendix G, with explicit constants", unmet=unmet)

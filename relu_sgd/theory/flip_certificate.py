@@ -20,8 +20,8 @@ from jaxtyping import Bool
 
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
+from relu_sgd.theory._start_arrays import start_arrays
 from relu_sgd.theory.gram import operator_norm
-from relu_sgd.theory.start import start_of
 
 __all__ = ["FlipCertificate", "flip_certificate"]
 
@@ -153,9 +153,9 @@ def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int =
       max_evaluations: of lambda, in each of the two passes.
 
     Raises:
-      ValueError: as `start.start_of`, d2 is not 1, or max_evaluations is less than 1.
+      ValueError: the shapes do not fit, an array is empty, an entry is not finite, d2 is not 1, or max_evaluations is less than 1.
     """
-    W, V, X, Y = start_of(params, problem)
+    W, V, X, Y = start_arrays(params, problem)
     if V.shape[1] != 1:
         raise ValueError(f"Theorem D is for d2 = 1, got d2 = {V.shape[1]}")
     if max_evaluations < 1:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from relu_sgd._checks import finite_arrays, whole_number
-from relu_sgd.theory.certificate import neuron_chunks
+from relu_sgd.theory._streaming import neuron_chunks
 from relu_sgd.theory.gram import angles, least_eigenvalue, operator_norm
 from relu_sgd.theory.width_search import smallest_width
 

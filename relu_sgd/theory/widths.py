@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # The constant of Lemma C.1: 16 / (1 - log 2).
-LEMMA_C1_CONSTANT = 16 / (1 - math.log(2))
+_LEMMA_C1_CONSTANT = 16 / (1 - math.log(2))
 
 
 def _check(*, positive: dict[str, float] | None = None, not_negative: dict[str, float] | None = None) -> None:
@@ -43,7 +43,7 @@ def _check(*, positive: dict[str, float] | None = None, not_negative: dict[str, 
             raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
-def check_sizes(num_samples: float, d0: float, delta: float) -> None:
+def _check_sizes(num_samples: float, d0: float, delta: float) -> None:
     """The hypothesis d0 in [N^delta, N], delta in (0, 1), of Theorem 4.3, Corollary 4.5 and Theorem 5.1.
 
     Raises:
@@ -160,7 +160,7 @@ def lemma_c1_width(
     smallest = gram.least_eigenvalue(gram.gram(X)) if lambda_X is None else lambda_X
     level = gram.truncation_level(X, repaired=repaired, lambda_X=smallest)
     # As printed t^2 = 4 ||X||^2 max(1, log(...)), so that both are 4 t^2 (...) / ((1 - log 2) lambda).
-    return max(len(X), LEMMA_C1_CONSTANT / 4 * level**2 * (psi + math.log(len(X))) / smallest)
+    return max(len(X), _LEMMA_C1_CONSTANT / 4 * level**2 * (psi + math.log(len(X))) / smallest)
 
 
 def theorem_4_3_width(
@@ -179,9 +179,9 @@ def theorem_4_3_width(
       repaired: False for the theorem as printed.
 
     Raises:
-      ValueError: see `check_sizes`; psi is less than 1 or the constant is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); psi is less than 1 or the constant is not positive.
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(positive=dict(constant=constant))
     if not psi >= 1:
         raise ValueError(f"psi must be at least 1, got {psi}")
@@ -217,9 +217,9 @@ def corollary_4_5_width(
       repaired: False for the corollary as printed.
 
     Raises:
-      ValueError: see `check_sizes`; rho is negative or another number is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); rho is negative or another number is not positive.
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(positive=dict(beta_w=beta_w, d2=d2, constant=constant), not_negative=dict(rho=rho))
     scale = d2 / (d0 * beta_w**2)
     logarithm = math.log(num_samples) ** 2
@@ -259,7 +259,7 @@ def path_certificate_width(
       constant: C(delta).
 
     Raises:
-      ValueError: see `check_sizes`; psi is less than 1, rho is negative or another number is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); psi is less than 1, rho is negative or another number is not positive.
     """
     _check(positive=dict(beta_w=beta_w, d2=d2, constant=constant), not_negative=dict(rho=rho))
     well_conditioned = theorem_4_3_width(num_samples, d0, delta=delta, psi=psi, constant=constant)
@@ -299,7 +299,7 @@ def failure_probability(
     Raises:
       ValueError: as `corollary_4_5_width`, or psi is less than 1.
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(positive=dict(beta_w=beta_w, d2=d2), not_negative=dict(rho=rho))
     if psi is None:
         psi = d0 / num_samples * (d2 * num_samples**2.5 / (d0 * beta_w**2)) ** (1 / (1 + rho))
@@ -370,9 +370,9 @@ def theorem_5_1_num_steps(
       loss_constant, rate_constant: C and c(delta).
 
     Raises:
-      ValueError: see `check_sizes`; a number is not positive, or the batch size is not in [1, N].
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); a number is not positive, or the batch size is not in [1, N].
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(
         positive=dict(
             beta_w=beta_w, beta_v=beta_v, target=target, learning_rate=learning_rate,
