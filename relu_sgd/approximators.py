@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Real
 
 from relu_sgd import network
 from relu_sgd._algebra import matmul
-from relu_sgd._checks import whole_number
+from relu_sgd._checks import check_fields, check_key, whole_number
 from relu_sgd.activation import relu
 from relu_sgd.network import SampleLosses
 from relu_sgd.problem import Problem
@@ -125,8 +125,11 @@ class Approximator:
         """theta_0, in the precision of the problem.
 
         Raises:
+          TypeError: the key is none, or the problem is of another kind.
           ValueError: the approximator has no law of its own for it.
         """
+        check_key(key)
+        check_fields("problem", problem, Problem)
         if self.initializer is None:
             raise ValueError(
                 "this approximator has no initializer; those of the paper's network are in `initialization`"
@@ -158,9 +161,11 @@ class Approximator:
             rows follow their samples.
 
         Raises:
+          TypeError: the problem is of another kind.
           ValueError: `at_zero` has rows, but not N, or the labels are known when traced and are none for a loss of
             `LOSSES`.
         """
+        check_fields("problem", problem, Problem)
         _check_labels(self.sample_loss, problem.Y)
         num_samples = problem.X.shape[0]
         has_rows = jnp.ndim(at_zero) > 1 and jnp.shape(at_zero)[0] != 1

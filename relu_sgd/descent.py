@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real, ScalarLike
 
-from relu_sgd._checks import whole_number
+from relu_sgd._checks import check_fields, check_key, whole_number
 from relu_sgd._normalization import normalize
 from relu_sgd.clarke.selections import Selection
 from relu_sgd.dynamics import Status
@@ -60,30 +60,47 @@ Evaluator: TypeAlias = Callable[[Any, Int[Array, ""]], Evaluation]
 
 
 def _tolerance(value: ScalarLike) -> ScalarLike:
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
-        raise ValueError(f"a tolerance must be positive, or nothing is below it; got {value}")
+    if isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iuf" or not 0 < array < np.inf:
+        raise ValueError(
+            f"a tolerance must be positive and finite, or nothing or everything is below it; got {value!r}"
+        )
     return value
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SquaredErrorCriterion:
+    """A criterion that takes the losses for half squared errors."""
+
+    holds: Criterion
+
+    def __call__(self, losses: Float[Array, " N"], problem: Any) -> Bool[Array, ""]:
+        return self.holds(losses, problem)
+
+
 def relative_error_below(tolerance: ScalarLike) -> Criterion:
-    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3).
+    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3); for squared losses.
 
     Raises:
-      ValueError: the tolerance is known when traced and is not positive; so for all criteria here.
+      ValueError: the tolerance is known when traced and is no positive and finite number; so for all criteria here.
     """
     tolerance = _tolerance(tolerance)
-    return lambda losses, problem: jnp.sqrt(2 * jnp.sum(losses)) / jnp.linalg.norm(problem.Y) < tolerance
+    return _SquaredErrorCriterion(
+        lambda losses, problem: jnp.sqrt(2 * jnp.sum(losses)) / jnp.linalg.norm(problem.Y) < tolerance
+    )
 
 
 def mean_squared_error_below(tolerance: ScalarLike) -> Criterion:
-    """The released code's criterion, MSE / sqrt(N) < tolerance.
+    """The released code's criterion, MSE / sqrt(N) < tolerance; for squared losses.
 
     For labels +-1 it is the relative error below sqrt(tolerance sqrt(N)): 0.188 at N = 200 with 2.5e-3, 75 times laxer
     than the paper's.
     """
     tolerance = _tolerance(tolerance)
-    return lambda losses, problem: (
-        normalize(losses, problem.Y.shape[1], "mean") < tolerance * jnp.sqrt(problem.Y.shape[0])
+    return _SquaredErrorCriterion(
+        lambda losses, problem: normalize(losses, problem.Y.shape[1], "mean") < tolerance * jnp.sqrt(problem.Y.shape[0])
     )
 
 
@@ -145,7 +162,7 @@ def gradient_norm_below(tolerance: ScalarLike) -> StoppingRule:
     """The stopping rule ||gradient|| < tolerance: the Euclidean norm over all trained weights, of the step's objective.
 
     Raises:
-      ValueError: the tolerance is known when traced and is not positive.
+      ValueError: the tolerance is known when traced and is no positive and finite number.
     """
     tolerance = _tolerance(tolerance)
     return lambda state: optax.tree.norm(state.gradient) < tolerance
@@ -255,11 +272,17 @@ class Descent:
                 raise ValueError("a selection of slopes is for the shallow network with the squared loss")
             if not _takes(self.losses, None, at_zero=0.0):
                 raise ValueError("losses must take a problem and the keyword at_zero, and return the map to the losses")
-            if self.normalization == "mean" and not getattr(self.losses, "is_squared", False):
-                raise ValueError(
-                    "normalization='mean' is the mean of squared errors, for the squared loss alone; "
-                    "the mean of the losses is 'sample_mean'"
-                )
+            if not getattr(self.losses, "is_squared", False):
+                if self.normalization == "mean":
+                    raise ValueError(
+                        "normalization='mean' is the mean of squared errors, for the squared loss alone; "
+                        "the mean of the losses is 'sample_mean'"
+                    )
+                if isinstance(self.criterion, _SquaredErrorCriterion):
+                    raise ValueError(
+                        "the criterion is one of squared errors, for the squared loss alone; "
+                        "for other losses there is mean_loss_below"
+                    )
 
     def _check_objective(self) -> None:
         """Whether everything about samples is left out."""
@@ -304,6 +327,8 @@ class Descent:
             raise ValueError("mini-batches need a key")
         if key is None and callable(self.at_zero):
             raise ValueError("a selection of slopes needs a key")
+        if key is not None:
+            check_key(key)
         losses_of = self.losses(problem) if callable(self.at_zero) else self.losses(problem, at_zero=self.at_zero)
         # No step has this number, so that slopes and mini-batches are independent.
         choices: Any = key if key is None else jax.random.fold_in(key, np.uint32(2**32 - 1))
@@ -339,6 +364,19 @@ class Descent:
             return Evaluation(value, gradient, losses if self.batch_size is None else losses_of(params))
 
         return evaluate
+
+    def _check_kinds(self, problem: Any, params: Any) -> None:
+        """Whether theta, and the training set where there is one, are of the right kind."""
+        if self.objective is None and problem is not None and not hasattr(problem, "Y"):
+            check_fields("problem", problem, Problem)
+        if self.losses is sample_losses and self.objective is None:
+            check_fields("params", params, Params)
+        leaves = jax.tree.leaves(self._trained(params))
+        if not leaves:
+            raise TypeError(f"params must be theta_0, a pytree of arrays, got {params!r}")
+        for leaf in leaves:
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(f"the trained weights must be floats, got {jnp.result_type(leaf)}")
 
     def _check_losses(self, problem: Any, params: Any) -> jax.ShapeDtypeStruct:
         """The shape of the losses of all samples, when it is right, and so is that of a batch."""
@@ -410,10 +448,12 @@ class Descent:
           key: of the mini-batches and of a selection.
 
         Raises:
+          TypeError: params, problem or key are of another kind.
           ValueError: shapes do not fit, the batch exceeds N, mini-batches or a selection have no key, what was given
             as losses, objective, criterion, stopping rule or kernel is not of the right kind, or the optimizer is
             optax.lookahead.
         """
+        self._check_kinds(problem, params)
         problem = jax.tree.map(jnp.asarray, problem)
         losses = self._check_losses(problem, params)
         self._objective(problem, key)  # Sizes and key.
@@ -633,6 +673,7 @@ def descend(
       A `DescentResult`.
 
     Raises:
+      TypeError: params, problem or key are of another kind.
       ValueError: shapes do not fit, an option is not one of the allowed values, a number is out of its range, or
         `losses`, objective, criterion, stopping rule, kernel or optimizer are not of the right kind.
     """

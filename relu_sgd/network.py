@@ -14,6 +14,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from relu_sgd._algebra import hidden_jacobian_gram, matmul, outer_gram
+from relu_sgd._checks import check_fields
 from relu_sgd._normalization import Normalization, normalize
 from relu_sgd.activation import relu
 from relu_sgd.problem import Problem
@@ -51,7 +52,9 @@ SampleLosses: TypeAlias = Callable[..., Float[Array, " samples"]]
 
 
 def _check(params: Params, problem: Problem) -> None:
-    (W, V), (X, Y) = params, problem
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
+    W, V, X, Y = params.W, params.V, problem.X, problem.Y
     if not (
         X.ndim == Y.ndim == W.ndim == V.ndim == 2
         and X.shape[0] == Y.shape[0]
@@ -69,6 +72,7 @@ def preactivations(params: Params, problem: Problem) -> Float[Array, "N d1"]:
     """Z = X W.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: the shapes of `params` and `problem` do not fit each other.
     """
     _check(params, problem)
@@ -138,6 +142,7 @@ def sample_losses(
       A function of `params` and, optionally, of the indices of the wanted samples; it raises ValueError when the
       shapes do not fit.
     """
+    check_fields("problem", problem, Problem)
     inputs, labels = problem.X.T, problem.Y.T
     # D X is faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (tried with
     # 256-bit registers in float32).

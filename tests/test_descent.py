@@ -516,7 +516,7 @@ def test_a_loss_of_ones_own():
 
 @pytest.mark.parametrize("criterion", [mean_loss_below, relative_error_below, mean_squared_error_below])
 def test_a_criterion_that_can_never_hold(criterion):
-    for tolerance in (0, -1.0, np.nan):
+    for tolerance in (0, -1.0, np.nan, np.inf, None, "0.1", [0.1]):
         with pytest.raises(ValueError, match="must be positive"):
             criterion(tolerance)
     assert jax.jit(lambda t: criterion(t)(jnp.zeros(3), Problem(jnp.ones((3, 1)), jnp.ones((3, 1)))))(0.1)
@@ -528,6 +528,7 @@ def test_a_criterion_that_can_never_hold(criterion):
         (dict(num_steps=-1), "num_steps"),
         (dict(num_steps=2.5), "num_steps must be a whole number, got 2.5"),
         (dict(num_steps=1, batch_size=2.5, key=jax.random.key(0)), "batch_size must be a whole number"),
+        (dict(num_steps=1, batch_size=True, key=jax.random.key(0)), "batch_size must be a whole number, got True"),
         (dict(num_steps=1, measure=lambda params: 0, measure_every=1.5), "measure_every must be a whole number"),
         (dict(num_steps=1, normalization="sum"), "normalization"),
         (dict(num_steps=1, trained_layers="output"), "trained_layers"),
@@ -543,6 +544,42 @@ def test_bad_options(options, message):
     W, V, X, Y = map(jnp.asarray, draw())
     with pytest.raises(ValueError, match=message):
         descend(Params(W, V), Problem(X, Y), **options)
+
+
+@pytest.mark.parametrize("criterion", [relative_error_below, mean_squared_error_below])
+@pytest.mark.parametrize("losses", [approximators.shallow("hinge"), of_own(lambda E: jnp.sum(jnp.abs(E), axis=1))])
+def test_criteria_of_squared_errors_are_for_the_squared_loss(criterion, losses):
+    W, V, X, Y = map(jnp.asarray, draw())
+    descend_on = functools.partial(
+        descend, Params(W, V), Problem(X, jnp.sign(Y)), num_steps=1, optimizer=optax.sgd(0.1), criterion=criterion(0.1)
+    )
+    with pytest.raises(ValueError, match=r"squared errors, for the squared loss alone.*mean_loss_below"):
+        descend_on(losses=losses)
+    assert descend_on(losses=approximators.shallow()).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(params=None), "params must be a Params of W and V, got NoneType"),
+        (dict(params=(1.0, 2.0)), "params must be a Params of W and V, got tuple"),
+        (dict(params=Params([[1.0]], [[1.0]])), r"params\.W must be an array, got list"),
+        (dict(params=Params(jnp.ones((6, 8), int), jnp.ones((8, 1), int))), "weights must be floats, got int"),
+        (dict(params=None, losses=approximators.deep([3])), "params must be theta_0, a pytree of arrays, got None"),
+        (dict(problem=(jnp.ones((20, 6)), jnp.ones((20, 1)))), "problem must be a Problem of X and Y, got tuple"),
+        (dict(problem="data"), "problem must be a Problem of X and Y, got str"),
+        (dict(problem=(1, 2), losses=approximators.shallow()), "problem must be a Problem of X and Y, got tuple"),
+        (dict(key=3), r"key must be one random key, as jax\.random\.key\(0\), got 3"),
+        (dict(key=3, batch_size=2), "key must be one random key"),
+        (dict(key=jax.random.split(jax.random.key(0), 2)), r"got an array key<fry>\(2,\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_named_in_one_line(changed, message):
+    W, V, X, Y = map(jnp.asarray, draw())
+    arguments = dict(params=Params(W, V), problem=Problem(X, Y), num_steps=1, optimizer=optax.sgd(0.1)) | changed
+    with pytest.raises(TypeError, match=message) as raised:
+        descend(**arguments)
+    assert "\n" not in str(raised.value)
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from relu_sgd._checks import check_fields
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
 
@@ -28,8 +29,11 @@ def start_arrays(params: Params, problem: Problem) -> StartArrays:
     """The arrays of theta and the training set.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: the shapes do not fit, an array is empty, or an entry is not finite.
     """
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
     arrays = StartArrays(*(np.asarray(array, float) for array in (*params, *problem)))
     W, V, X, Y = arrays
     if not (

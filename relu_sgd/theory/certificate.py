@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.integrate import quad
 
-from relu_sgd._checks import finite_arrays, whole_number
+from relu_sgd._checks import check_fields, finite_arrays, whole_number
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
 from relu_sgd.theory._streaming import neuron_chunks
@@ -227,10 +227,13 @@ def certificate(params: Params, problem: Problem, *, chunk: int = 4096) -> Certi
       chunk: neurons at a time.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: the shapes do not fit, an entry is not finite, chunk is no whole number from 1 on, or a number of the
         certificate is out of float64's range.
     """
     chunk = whole_number("chunk", chunk)
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
     W, V, X, Y = finite_arrays(W=params.W, V=params.V, X=problem.X, Y=problem.Y)
     if not (
         X.ndim == Y.ndim == W.ndim == V.ndim == 2

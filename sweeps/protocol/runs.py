@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # What a status of a run means; 0 is pending.
-STATUSES = {1: "converged", 2: "step limit", 3: "diverged"}
+STATUSES = {1: "converged", 2: "step limit", 3: "diverged", 4: "stopped"}
 
 # What is kept of a run: name, type (None for the precision of the run) and description.
 METRICS: dict[str, tuple[type | None, str]] = {
