@@ -61,10 +61,10 @@ def finite_arrays(**arrays: Any) -> list[np.ndarray]:
     Raises:
       ValueError: an entry is NaN or infinite; the message names the array.
     """
-    found = []
+    converted = []
     for name, array in arrays.items():
         array = np.asarray(array, float)
         if not np.isfinite(array).all():
             raise ValueError(f"{name} of shape {array.shape} has entries that are not finite")
-        found.append(array)
-    return found
+        converted.append(array)
+    return converted

@@ -178,7 +178,7 @@ class DescentResult(NamedTuple):
 
     Attributes:
       status: the first that applies: PENDING when theta_0 was never evaluated, DIVERGED when the last loss is not finite,
-        CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does, STEP_LIMIT.
+        CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does, MAX_STEPS_REACHED.
       steps: the number of updates made.
       measured_at: the step of every record, or None when nothing is measured. After a run has stopped, its last
         record is repeated.
@@ -292,7 +292,7 @@ class Descent:
             "normalization": self.normalization != "half_sum",
             "at_zero": callable(self.at_zero) or np.ndim(self.at_zero) > 0 or self.at_zero != 0,
         }
-        if names := [name for name, given in contradictions.items() if given]:
+        if names := [name for name, is_set in contradictions.items() if is_set]:
             raise ValueError(f"an objective is a function of theta as a whole; leave out {', '.join(names)}")
 
     def _trained(self, params: Any) -> PyTree:
@@ -311,14 +311,14 @@ class Descent:
           and one of theta, the losses of all samples.
         """
         if self.objective is not None:
-            given = () if problem is None else (problem,)
+            data = () if problem is None else (problem,)
             total = self.objective
 
             def whole(trained: PyTree, params: Any, step: Int[Array, ""]) -> tuple[Array, Array]:
-                value = jnp.asarray(total(self._with_trained(params, trained), *given))
+                value = jnp.asarray(total(self._with_trained(params, trained), *data))
                 return value, value[None]
 
-            return whole, lambda params: jnp.asarray(total(params, *given))[None]
+            return whole, lambda params: jnp.asarray(total(params, *data))[None]
 
         num_samples, d2 = problem.Y.shape
         if self.batch_size is not None and self.batch_size > num_samples:
@@ -381,10 +381,10 @@ class Descent:
     def _check_losses(self, problem: Any, params: Any) -> jax.ShapeDtypeStruct:
         """The shape of the losses of all samples, when it is right, and so is that of a batch."""
         if self.objective is not None:
-            given = () if problem is None else (problem,)
-            if not _takes(self.objective, params, *given):
+            data = () if problem is None else (problem,)
+            if not _takes(self.objective, params, *data):
                 raise ValueError(f"the objective must take {'theta' if problem is None else 'theta and the problem'}")
-            value = _check_scalar("objective", jnp.floating, self.objective, params, *given)
+            value = _check_scalar("objective", jnp.floating, self.objective, params, *data)
             return jax.ShapeDtypeStruct((1,), value.dtype)
         if problem is None:
             raise ValueError("without an objective of its own a descent needs a problem")
@@ -595,7 +595,7 @@ class Descent:
 
     def result(self, state: DescentState) -> DescentResult:
         """How a run that takes no more steps ended."""
-        status = jnp.where(state.stopped, Status.STOPPED, Status.STEP_LIMIT)
+        status = jnp.where(state.stopped, Status.STOPPED, Status.MAX_STEPS_REACHED)
         status = jnp.where(state.meets, Status.CONVERGED, status)
         status = jnp.where(jnp.isfinite(state.loss), status, Status.DIVERGED)
         return DescentResult(

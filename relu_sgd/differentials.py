@@ -13,13 +13,13 @@ from relu_sgd.problem import Problem
 
 __all__ = [
     "jacobian_difference_gram",
-    "least_singular_value",
+    "least_hidden_singular_value",
     "relative_gradient_change",
     "relative_jacobian_change",
 ]
 
 
-def least_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
+def least_hidden_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
     """alpha_0 = sigma_min(H^T) of (8), to the square root of rounding; 0 where d1 < N, by rank.
 
     Raises:

@@ -152,14 +152,14 @@ def sample_losses(
         _check(params, problem)
         x, X = (inputs, problem.X) if samples is None else (inputs[:, samples], problem.X[samples])
         y = labels if samples is None else labels[:, samples]
-        chosen = at_zero if slopes is None else slopes
-        if jnp.ndim(chosen):
-            chosen = jnp.broadcast_to(chosen, (problem.X.shape[0], params.W.shape[1])).T
-            chosen = chosen if samples is None else chosen[:, samples]
+        slope = at_zero if slopes is None else slopes
+        if jnp.ndim(slope):
+            slope = jnp.broadcast_to(slope, (problem.X.shape[0], params.W.shape[1])).T
+            slope = slope if samples is None else slope[:, samples]
         # The barrier keeps XLA from folding the transpose into the products, which are faster without it.
         WT = jax.lax.optimization_barrier(params.W.T)
         Z = _product(WT, x, X) if whole_registers else matmul(WT, x)
-        hidden = relu(Z, chosen) if slopes is None else _relu_with_slopes(Z, jnp.asarray(chosen, Z.dtype))
+        hidden = relu(Z, slope) if slopes is None else _relu_with_slopes(Z, jnp.asarray(slope, Z.dtype))
         return 0.5 * jnp.sum((y - matmul(params.V.T, hidden)) ** 2, axis=0)
 
     return losses

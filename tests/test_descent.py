@@ -58,7 +58,7 @@ def test_equals_the_reference_for_a_thousand_steps(trained_layers, normalization
     assert_close(found.params.W, W)
     assert_close(found.params.V, V)
     assert found.steps == steps == 1000
-    assert found.status == Status.STEP_LIMIT
+    assert found.status == Status.MAX_STEPS_REACHED
     np.testing.assert_allclose(found.loss, reference.half_sum(W, V, *arrays[2:]), rtol=1e-10)
     assert found.best_loss <= found.loss
 
@@ -166,7 +166,7 @@ def test_first_passage_sees_the_start_and_the_last_step():
     passage = int(run(arrays, num_steps=3000, **options).steps)
     assert run(arrays, num_steps=passage, **options).status == Status.CONVERGED
     short = run(arrays, num_steps=passage - 1, **options)
-    assert (short.status, short.converged_at) == (Status.STEP_LIMIT, -1)
+    assert (short.status, short.converged_at) == (Status.MAX_STEPS_REACHED, -1)
     solved = run(arrays, num_steps=10, **{**options, "criterion": relative_error_below(1e3)})
     assert (solved.status, solved.steps, solved.converged_at) == (Status.CONVERGED, 0, 0)
 
@@ -178,7 +178,7 @@ def test_never_judges_the_last_network():
     found = run(
         arrays, num_steps=4, optimizer=optax.sgd(-0.5), criterion=relative_error_below(1.0001 * start), stop="never"
     )
-    assert (found.status, found.converged_at, found.steps) == (Status.STEP_LIMIT, 0, 4)
+    assert (found.status, found.converged_at, found.steps) == (Status.MAX_STEPS_REACHED, 0, 4)
 
 
 def test_released_criterion_is_relative_error_0_188_at_200_samples():
@@ -385,7 +385,7 @@ def test_a_stopping_rule_sees_the_whole_state():
     assert (end.status, end.steps, end.converged_at) == (Status.STOPPED, 2, -1)
     assert (go(stopping_rule=lambda state: state.step == 3).steps) == 3
     assert (go(stopping_rule=lambda state: state.params.W[0, 0] == W[0, 0]).steps) == 0
-    assert (go(stopping_rule=lambda state: jnp.sum(state.problem.Y) > 100).status) == Status.STEP_LIMIT
+    assert (go(stopping_rule=lambda state: jnp.sum(state.problem.Y) > 100).status) == Status.MAX_STEPS_REACHED
     both = go(stopping_rule=worst, criterion=relative_error_below(1e3), stop="never")
     assert (both.status, both.steps, both.converged_at) == (Status.CONVERGED, 2, 0)
     for tolerance in (0, -1.0):
@@ -455,7 +455,7 @@ def test_a_descent_takes_over_from_another(batch_size):
     assert (state.step, first.result(state).status) == (2, Status.STOPPED)
     level = float(plain.result(plain.advance_to(plain.init(Problem(X, Y), Params(W, V), key), 9)).loss)
     for second, steps, status in (
-        (plain, 9, Status.STEP_LIMIT),
+        (plain, 9, Status.MAX_STEPS_REACHED),
         (change(stopping_rule=lambda state: state.step >= 5), 5, Status.STOPPED),
         (change(stopping_rule=lambda state: jnp.abs(state.losses.sum() - level) < 1e-12 * level), 9, Status.STOPPED),
         (change(criterion=lambda losses, problem: jnp.sum(losses) > 0), 2, Status.CONVERGED),

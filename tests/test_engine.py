@@ -90,7 +90,7 @@ def test_a_stopping_rule_is_asked_at_every_step_whatever_the_lanes():
         ends, _ = run_on_devices(stopping, starts, 300, lanes=lanes, steps_per_chunk=steps_per_chunk)
         np.testing.assert_array_equal(ends.steps, expected)
         stopped = below.any(axis=1)
-        np.testing.assert_array_equal(ends.status, np.where(stopped, Status.STOPPED, Status.STEP_LIMIT))
+        np.testing.assert_array_equal(ends.status, np.where(stopped, Status.STOPPED, Status.MAX_STEPS_REACHED))
 
 
 class Walk:
@@ -266,8 +266,8 @@ def test_runs_equal_the_reference(records):
         Z = reference.forward(W, V, X)[0]
         assert records["dead_samples"][index] == (Z <= 0).all(axis=1).sum()
         assert records["numerical_zeros"][index] == (np.abs(Z) < 1e-8).sum()
-        assert records["status"][index] == (Status.CONVERGED if converged_at >= 0 else Status.STEP_LIMIT)
-    assert {Status.CONVERGED, Status.STEP_LIMIT} == set(records["status"])
+        assert records["status"][index] == (Status.CONVERGED if converged_at >= 0 else Status.MAX_STEPS_REACHED)
+    assert {Status.CONVERGED, Status.MAX_STEPS_REACHED} == set(records["status"])
 
 
 @pytest.mark.parametrize("lanes", [2, 5])

@@ -293,7 +293,7 @@ def test_the_limit_of_events():
     full = solve(*arrays, 3.0)
     assert full.status == Status.REACHED
     few = solve(*arrays, 3.0, max_events=3)
-    assert few.status == Status.STEP_LIMIT
+    assert few.status == Status.MAX_STEPS_REACHED
     assert few.events == full.events[:3]
     assert few.stopped_at == full.events[2].time
 

@@ -21,17 +21,17 @@ def test_jacobian_gram_against_the_jacobian():
     X, W, v = rng.normal(size=(5, 3)), rng.normal(size=(3, 40)), rng.normal(size=40)
     pattern = (X @ W > 0) * v
     J = np.einsum("id,ij->idj", X, pattern).reshape(5, -1)
-    found = hidden_layer.jacobian_gram(X, W, v, chunk=7)
+    found = hidden_layer.tangent_kernel(X, W, v, chunk=7)
     np.testing.assert_allclose(found, J @ J.T, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found, hidden_layer.jacobian_gram(X, W, v[:, None]))
+    np.testing.assert_allclose(found, hidden_layer.tangent_kernel(X, W, v[:, None]))
     beta = np.linalg.svd(J.T, compute_uv=False).min()
-    assert hidden_layer.least_singular_value(X, W, v) == pytest.approx(beta, rel=1e-8)
-    assert hidden_layer.least_singular_value(X, W[:, :1], v[:1]) == 0  # d0 d1 < N.
+    assert hidden_layer.least_jacobian_singular_value(X, W, v) == pytest.approx(beta, rel=1e-8)
+    assert hidden_layer.least_jacobian_singular_value(X, W[:, :1], v[:1]) == 0  # d0 d1 < N.
 
 
 def test_population_against_quadrature_and_neurons():
     X = unit_rows(6, 3)
-    population = hidden_layer.population_jacobian_gram(X)
+    population = hidden_layer.population_tangent_kernel(X)
     for i, j in [(0, 0), (0, 1), (2, 5)]:
         angle = math.acos(np.clip(X[i] @ X[j], -1, 1))
         both, _ = integrate.quad(lambda t, a=angle: float(np.cos(t) > 0 and np.cos(t - a) > 0), 0, 2 * np.pi, limit=500)
@@ -41,7 +41,7 @@ def test_population_against_quadrature_and_neurons():
     assert np.sum(v) == pytest.approx(0, abs=1e-9)
     assert np.sum(v**2) == pytest.approx(np.sum(y**2) / 6)
     W = np.random.default_rng(0).normal(size=(3, 200_000))
-    np.testing.assert_allclose(hidden_layer.jacobian_gram(X, W, v), population, atol=5e-3)
+    np.testing.assert_allclose(hidden_layer.tangent_kernel(X, W, v), population, atol=5e-3)
 
 
 def test_lemma_g4_in_its_tightest_case():
@@ -137,12 +137,12 @@ def test_corollary_g6_for_all_s_by_simulation():
 
 def test_beta_at_extreme_outputs():
     X, W, v = unit_rows(4, 3), np.random.default_rng(0).normal(size=(3, 20)), np.random.default_rng(1).normal(size=20)
-    plain = hidden_layer.least_singular_value(X, W, v)
+    plain = hidden_layer.least_jacobian_singular_value(X, W, v)
     for scale in (1e-200, 1e200):
-        assert hidden_layer.least_singular_value(X, W, v * scale) == pytest.approx(plain * scale, rel=1e-9)
+        assert hidden_layer.least_jacobian_singular_value(X, W, v * scale) == pytest.approx(plain * scale, rel=1e-9)
     tiny = hidden_layer.HiddenCertificate(100, 20, 1000, 1e-170, 1e-170, 2.5, 1e-171)
     assert 0 < tiny.left_side_54 < math.inf
-    assert hidden_layer.least_singular_value(X, W, 0 * v) == 0
+    assert hidden_layer.least_jacobian_singular_value(X, W, 0 * v) == 0
 
 
 def test_proposition_g7():
@@ -152,13 +152,13 @@ def test_proposition_g7():
         y = np.where(np.arange(N) % 2, -1.0, 1.0)
         W = np.random.default_rng(1).normal(size=(d0, 2000))
         v = hidden_layer.assumption_g1_output(y, 2000)
-        beta = hidden_layer.least_singular_value(X, W, v)
+        beta = hidden_layer.least_jacobian_singular_value(X, W, v)
         bounds = hidden_layer.proposition_g7_bounds(X, W, v)
         assert beta <= bounds["diagonal"] <= bounds["norm"] <= bounds["weyl"]
         assert bounds["norm"] == pytest.approx(np.linalg.norm(y) / math.sqrt(N))
         assert 0.15 < beta / bounds["norm"] < 0.75
     X, W, v = np.eye(5), np.random.default_rng(2).normal(size=(5, 30)), np.ones(30)
-    assert hidden_layer.least_singular_value(X, W, v) == pytest.approx(
+    assert hidden_layer.least_jacobian_singular_value(X, W, v) == pytest.approx(
         hidden_layer.proposition_g7_bounds(X, W, v)["diagonal"]
     )
 
@@ -230,7 +230,7 @@ def test_54_by_a_second_formula():
 def test_population_width_of_appendix_g_is_where_54_turns():
     X, y = unit_rows(60, 30), np.where(np.arange(60) % 2, -1.0, 1.0)
     width = hidden_layer.population_width(X, y)
-    smallest = np.linalg.eigvalsh(hidden_layer.population_jacobian_gram(X))[0]
+    smallest = np.linalg.eigvalsh(hidden_layer.population_tangent_kernel(X))[0]
     loss = 0.5 * 60 * (1.5 - 1 / (2 * math.pi))
 
     def left(d1):
@@ -303,15 +303,18 @@ X2, Y2 = np.eye(2), np.ones(2)
     ("call", "words"),
     [
         (lambda: hidden_layer.assumption_g1_output(Y2, 3), "even"),
-        (lambda: hidden_layer.jacobian_gram(X2, np.ones((2, 3)), np.ones(2)), "d1 = 3"),
-        (lambda: hidden_layer.least_singular_value(X2, np.ones((2, 3)), np.ones((3, 2))), "d2 = 1"),
+        (lambda: hidden_layer.tangent_kernel(X2, np.ones((2, 3)), np.ones(2)), "d1 = 3"),
+        (lambda: hidden_layer.least_jacobian_singular_value(X2, np.ones((2, 3)), np.ones((3, 2))), "d2 = 1"),
         (lambda: hidden_layer.smallest_entry(np.ones((2, 3)), 4), "m must be"),
         (lambda: hidden_layer.lemma_g4_radius(np.ones((2, 3)), 0), "m must be"),
         (lambda: hidden_layer.lemma_g5_bound(0, 3, 1), "num_samples"),
         (lambda: hidden_layer.lemma_g5_bound(2, 3, 4), "m must be"),
         (lambda: hidden_layer.corollary_g6_failure(1), "num_samples"),
-        (lambda: hidden_layer.least_singular_value(X2, np.full((2, 3), np.nan), np.ones(3)), "W .* not finite"),
-        (lambda: hidden_layer.jacobian_gram(X2, np.ones((2, 3)), np.full(3, np.inf)), "v .* not finite"),
+        (
+            lambda: hidden_layer.least_jacobian_singular_value(X2, np.full((2, 3), np.nan), np.ones(3)),
+            "W .* not finite",
+        ),
+        (lambda: hidden_layer.tangent_kernel(X2, np.ones((2, 3)), np.full(3, np.inf)), "v .* not finite"),
         (lambda: hidden_layer.hidden_certificate(X2, Y2 * np.nan, np.ones((2, 4)), np.ones(4)), "y .* not finite"),
         (lambda: hidden_layer.corollary_g6_bound(1, 3, np.ones(1)), "N >= 2"),
         (lambda: hidden_layer.corollary_g6_bound(2, 3, -np.ones(1)), "not negative"),

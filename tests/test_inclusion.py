@@ -305,7 +305,7 @@ def test_single_precision():
 
 def test_statuses():
     params, problem = drawn(2, 20, 5, 10, "hidden")
-    assert hidden(params, problem, [20.0], max_steps=5).status == Status.STEP_LIMIT
+    assert hidden(params, problem, [20.0], max_steps=5).status == Status.MAX_STEPS_REACHED
     assert hidden(params, problem, [20.0], max_kinks=1).status == Status.KINK_LIMIT
     early = hidden(params, problem, [20.0], relative_error=0.8)
     assert early.status == Status.REACHED

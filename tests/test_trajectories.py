@@ -58,8 +58,8 @@ def test_least_singular_value():
     params, problem = draw(0)
     H = np.maximum(problem.X @ params.W, 0)
     expected = np.linalg.svd(H.T, compute_uv=False).min()
-    assert differentials.least_singular_value(params, problem) == pytest.approx(expected, abs=1e-8)
-    assert differentials.least_singular_value(draw(0, d1=5)[0], problem) == 0
+    assert differentials.least_hidden_singular_value(params, problem) == pytest.approx(expected, abs=1e-8)
+    assert differentials.least_hidden_singular_value(draw(0, d1=5)[0], problem) == 0
 
 
 def test_dead_neurons_and_balance():

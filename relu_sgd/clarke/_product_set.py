@@ -146,8 +146,8 @@ class Subdifferential(NamedTuple):
         if jnp.shape(slopes) != self.sides.shape:
             raise ValueError(f"slopes must be N x d1 = {self.sides.shape}, got {jnp.shape(slopes)}")
         padded = jnp.concatenate([slopes, jnp.zeros((1, slopes.shape[1]), slopes.dtype)])
-        chosen = padded[self.samples, jnp.arange(self.samples.shape[0])[:, None]]
-        return self._at(chosen)
+        coefficients = padded[self.samples, jnp.arange(self.samples.shape[0])[:, None]]
+        return self._at(coefficients)
 
     def support(self, direction: Params) -> Float[Array, ""]:
         """Max over g in the set of <g, direction>; where the set is exact, Clarke's directional derivative of L."""
@@ -207,12 +207,12 @@ class Subdifferential(NamedTuple):
 
     def _nearest(self, point: Params) -> tuple[Params, Float[Array, "N d1"], Float[Array, ""]]:
         """The element nearest to a point, its slopes, and the sum of the duality gaps."""
-        found = jax.vmap(nearest_point)((self.fixed.W - point.W).T, self.generators)
+        nearest = jax.vmap(nearest_point)((self.fixed.W - point.W).T, self.generators)
         num_samples, d1 = self.sides.shape
-        slopes = jnp.zeros((num_samples + 1, d1), found.coefficients.dtype)
-        slopes = slopes.at[self.samples, jnp.arange(d1)[:, None]].set(found.coefficients)[:-1]
+        slopes = jnp.zeros((num_samples + 1, d1), nearest.coefficients.dtype)
+        slopes = slopes.at[self.samples, jnp.arange(d1)[:, None]].set(nearest.coefficients)[:-1]
         slopes = jnp.where(self.sides > 0, 1, jnp.where(self.sides < 0, 0, slopes))
-        return self._at(found.coefficients), slopes, self._checked(jnp.sum(found.gap))
+        return self._at(nearest.coefficients), slopes, self._checked(jnp.sum(nearest.gap))
 
 
 def _exactness(
@@ -305,8 +305,8 @@ def subdifferential(
     fixed_V = -scale * matmul(H.T, E) if trained_layers == "both" else jnp.zeros_like(V)
 
     at_kink = ((sides == 0) & (C != 0)).T  # d1 x N
-    found, samples = jax.lax.top_k(at_kink.astype(jnp.int8), room)
-    is_kink = found > 0
+    marks, samples = jax.lax.top_k(at_kink.astype(jnp.int8), room)
+    is_kink = marks > 0
     rows = jnp.where(is_kink[:, :, None], X[samples], 0)
     coefficients = jnp.where(is_kink, jnp.take_along_axis(C.T, samples, axis=1), 0)
     # E is a difference of Y and a sum over d1 neurons; c is a sum over d2 outputs.

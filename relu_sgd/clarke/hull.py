@@ -36,8 +36,8 @@ def rays(units: Float[np.ndarray, "K d0"]) -> Float[np.ndarray, "rays d0"] | Non
         return np.concatenate([basis, -basis])
     subsets = np.array(list(itertools.combinations(range(len(units)), rank - 1)), int).reshape(-1, rank - 1)
     _, sizes, vectors = np.linalg.svd((units @ basis.T)[subsets])
-    found = vectors[np.all(sizes > _PARALLEL, axis=1), -1] @ basis
-    return np.concatenate([found, -found])
+    directions = vectors[np.all(sizes > _PARALLEL, axis=1), -1] @ basis
+    return np.concatenate([directions, -directions])
 
 
 def achievable_patterns(rows: Float[np.ndarray, "K d0"], max_kinks: int = 16) -> Bool[np.ndarray, "patterns K"]:
@@ -66,7 +66,7 @@ def _cells(units: np.ndarray) -> np.ndarray:
     """The sign vectors of the arrangement's cells."""
     if np.linalg.matrix_rank(units, tol=_PARALLEL) == len(units):
         return np.array(list(itertools.product((-1, 1), repeat=len(units))), int)
-    found = []
+    blocks = []
     directions = rays(units)
     if directions is None:
         raise ValueError(f"{len(units)} kinks have too many rays")
@@ -77,8 +77,8 @@ def _cells(units: np.ndarray) -> np.ndarray:
         near = _cells(units[at])
         cells = np.repeat(products[None], len(near), axis=0)
         cells[:, at] = near
-        found.append(cells)
-    return np.unique(np.concatenate(found), axis=0)
+        blocks.append(cells)
+    return np.unique(np.concatenate(blocks), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

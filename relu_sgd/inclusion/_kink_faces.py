@@ -95,10 +95,10 @@ def _least_norm(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """The least velocity over slopes in [0, 1], and those slopes."""
     start, moves = field.velocity(-np.ones(len(field.units))), (field.above - field.below)[:, None] * field.units
     # Of all slopes that hold still, those of least norm where they are allowed.
-    found = np.linalg.lstsq(moves.T, -start, rcond=_RANK)[0]
-    if (found < 0).any() or (found > 1).any():
-        found = lsq_linear(moves.T, -start, bounds=(0, 1), method="bvls", tol=1e-15).x
-    return start + found @ moves, found
+    least = np.linalg.lstsq(moves.T, -start, rcond=_RANK)[0]
+    if (least < 0).any() or (least > 1).any():
+        least = lsq_linear(moves.T, -start, bounds=(0, 1), method="bvls", tol=1e-15).x
+    return start + least @ moves, least
 
 
 def slopes(field: Field) -> Float[np.ndarray, " K"]:
@@ -177,7 +177,7 @@ def continuations(field: Field, tolerance: float) -> list[Continuation] | Status
     convex = np.flatnonzero(jumps <= tolerance)
     if 3 ** len(concave) > _MOST_SIGNS:
         return Status.UNDECIDED
-    found: list[Continuation] = []
+    continued: list[Continuation] = []
     # With the signs at the concave lines given, psi is convex on the rest, and has one critical direction.
     for signs in itertools.product((-1, 0, 1), repeat=len(concave)):
         sides = -np.ones(len(jumps), int)
@@ -202,7 +202,7 @@ def continuations(field: Field, tolerance: float) -> list[Continuation] | Status
                 sides = reached.copy()
                 sides[reached == 0] = option
                 options.append(sides)
-            found.append(there._replace(options=tuple(options)))
-    if sum(continuation.is_sure for continuation in found) > 1:
+            continued.append(there._replace(options=tuple(options)))
+    if sum(continuation.is_sure for continuation in continued) > 1:
         return Status.BRANCHING
-    return found or Status.UNDECIDED
+    return continued or Status.UNDECIDED

@@ -96,8 +96,8 @@ def solve_slopes(
         def evaluate(slopes: Array) -> tuple[Array, Array]:
             """What the slopes miss of the relation, and its derivative times -jump: 1 where a kink sticks to 0."""
             now = speed + _per_neuron(others, jump_rate * slopes)
-            asked, derivative = jax.jvp(lambda now: relation(now, jump, *rest), (now,), (jnp.ones_like(now),))
-            return jnp.where(present, asked - slopes, 0), jnp.clip(jnp.where(attracts, -derivative * jump, 0), 0, 1)
+            wanted, derivative = jax.jvp(lambda now: relation(now, jump, *rest), (now,), (jnp.ones_like(now),))
+            return jnp.where(present, wanted - slopes, 0), jnp.clip(jnp.where(attracts, -derivative * jump, 0), 0, 1)
 
         def newton(slopes: Array, missed: Array, share: Array, late: Array) -> Array:
             # Later on only what sticks moves, as far as the first bound: like a sweep, that cannot undo what was

@@ -223,8 +223,8 @@ def solve(
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, step.fails, h))
-            given = jnp.asarray(step_size, dtype)
-            return choose(step.fails, retry, new._replace(step_size=given, longest=given))
+            fixed_size = jnp.asarray(step_size, dtype)
+            return choose(step.fails, retry, new._replace(step_size=fixed_size, longest=fixed_size))
         # Errors of different steps add up like their squares. What earlier steps have not used of their share is left
         # to later ones, but no step may be off by much of its own length.
         path = state.path + step.length
@@ -297,7 +297,7 @@ def solve(
     balance = lambda p: jnp.sum(p.W**2, axis=-2) - jnp.sum(p.V**2, axis=-1)
     drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
     now = state.velocity
-    status = jnp.where(state.time >= final, Status.REACHED, Status.STEP_LIMIT)
+    status = jnp.where(state.time >= final, Status.REACHED, Status.MAX_STEPS_REACHED)
     met = jnp.sqrt(2 * (now.loss + lines.offset)) < relative_error * label_norm
     status = jnp.where(met, Status.REACHED, status)
     status = jnp.where(now.undecided & stop_at_branching, Status.UNDECIDED, status)

@@ -65,7 +65,7 @@ class EventDrivenSolution:
         held lines are dependent. The slopes of X_i and of -X_i add up to 1.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, by Gauss's quadrature between events.
       events: all of them, in order, those of the time 0 apart; one for every sample whose preactivation takes part.
-      status: REACHED; STEP_LIMIT after `max_events`; BRANCHING; UNDECIDED; DIVERGED where theta is not finite any more.
+      status: REACHED; MAX_STEPS_REACHED after `max_events`; BRANCHING; UNDECIDED; DIVERGED where theta is not finite any more.
       stopped_at: the time reached.
     """
 
@@ -84,10 +84,10 @@ def _first_event(margins: np.ndarray, floors: np.ndarray, share: float = 1.0) ->
     """The first share of the window at which a polynomial falls below its floor, and which; None if none does."""
     heights = margins - np.eye(len(margins), 1) * floors
     values = (_SHARES[:, None] ** np.arange(len(margins))) @ heights
-    found: list[tuple[float, int]] = []
+    falls: list[tuple[float, int]] = []
     for m in np.flatnonzero((values < 0).any(axis=0)):
         after = int(np.argmax(values[:, m] < 0))
-        found.append((_root(heights[:, m], _SHARES[max(after - 1, 0)], _SHARES[after]), int(m)))
+        falls.append((_root(heights[:, m], _SHARES[max(after - 1, 0)], _SHARES[after]), int(m)))
     # One that dips and returns between two looks: the parabola through three of them is below.
     before, middle, after_ = values[:-2], values[1:-1], values[2:]
     bend = before - 2 * middle + after_
@@ -98,8 +98,8 @@ def _first_event(margins: np.ndarray, floors: np.ndarray, share: float = 1.0) ->
         depths = (looks[:, None] ** np.arange(len(heights))) @ heights[:, m]
         if depths.min() < 0:
             first = int(np.argmax(depths < 0))
-            found.append((_root(heights[:, m], looks[first - 1], looks[first]), int(m)))
-    return min(found) if found else None
+            falls.append((_root(heights[:, m], looks[first - 1], looks[first]), int(m)))
+    return min(falls) if falls else None
 
 
 def _root(polynomial: np.ndarray, left: float, right: float) -> float:
@@ -142,17 +142,17 @@ def _settle(mode: Mode, W: np.ndarray, V: np.ndarray, at_kink: np.ndarray) -> Mo
         field = lines.field(E @ output, sides[:, j])
         size = np.abs(field.above).sum() + np.abs(field.below).sum() + np.linalg.norm(field.free)
         tolerance = _TIED * size + _SAME * scale * resolution[j]
-        found = continuations(field, tolerance)
-        if isinstance(found, Status):
-            return found
+        continued = continuations(field, tolerance)
+        if isinstance(continued, Status):
+            return continued
         own = []
-        for continuation in found:
+        for continuation in continued:
             for option in continuation.options:
-                chosen = sides[:, j].copy()
-                chosen[at] = option
-                own.append((chosen, continuation.is_sure))
+                new_sides = sides[:, j].copy()
+                new_sides[at] = option
+                own.append((new_sides, continuation.is_sure))
                 is_convex &= continuation.is_sure or bool((field.above - field.below < -tolerance).all())
-        is_convex &= len(found) == 1
+        is_convex &= len(continued) == 1
         choices.append(own)
     if math.prod(map(len, choices)) == 1:
         return _with_sides(mode, neurons, tuple(own[0] for own in choices))
@@ -176,17 +176,17 @@ def _settle(mode: Mode, W: np.ndarray, V: np.ndarray, at_kink: np.ndarray) -> Mo
 
 def _with_sides(mode: Mode, neurons: np.ndarray, candidate: tuple[tuple[np.ndarray, bool], ...]) -> Mode:
     sides = mode.sides.copy()
-    for j, (chosen, _) in zip(neurons, candidate, strict=True):
-        sides[:, j] = chosen
+    for j, (new_sides, _) in zip(neurons, candidate, strict=True):
+        sides[:, j] = new_sides
     return Mode(mode.lines, sides, mode.both, mode)
 
 
 def _begins_inside(mode: Mode, series: Series, neurons: np.ndarray, at_kink: np.ndarray) -> bool:
     """Whether the first Taylor coefficient of every margin that rounding does not explain is positive."""
-    asked = np.isin(mode.margin_neurons, neurons)
-    asked[: len(mode.loose)] &= at_kink[tuple(mode.loose.T)]
+    of_neurons = np.isin(mode.margin_neurons, neurons)
+    of_neurons[: len(mode.loose)] &= at_kink[tuple(mode.loose.T)]
     _, sizes = mode.sizes(series.W[0], series.V[0])
-    coefficients = mode.margins(series)[:, asked] / np.where(sizes > 0, sizes, 1)[asked]
+    coefficients = mode.margins(series)[:, of_neurons] / np.where(sizes > 0, sizes, 1)[of_neurons]
     significant = np.abs(coefficients) > _TIED
     first = np.take_along_axis(coefficients, np.argmax(significant, axis=0)[None], axis=0)
     return bool(((first > 0) | ~significant.any(axis=0)).all())
@@ -262,15 +262,15 @@ def solve(
             # What begins a little below 0 by rounding must fall further.
             floors = 2 * np.minimum(margins[0], 0) - _ROUNDING * sizes
             shares = (window / series.unit) ** np.arange(len(margins))[:, None]
-            found = _first_event(margins * shares, floors)
-            duration = window if found is None else found[0] * window
+            event = _first_event(margins * shares, floors)
+            duration = window if event is None else event[0] * window
             dissipated += duration / 2 * float(_WEIGHTS @ series.squared_speeds(duration / 2 * (_NODES + 1)))
             standstill = standstill + 1 if now + duration == now else 0
             now = until if duration == until - now else now + duration
             W, V = series.at(duration)
-            if found is None:
+            if event is None:
                 continue
-            at_kink = _arrived(mode, series, margins, sizes, duration, found[1])
+            at_kink = _arrived(mode, series, margins, sizes, duration, event[1])
             W = _onto(lines, W, at_kink)
             settled = _settle(mode, W, V, at_kink)
             if isinstance(settled, Status):
@@ -279,7 +279,7 @@ def solve(
             events.extend(_events(lines, mode.sides, settled.sides, now))
             mode = settled
             if len(events) >= max_events:
-                status = Status.STEP_LIMIT
+                status = Status.MAX_STEPS_REACHED
         if now < until:
             break
         records.append((now, W, V, loss(W, V), *_pattern(lines, mode, W, V), initial - loss(W, V) - dissipated))
@@ -323,12 +323,12 @@ def _arrived(mode: Mode, series: Series, margins: np.ndarray, sizes: np.ndarray,
 
 
 def _events(lines: Lines, before: np.ndarray, after: np.ndarray, now: float) -> list[Event]:
-    found = []
+    events = []
     for line, j in np.argwhere(before != after):
         kind: Kind = "exit" if before[line, j] == 0 else "entry" if after[line, j] == 0 else "crossing"
         members = np.flatnonzero((lines.sample_line == line) & (lines.sample_orientation != 0))
-        found += [Event(float(now), int(i), int(j), kind) for i in members]
-    return found
+        events += [Event(float(now), int(i), int(j), kind) for i in members]
+    return events
 
 
 def _pattern(lines: Lines, mode: Mode, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -265,16 +265,16 @@ def certificate(params: Params, problem: Problem, *, chunk: int = 4096) -> Certi
         )
 
 
-def drift_bounds(found: Certificate, integral: Float[np.ndarray, "*times"]) -> dict[str, Float[np.ndarray, "*times"]]:
+def drift_bounds(start: Certificate, integral: Float[np.ndarray, "*times"]) -> dict[str, Float[np.ndarray, "*times"]]:
     """Lemma 3.1's bounds along a solution, from the integral Lbar(t) of sqrt(L) along it.
 
     Returns:
       "theta": (5), of ||theta(t) - theta(0)||. "hidden": (6) divided by ||X||, of ||W(t) - W(0)||_F. "hidden_sharp": a
       sharper one of the same, ||V0|| sinh(k Lbar) + ||W0|| (cosh(k Lbar) - 1) with k = sqrt(2) ||X||.
     """
-    z = found.operator_norm * np.asarray(integral, float)
+    z = start.operator_norm * np.asarray(integral, float)
     k = math.sqrt(2) * z
-    hidden, output = found.hidden_norm, found.output_norm
+    hidden, output = start.hidden_norm, start.output_norm
     growth = lambda exponent: np.exp(np.minimum(exponent, 700))
     return {
         "theta": k * (hidden + output) * growth(k),

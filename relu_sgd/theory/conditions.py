@@ -119,27 +119,27 @@ def board(
 
 def _both_layers(start: StartArrays, unmet: tuple[str, ...], chunk: int) -> tuple[Condition, ...]:
     W, V, X, Y = start
-    found = certificate(Params(W, V), Problem(X, Y), chunk=chunk)  # type: ignore[arg-type]
+    at_start = certificate(Params(W, V), Problem(X, Y), chunk=chunk)  # type: ignore[arg-type]
     gram = hidden_gram(X, neuron_chunks(W, chunk))
     rounding = sum(gram.shape[:1] + W.shape[1:]) * np.finfo(float).eps * float(np.trace(gram))
-    found = dataclasses.replace(found, alpha=math.sqrt(max(found.alpha**2 - rounding, 0.0)))
-    numbers = found.operator_norm, found.a, found.alpha
+    at_start = dataclasses.replace(at_start, alpha=math.sqrt(max(at_start.alpha**2 - rounding, 0.0)))
+    numbers = at_start.operator_norm, at_start.a, at_start.alpha
     local, path = LocalCriterion(*numbers), PathCertificate(*numbers)
     descent = DescentCertificate(
         *numbers,
         hidden_layer_norm=math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0)),
         output_norm=float(np.linalg.norm(V, 2)),
     )
-    paper: dict[str, Any] = dict(unmet=unmet, rate=found.alpha**2, drift=found.drift, details=found)
+    paper: dict[str, Any] = dict(unmet=unmet, rate=at_start.alpha**2, drift=at_start.drift, details=at_start)
     by_path: dict[str, Any] = dict(
         unmet=unmet, rate=path.rate, drift=path.path, path=path.path, hidden_path=path.hidden_path
     )
     rate = -math.log1p(-descent.decrease) / descent.learning_rate if descent.holds else None
     return (
-        Condition("(11)", "Polaczyk and Cyranka 2023, Theorem 3.4", left_side=found.F, limit=1 / 8, **paper),
-        Condition("(10)", "Polaczyk and Cyranka 2023, Lemma 3.3", left_side=found.left_side_10, **paper),
+        Condition("(11)", "Polaczyk and Cyranka 2023, Theorem 3.4", left_side=at_start.F, limit=1 / 8, **paper),
+        Condition("(10)", "Polaczyk and Cyranka 2023, Lemma 3.3", left_side=at_start.left_side_10, **paper),
         # What it promises is Theorem B's, which it implies.
-        Condition("sharp", "theory/certificate.py", left_side=found.left_side_sharp, **by_path, details=found),
+        Condition("sharp", "theory/certificate.py", left_side=at_start.left_side_sharp, **by_path, details=at_start),
         Condition(
             "local criterion",
             "Chatterjee 2022, arXiv 2203.16462, for the output layer; the inclusion in place of a C^2 loss",
@@ -163,10 +163,10 @@ def _hidden_layer(start: StartArrays, unmet: tuple[str, ...]) -> tuple[Condition
     if V.shape[1] != 1:
         reason = f"it is for d2 = 1, and d2 is {V.shape[1]}"
         return tuple(dataclasses.replace(row, unmet=(*row.unmet, "d2 = 1"), reason=reason) for row in (flips, appendix))
-    found = flip_certificate(Params(W, V), Problem(X, Y))  # type: ignore[arg-type]
+    certified = flip_certificate(Params(W, V), Problem(X, Y))  # type: ignore[arg-type]
     flips = dataclasses.replace(
-        flips, left_side=found.left_side, rate=found.rate, drift=found.path, path=found.path, hidden_path=found.path,
-        details=found,
+        flips, left_side=certified.left_side, rate=certified.rate, drift=certified.path, path=certified.path, hidden_path=certified.path,
+        details=certified,
     )  # fmt: skip
     if len(X) < 2 or not np.allclose(np.linalg.norm(X, axis=1), 1, rtol=0, atol=1e-5):
         unmet = (*unmet, "N >= 2 rows of norm 1")
@@ -247,7 +247,7 @@ def slack(
         "path of W": np.cumsum(W_steps),
     }
     alpha: Float[np.ndarray, " times"] | None = None
-    found: dict[str, dict[str, np.ndarray]] = {}
+    slacks: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
         if not row.holds or row.dynamics != dynamics:
             continue
@@ -269,5 +269,5 @@ def slack(
             along["neurons"] = (allowed - np.linalg.norm(W - W[0], axis=1)).min(axis=1)
             changed = np.array([(X @ weights > 0) != (X @ W[0] > 0) for weights in W])
             along["signs"] = -np.sum(changed & ~details.flips, axis=(1, 2)).astype(float)
-        found[row.name] = along
-    return found
+        slacks[row.name] = along
+    return slacks

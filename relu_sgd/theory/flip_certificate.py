@@ -166,10 +166,10 @@ def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int =
     output_norm = float(np.linalg.norm(v))
     if error == 0:
         return FlipCertificate(0.0, at.lambda_0, math.inf, 0.0, at.lambda_0, np.zeros(z.shape, bool), output_norm)
-    found = _pass(at, error, math.inf, max_evaluations)
-    reach, radius = found.reach, found.radius
+    first = _pass(at, error, math.inf, max_evaluations)
+    reach, radius = first.reach, first.radius
     if math.isfinite(radius):
-        radius = min(radius, _pass(at, error, found.end, max_evaluations).radius)
+        radius = min(radius, _pass(at, error, first.end, max_evaluations).radius)
     flips = at.needed < radius if math.isfinite(radius) else np.ones(z.shape, bool)
     least = at.least_eigenvalue(flips) if math.isfinite(radius) else 0.0
     return FlipCertificate(error, at.lambda_0, reach, radius, least, flips, output_norm)

@@ -56,7 +56,7 @@ def slack(
     bounds = drift_bounds(start, integral)
     growth = (start.c1 * integral + start.c2 * integral**2) * np.exp(np.minimum(start.c * integral**2, 600))
     envelope = start.a * np.exp(np.minimum(start.alpha * times * growth - start.alpha**2 * times, 600))
-    found = {
+    slacks = {
         "(4)": start.operator_norm * W_moved - np.abs(alpha - alpha[0]),
         "Proposition 2.1": start.a**2 * np.exp(-2 * cumulative_trapezoid(alpha**2, times, initial=0)) - loss,
         "(5)": bounds["theta"] - moved,
@@ -65,16 +65,16 @@ def slack(
         "(9)": envelope - np.sqrt(loss),
     }
     if start.is_certified:
-        found |= {
+        slacks |= {
             "(12)": start.loss_bound(times) - loss,
             "(13)": start.drift - moved,
             "(13), sharp": start.sharp_drift - moved,
         }
     if start.path.holds:
-        found |= {
+        slacks |= {
             "path, alpha": alpha - start.path.least_alpha,
             "path, loss": start.path.loss_bound(times) - loss,
             "path, hidden": start.path.hidden_path - _length(W),
             "path, length": start.path.path - _length(W, V),
         }
-    return found
+    return slacks

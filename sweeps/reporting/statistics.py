@@ -28,8 +28,8 @@ def interval(successes: int, runs: int, method: str = "wilson", level: float = 0
     Raises:
       ValueError: the counts or the method are not allowed.
     """
-    found = stats.binomtest(successes, runs).proportion_ci(confidence_level=level, method=method)
-    return float(found.low), float(found.high)
+    bounds = stats.binomtest(successes, runs).proportion_ci(confidence_level=level, method=method)
+    return float(bounds.low), float(bounds.high)
 
 
 def _student_interval(
@@ -117,7 +117,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
     status = results["status"]
     converged = (status == Status.CONVERGED).sum("seed")
     runs = (status != Status.PENDING).sum("seed")
-    limit = status == Status.STEP_LIMIT
+    limit = status == Status.MAX_STEPS_REACHED
     dead = (limit & (results["dead_samples"] > 0)).sum("seed")
     bounds = np.full((*runs.shape, 2), np.nan)
     for cell, count in np.ndenumerate(runs.values):

@@ -67,11 +67,11 @@ class Forecast:
         for count in range(len(self._tiles)):
             explores = count % 2 == 1 and count < max(len(self._tiles) / 10, 2 * self._num_processes)
             rank = self._distance if explores else self._work_of_all()
-            chosen = int(np.argmax(np.where(self._waiting, rank, -np.inf)))
-            self._waiting[chosen] = False
-            self._distance = np.minimum(self._distance, self._away(chosen))
-            self._begun[chosen] = clock()
-            yield self._tiles[chosen]
+            index = int(np.argmax(np.where(self._waiting, rank, -np.inf)))
+            self._waiting[index] = False
+            self._distance = np.minimum(self._distance, self._away(index))
+            self._begun[index] = clock()
+            yield self._tiles[index]
 
     def finished(self, tile: Tile, timings: Timings) -> None:
         """A tile is done, and took so long."""

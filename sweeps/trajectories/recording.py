@@ -90,7 +90,7 @@ def _measure(
         "relative_gradient_change": differentials.relative_gradient_change(before.gradient, after.gradient),
         "hidden_distance": jnp.linalg.norm(new.W - start.W),
         "output_distance": jnp.linalg.norm(new.V - start.V),
-        "least_singular_value": differentials.least_singular_value(new, problem),
+        "least_singular_value": differentials.least_hidden_singular_value(new, problem),
         "balance_change": jnp.max(jnp.abs(balance(new) - balance(start))),
         "dead_neurons": measurements.dead_neurons(new, problem),
         "dead_samples": measurements.dead_samples(new, problem),

@@ -87,15 +87,15 @@ class Trajectories(ProtocolStudy):
         return {name: {**values, **FIGURE_3, "num_steps": FIGURE_3_STEPS[name]} for name, values in PRESETS.items()}
 
     @classmethod
-    def make(cls, **given: Any) -> Self:
+    def make(cls, **values: Any) -> Self:
         """As `ProtocolStudy.make`.
 
         Raises:
           UsageError: see there.
         """
-        given = cls.parsed(given)
-        given = {name: value for name, value in given.items() if name != "measure_every" or value}
-        return super().make(**{**(QUICK if given.get("preset") == "quick" else {}), **given})
+        values = cls.parsed(values)
+        values = {name: value for name, value in values.items() if name != "measure_every" or value}
+        return super().make(**{**(QUICK if values.get("preset") == "quick" else {}), **values})
 
     def check(self) -> None:
         """Refuses what cannot be recorded."""

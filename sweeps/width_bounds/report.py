@@ -37,8 +37,8 @@ def _draw(
     for axes, scaling in zip(panels[:-1], scalings, strict=True):
         for delta in deltas:
             for condition, line in (("(10)", "-"), ("sharp", ":"), ("path", "-.")):
-                chosen = (summary["delta"] == delta) & (summary["scaling"] == scaling)
-                part = summary[chosen & (summary["condition"] == condition) & np.isfinite(summary["width"])]
+                selected = (summary["delta"] == delta) & (summary["scaling"] == scaling)
+                part = summary[selected & (summary["condition"] == condition) & np.isfinite(summary["width"])]
                 axes.plot(part["num_samples"], part["width"], line, color=colours[delta])
                 axes.fill_between(
                     part["num_samples"],

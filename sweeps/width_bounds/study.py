@@ -27,7 +27,7 @@ from sweeps.runtime import arithmetic
 from sweeps.runtime.session import open_results
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
-__all__ = ["CONDITIONS", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure"]
+__all__ = ["CONDITION_OF_METRIC", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure"]
 
 ROW_LAWS = {"sphere": sphere_rows, "cube": cube_rows}
 MULTIPLES = (1.0, 1.25, 2.0, 4.0)
@@ -35,7 +35,7 @@ MULTIPLES = (1.0, 1.25, 2.0, 4.0)
 # not the same flow.
 SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
 # Metrics are named after these: the conditions of the board that live on alpha_0.
-CONDITIONS = {
+CONDITION_OF_METRIC = {
     "11": "(11)",
     "10": "(10)",
     "sharp": "sharp",
@@ -146,7 +146,7 @@ class WidthBounds(Study):
             "status": (np.int8, "0 pending, 1 measured, 2 some certified widths are expected ones only"),
         }
         for scaling in self.scaling:
-            for name, text in CONDITIONS.items():
+            for name, text in CONDITION_OF_METRIC.items():
                 metrics[f"{scaling}_expected_{name}"] = (
                     np.float64,
                     f"certified width by {text}, {SCALINGS[scaling]}, from expectations; infinite for none",
@@ -203,7 +203,7 @@ def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> di
             measured |= width_search.certified_widths(
                 radius * X, Y, scaling=law, seed=neurons, tolerance=study.tolerance, max_width=limit, conditions=reach
             )
-        for name, text in CONDITIONS.items():
+        for name, text in CONDITION_OF_METRIC.items():
             values[f"{scaling}_expected_{name}"] = expected[text]
             values[f"{scaling}_measured_{name}"] = measured[text] or math.inf
             if measured[text] is None:

@@ -19,7 +19,7 @@ from sweeps.runtime import arithmetic
 from sweeps.runtime.session import open_results
 from sweeps.runtime.store import StoreError
 from sweeps.study import UsageError
-from sweeps.width_bounds.study import CONDITIONS, WidthBounds, dimension
+from sweeps.width_bounds.study import CONDITION_OF_METRIC, WidthBounds, dimension
 
 __all__ = ["half_convergence", "map_widths", "printed_bounds", "tables"]
 
@@ -44,7 +44,7 @@ def tables(results: xr.Dataset, study: WidthBounds) -> tuple[pandas.DataFrame, p
     rows, exponents = [], []
     for j, delta in enumerate(results["delta"].values):
         for scaling in study.scaling:
-            for name, text in CONDITIONS.items():
+            for name, text in CONDITION_OF_METRIC.items():
                 medians = []
                 for i, num_samples in enumerate(results["num_samples"].values):
                     cell = results.isel(num_samples=i, delta=j)
