@@ -30,7 +30,9 @@ def norm_from_gram(gram: Float[Array, "rows rows"]) -> Float[Array, ""]:
 def hidden_jacobian_gram(
     slopes: Float[Array, "N d1"], V: Float[Array, "d1 d2"], X: Float[Array, "N d0"]
 ) -> Float[Array, "rows rows"]:
-    """J J^T for the Jacobian J of Yhat with respect to W, from the slopes of relu; rows as for `network.jacobian_gram`."""
+    """J J^T for the Jacobian J of Yhat with respect to W, from the slopes of relu; rows as for
+    `network.jacobian_gram`.
+    """
     # Row (i, a) of the factor is M_i: times V_:a, so that its Gram matrix is the sum over neurons.
     return gram_of_factor(slopes[:, None, :] * V.T, X)
 

@@ -131,7 +131,8 @@ def normal(
 
     Raises:
       TypeError: the key is none.
-      ValueError: a size is no whole number from 1 on, or a padded size is less than the true one or is missing for a traced one.
+      ValueError: a size is no whole number from 1 on, or a padded size is less than the true one or is missing for a
+        traced one.
     """
     padded, num_bits = _resolve(key, shape, padded_shape), _num_bits()
     words = _words(key, shape[1], padded, num_bits)

@@ -23,8 +23,9 @@ def _relu(x: Array, at_zero: Array) -> Array:
 def _relu_jvp(primals, tangents):
     x, at_zero = primals
     x_dot, _ = tangents
-    # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign, and
-    # lets a NaN through. The slope is selected before it multiplies, so that an infinite x stays out of the reverse mode.
+    # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign,
+    # and lets a NaN through. The slope is selected before it multiplies, so that an infinite x stays out of the
+    # reverse mode.
     slope = jnp.where(x > 0, 1, jnp.where(x < 0, 0, at_zero + jax.lax.stop_gradient(x)))
     return jnp.maximum(x, 0), slope * x_dot
 

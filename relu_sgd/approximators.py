@@ -65,11 +65,11 @@ def _cross_entropy(outputs: Array, labels: Array) -> Array:
     return optax.losses.softmax_cross_entropy(outputs, labels)
 
 
-# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f), the quadratic hinge
-# 1/2 max(0, 1 - y f)^2 and the logistic loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the cross-entropy of two or more outputs as logits
-# with labels that are probabilities (one-hot, for classes). Each raises ValueError where outputs and labels differ in
-# shape, and where labels that are known when it is traced are not what it is for. Labels that are traced, as under
-# jit, it cannot see.
+# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f), the quadratic
+# hinge 1/2 max(0, 1 - y f)^2 and the logistic loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the
+# cross-entropy of two or more outputs as logits with labels that are probabilities (one-hot, for classes). Each raises
+# ValueError where outputs and labels differ in shape, and where labels that are known when it is traced are not what
+# it is for. Labels that are traced, as under jit, it cannot see.
 LOSSES: dict[str, SampleLoss] = {
     "squared": _squared,
     "hinge": _hinge,

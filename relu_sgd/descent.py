@@ -177,8 +177,9 @@ class DescentResult(NamedTuple):
     """What `descend` returns; fields as in `DescentState`, and:
 
     Attributes:
-      status: the first that applies: PENDING when theta_0 was never evaluated, DIVERGED when the last loss is not finite,
-        CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does, MAX_STEPS_REACHED.
+      status: the first that applies: PENDING when theta_0 was never evaluated, DIVERGED when the last loss is not
+        finite, CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does,
+        MAX_STEPS_REACHED.
       steps: the number of updates made.
       measured_at: the step of every record, or None when nothing is measured. After a run has stopped, its last
         record is repeated.
@@ -369,7 +370,7 @@ class Descent:
         """Whether theta, and the training set where there is one, are of the right kind."""
         if self.objective is None and problem is not None and not hasattr(problem, "Y"):
             check_fields("problem", problem, Problem)
-        if self.losses is sample_losses and self.objective is None:
+        if self.losses is sample_losses and self.objective is None and problem is not None:
             check_fields("params", params, Params)
         leaves = jax.tree.leaves(self._trained(params))
         if not leaves:

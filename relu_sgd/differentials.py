@@ -1,6 +1,8 @@
-"""How much the differential changes from one network to the next: of the predictions, and of the loss (Section 6.2, Figures 3e, 3j).
+"""How much the differential changes from one network to the next: of the predictions, and of the loss (Section 6.2,
+Figures 3e, 3j).
 
-The paper's text means the Jacobian DY of the predictions, its released code the gradient of the loss; they are far apart, so both are here.
+The paper's text means the Jacobian DY of the predictions, its released code the gradient of the loss; they are far
+apart, so both are here.
 """
 
 import jax
@@ -36,8 +38,8 @@ def jacobian_difference_gram(
 ) -> Float[Array, "rows rows"]:
     """(J' - J)(J' - J)^T for the Jacobians of the predictions at two networks; rows as in `network.jacobian_gram`.
 
-    For d2 = 1, (X X^T) o (D D^T) + (H' - H)(H' - H)^T with D = M' dg(v') - M dg(v), the second term only where V is trained: O(N^2 d1), and no matrix with
-    as many columns as there are weights.
+    For d2 = 1, (X X^T) o (D D^T) + (H' - H)(H' - H)^T with D = M' dg(v') - M dg(v), the second term only where V is
+    trained: O(N^2 d1), and no matrix with as many columns as there are weights.
 
     Args:
       before, after: the networks.
@@ -75,7 +77,8 @@ def _spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
 
 
 def relative_gradient_change(before: PyTree, after: PyTree) -> Float[Array, ""]:
-    """The relative differential change of the released code: max over layers of ||g' - g||_2 over max over layers of ||g||_2.
+    """The relative differential change of the released code: max over layers of ||g' - g||_2 over max over layers of
+    ||g||_2.
 
     Args:
       before, after: gradients of the objective, a matrix a layer; ||.||_2 is the spectral norm.

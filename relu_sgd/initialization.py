@@ -1,8 +1,9 @@
 """The laws that the initial weights W0 and V0 are drawn from (Section 6, Assumptions 4.1 and G.1).
 
-Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key and
-the true sizes alone, to the bit (see `relu_sgd._draws`). Sizes may be traced where the padded size is given. All raise
-TypeError where the key is none, and ValueError where a size is no whole number from 1 on or does not fit its padded one.
+Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key
+and the true sizes alone, to the bit (see `relu_sgd._draws`). Sizes may be traced where the padded size is given. All
+raise TypeError where the key is none, and ValueError where a size is no whole number from 1 on or does not fit its
+padded one.
 """
 
 import jax

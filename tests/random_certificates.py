@@ -1,8 +1,9 @@
 """Certificates of networks after descent, decided again by scripts/verify_proofs.
 
-`python tests/random_certificates.py 200` trains networks of 4, 8 and 16 inputs and neurons on 200 samples by the paper's
-protocol, hidden layer and both, in float32; decides where they end until so many proofs are there; writes those as
-certificates, and lets the checker decide them again. It prints both, and the certificates that the checker refuses.
+`python tests/random_certificates.py 200` trains networks of 4, 8 and 16 inputs and neurons on 200 samples by the
+paper's protocol, hidden layer and both, in float32; decides where they end until so many proofs are there; writes
+those as certificates, and lets the checker decide them again. It prints both, and the certificates that the checker
+refuses.
 """
 
 import itertools

@@ -79,7 +79,9 @@ def test_mini_batches_equal_the_reference_on_the_same_batches(trained_layers):
 
 @pytest.mark.parametrize("trained_layers", ["hidden", "both"])
 def test_mini_batch_gradients_are_b_over_n_times_the_full_one_on_average(trained_layers):
-    """Section 5: E dL^b = (b / N) dL, entry by entry within five standard errors, over 4,000 draws of 5 of 20 samples."""
+    """Section 5: E dL^b = (b / N) dL, entry by entry within five standard errors, over 4,000 draws of 5
+    of 20 samples.
+    """
     W, V, X, Y = draw()
     params, problem = jax.tree.map(jnp.asarray, (Params(W, V), Problem(X, Y)))
     whole = Descent(optax.sgd(1.0), trained_layers=trained_layers)
@@ -433,7 +435,10 @@ def test_an_objective_that_is_no_sum_over_samples():
         (dict(objective=jnp.sum, optimizer="sgd"), "optimizer must be one of optax"),
         (dict(at_zero="random"), "at_zero must be a number"),
         (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: (0.0, theta)), "Evaluation"),
-        (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: Evaluation(theta[0], theta[0], theta[:1])), "Evaluation"),
+        (
+            dict(objective=jnp.sum, kernel=lambda _, key: lambda theta, k: Evaluation(theta[0], theta[0], theta[:1])),
+            "Evaluation",
+        ),
     ],
 )  # fmt: skip
 def test_objectives_rules_and_kernels_that_are_not_what_they_should_be(options, message):

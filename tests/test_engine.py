@@ -204,7 +204,8 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 import jax.numpy as jnp
 from sweeps.runtime.engine import map_on_devices
-for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2)):
+cases = ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2))
+for lanes, num_runs, together in cases:
     widths, devices = set(), set()
     @jax.custom_batching.custom_vmap
     def collatz(n):

@@ -1,4 +1,6 @@
-"""Appendix G and H: exact laws, tight instances and simulation. Every bound has an instance that a constant smaller by 2 would break."""
+"""Appendix G and H: exact laws, tight instances and simulation. Every bound has an instance that a constant smaller by
+2 would break.
+"""
 
 import math
 
@@ -45,7 +47,9 @@ def test_population_against_quadrature_and_neurons():
 
 
 def test_lemma_g4_in_its_tightest_case():
-    """One sample: m - 1 preactivations next to 0 and the others at 1. Within the radius 2 m - 2 of them can be switched."""
+    """One sample: m - 1 preactivations next to 0 and the others at 1. Within the radius 2 m - 2 of them can be
+    switched.
+    """
     m, d1 = 20, 100
     Z = np.ones((1, d1))
     Z[0, : m - 1] = 1e-9
@@ -95,7 +99,9 @@ def test_lemma_g5_by_simulation():
 
 
 def test_corollary_g6_where_it_is_nearly_attained():
-    """The cheapest way to switch k neurons on one sample moves the k smallest preactivations to 0: about 1.1 (d1 distance)^(1/3) in norm."""
+    """The cheapest way to switch k neurons on one sample moves the k smallest preactivations to 0: about 1.1 (d1
+    distance)^(1/3) in norm.
+    """
     d1, distance = 1_000_000, 1.0
     z = np.sort(np.abs(np.random.default_rng(0).normal(size=d1)))
     switched = int(np.searchsorted(np.sqrt(np.cumsum(z**2)), distance))
@@ -117,14 +123,17 @@ def test_corollary_g6_for_all_s_by_the_exact_law(N):
         tails = stats.binom.sf(m - 1, d1, 2 * stats.norm.cdf(m / (2 * d1)) - 1)[m <= d1]
         assert N * tails.sum() <= failure
         assert (tails <= np.exp(-hidden_layer.LEMMA_G5_RATE * m[m <= d1])).all()
-    # The rate is the true one: a Poisson number of mean m / sqrt(2 pi) reaches m with this exponent, up to a power of m.
+    # The rate is the true one: a Poisson number of mean m / sqrt(2 pi) reaches m with this exponent, up to a power of
+    # m.
     assert stats.poisson.logsf(1999, 2000 / math.sqrt(2 * math.pi)) / 2000 == pytest.approx(
         -hidden_layer.LEMMA_G5_RATE, abs=3e-3
     )
 
 
 def test_corollary_g6_for_all_s_by_simulation():
-    """All distances at once: k preactivations of a sample are switched the cheapest way, by a move of the k smallest to 0."""
+    """All distances at once: k preactivations of a sample are switched the cheapest way, by a move of the k smallest
+    to 0.
+    """
     N, d1, failures, without = 2, 30, 0, 0
     for seed in range(2000):
         z = np.sort(np.abs(np.random.default_rng(seed).normal(size=(N, d1))), axis=1)
@@ -146,7 +155,9 @@ def test_beta_at_extreme_outputs():
 
 
 def test_proposition_g7():
-    """beta_0 is of the order ||y|| / sqrt(N), not ||y|| / sqrt(d0); for orthonormal rows the diagonal bound is attained."""
+    """beta_0 is of the order ||y|| / sqrt(N), not ||y|| / sqrt(d0); for orthonormal rows the diagonal bound is
+    attained.
+    """
     for N, d0 in [(100, 10), (100, 40), (100, 100)]:
         X = unit_rows(N, d0)
         y = np.where(np.arange(N) % 2, -1.0, 1.0)
@@ -196,7 +207,9 @@ def test_52_is_attained_by_one_active_sample():
 
 
 def test_53_is_nearly_attained_by_orthonormal_rows():
-    """All eigenvalues of J J^T are equal and the pattern hardly moves: L(t) is close to L(0) exp(-2 t beta_0^2), and twice that rate would fail."""
+    """All eigenvalues of J J^T are equal and the pattern hardly moves: L(t) is close to L(0) exp(-2 t beta_0^2), and
+    twice that rate would fail.
+    """
     N, d1 = 2, 400_000
     X, y = np.eye(N), np.array([1.0, -1.0])
     W, v = np.random.default_rng(0).normal(size=(N, d1)), hidden_layer.assumption_g1_output(y, d1)

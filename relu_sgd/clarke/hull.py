@@ -1,8 +1,8 @@
 """The Clarke subdifferential itself, one neuron at a time, for small numbers of kinks.
 
--d/dW_j L is the convex hull of the gradients over the activation patterns that a small move of W_j can produce, that is,
-over the cells of the arrangement of hyperplanes {u : X_i u = 0} (Rademacher's form of the definition (20)). Lemma A.4's set
-allows every pattern. Here the patterns are enumerated, on the host, in NumPy and SciPy.
+-d/dW_j L is the convex hull of the gradients over the activation patterns that a small move of W_j can produce, that
+is, over the cells of the arrangement of hyperplanes {u : X_i u = 0} (Rademacher's form of the definition (20)). Lemma
+A.4's set allows every pattern. Here the patterns are enumerated, on the host, in NumPy and SciPy.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ def rays(units: Float[np.ndarray, "K d0"]) -> Float[np.ndarray, "rays d0"] | Non
 def achievable_patterns(rows: Float[np.ndarray, "K d0"], max_kinks: int = 16) -> Bool[np.ndarray, "patterns K"]:
     """Which of the rows a vector u can have positive products with, when it has product 0 with none.
 
-    Every such cell of the arrangement of the hyperplanes {u : X_i u = 0} has a ray on its boundary, and next to a ray there lie
-    the cells of the rows that it has product 0 with.
+    Every such cell of the arrangement of the hyperplanes {u : X_i u = 0} has a ray on its boundary, and next to a ray
+    there lie the cells of the rows that it has product 0 with.
 
     Args:
       rows: none of them 0.

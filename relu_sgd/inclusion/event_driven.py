@@ -1,14 +1,16 @@
-"""The differential inclusion (3) with every event located: a reference for `inclusion.solve`, for small and moderate problems.
+"""The differential inclusion (3) with every event located: a reference for `inclusion.solve`, for small and moderate
+problems.
 
-Between two events the pattern is fixed: which preactivations are active, and which are held at 0. There theta' is a polynomial of
-theta, so Taylor's series of the solution follows from a recursion, and is summed as far as rounding lets it. An event is a
-preactivation that reaches 0, or a held one that begins to let go; its time is found to rounding.
+Between two events the pattern is fixed: which preactivations are active, and which are held at 0. There theta' is a
+polynomial of theta, so Taylor's series of the solution follows from a recursion, and is summed as far as rounding lets
+it. An event is a preactivation that reaches 0, or a held one that begins to let go; its time is found to rounding.
 
-Solution concept: theta' in -dL(theta) with the Clarke subdifferential, the hull of the gradients nearby, also where Lemma A.4's
-product set is larger. Samples whose rows are positive multiples of one row act as one sample, and those on the other side of
-the same line through the origin share its kink: one multiplier holds them all. What a neuron does at a kink, or where several
-meet, is decided by `kink_faces`; where speeds and multipliers vanish together, by the first of their Taylor coefficients that does
-not. It stops where solutions branch, and where neither that nor the only solution could be established. float64, on the host.
+Solution concept: theta' in -dL(theta) with the Clarke subdifferential, the hull of the gradients nearby, also where
+Lemma A.4's product set is larger. Samples whose rows are positive multiples of one row act as one sample, and those on
+the other side of the same line through the origin share its kink: one multiplier holds them all. What a neuron does at
+a kink, or where several meet, is decided by `kink_faces`; where speeds and multipliers vanish together, by the first
+of their Taylor coefficients that does not. It stops where solutions branch, and where neither that nor the only
+solution could be established. float64, on the host.
 """
 
 import dataclasses
@@ -33,8 +35,8 @@ Kind = Literal["crossing", "entry", "exit"]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where margins are looked at within a window of Taylor's series, as a share of it.
 _SHARES = np.linspace(0, 1, 129)
-# What is below these counts as 0, relative to a neuron's own size: what may be rounding, what may belong to the same event,
-# and speeds and multipliers whose sign the next order decides.
+# What is below these counts as 0, relative to a neuron's own size: what may be rounding, what may belong to the same
+# event, and speeds and multipliers whose sign the next order decides.
 _ROUNDING, _SAME, _TIED = 1e-13, 1e-10, 1e-9
 _MOST_MODES = 4096
 
@@ -61,11 +63,12 @@ class EventDrivenSolution:
     Attributes:
       times, params, loss: as in `inclusion.Solution`.
       sliding: times x N x d1, which preactivations are held at 0, those of neurons that rest at W_j = 0 included.
-      slopes: times x N x d1, r_ij: 1 where active, 0 where not or X_i = 0, the multiplier where held. One choice of them where
-        held lines are dependent. The slopes of X_i and of -X_i add up to 1.
+      slopes: times x N x d1, r_ij: 1 where active, 0 where not or X_i = 0, the multiplier where held. One choice of
+        them where held lines are dependent. The slopes of X_i and of -X_i add up to 1.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, by Gauss's quadrature between events.
       events: all of them, in order, those of the time 0 apart; one for every sample whose preactivation takes part.
-      status: REACHED; MAX_STEPS_REACHED after `max_events`; BRANCHING; UNDECIDED; DIVERGED where theta is not finite any more.
+      status: REACHED; MAX_STEPS_REACHED after `max_events`; BRANCHING; UNDECIDED; DIVERGED where theta is not finite
+        any more.
       stopped_at: the time reached.
     """
 
@@ -214,7 +217,8 @@ def solve(
       max_events: where to stop.
 
     Raises:
-      ValueError: shapes do not fit, something is not finite, times are negative or do not increase, or an option is not allowed.
+      ValueError: shapes do not fit, something is not finite, times are negative or do not increase, or an option is
+        not allowed.
     """
     jax.eval_shape(preactivations, params, problem)  # Shapes.
     W, V, X, Y = (np.array(array, float) for array in (*params, *problem))
@@ -308,7 +312,9 @@ def _onto(lines: Lines, W: np.ndarray, at_kink: np.ndarray) -> np.ndarray:
 
 
 def _arrived(mode: Mode, series: Series, margins: np.ndarray, sizes: np.ndarray, t: float, first: int) -> np.ndarray:
-    """L x d1, the lines that the neurons of the event are on: the one whose margin fell first, and those that arrive with it."""
+    """L x d1, the lines that the neurons of the event are on: the one whose margin fell first, and those that arrive
+    with it.
+    """
     W, V = series.at(t)
     k = np.arange(len(margins))
     values, slopes_ = ((t / series.unit) ** k) @ margins, (k[1:] * (t / series.unit) ** k[:-1]) @ margins[1:]

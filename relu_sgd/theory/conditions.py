@@ -165,8 +165,8 @@ def _hidden_layer(start: StartArrays, unmet: tuple[str, ...]) -> tuple[Condition
         return tuple(dataclasses.replace(row, unmet=(*row.unmet, "d2 = 1"), reason=reason) for row in (flips, appendix))
     certified = flip_certificate(Params(W, V), Problem(X, Y))  # type: ignore[arg-type]
     flips = dataclasses.replace(
-        flips, left_side=certified.left_side, rate=certified.rate, drift=certified.path, path=certified.path, hidden_path=certified.path,
-        details=certified,
+        flips, left_side=certified.left_side, rate=certified.rate, drift=certified.path, path=certified.path,
+        hidden_path=certified.path, details=certified,
     )  # fmt: skip
     if len(X) < 2 or not np.allclose(np.linalg.norm(X, axis=1), 1, rtol=0, atol=1e-5):
         unmet = (*unmet, "N >= 2 rows of norm 1")

@@ -153,7 +153,8 @@ def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int =
       max_evaluations: of lambda, in each of the two passes.
 
     Raises:
-      ValueError: the shapes do not fit, an array is empty, an entry is not finite, d2 is not 1, or max_evaluations is less than 1.
+      ValueError: the shapes do not fit, an array is empty, an entry is not finite, d2 is not 1, or max_evaluations is
+        less than 1.
     """
     W, V, X, Y = start_arrays(params, problem)
     if V.shape[1] != 1:

@@ -347,7 +347,8 @@ def _check_unit_rows(X: np.ndarray) -> None:
     deviation = np.abs(np.linalg.norm(X, axis=1) - 1)
     if not deviation.max() < 1e-5:
         raise ValueError(
-            f"Appendix G wants rows of norm 1; row {int(deviation.argmax())} has {np.linalg.norm(X[deviation.argmax()]):.6g}"
+            f"Appendix G wants rows of norm 1; row {int(deviation.argmax())} has "
+            f"{np.linalg.norm(X[deviation.argmax()]):.6g}"
         )
 
 

@@ -2,8 +2,7 @@
 the steps of Theorem 5.1.
 
 Where the paper leaves a constant open it is an argument here, 1 unless told otherwise: such a width is an order of
-  magnitude, not a
-promise. `width_search` computes widths that are promises.
+magnitude, not a promise. `width_search` computes widths that are promises.
 """
 
 import math
@@ -141,10 +140,9 @@ def lemma_c1_width(
     As printed: max(N, C ||X||^2 (psi + log N) / lambda(X) max(1, log(12 ||X||^2 / lambda(X)))), C = 16 / (1 - log 2).
 
     Erratum: its proof bounds P(||relu(Xw)|| >= t) by exp(-t^2 / 2 ||X||^2) and so forgets the mean of the norm, about
-      sqrt(N d0 / 2) for rows of
-    norm sqrt(d0). For d0 = N the printed width is N beyond some N, and at d1 = N alpha_0 is that of a square matrix:
-    alpha_0 / sqrt(d0 d1) tends to 0. Repaired: max(N, 4 t^2 (psi + log N) / ((1 - log 2) lambda(X))) with t of
-    `gram.truncation_level`, which is at least 2 ||X||_F^2.
+    sqrt(N d0 / 2) for rows of norm sqrt(d0). For d0 = N the printed width is N beyond some N, and at d1 = N alpha_0 is
+    that of a square matrix: alpha_0 / sqrt(d0 d1) tends to 0. Repaired: max(N, 4 t^2 (psi + log N) / ((1 - log 2)
+    lambda(X))) with t of `gram.truncation_level`, whose square is at least 2 ||X||_F^2.
 
     Args:
       X: the samples.
@@ -169,7 +167,7 @@ def theorem_4_3_width(
     """The width of Theorem 4.3, at which alpha_0(0) >= sqrt(c(delta) d0 d1) beta_w.
 
     As printed: max(N, C(delta) N psi log^2(N) / d0). Erratum (see `lemma_c1_width`): it fails at d0 = d1 = N.
-      Repaired: C(delta) N (psi + log N).
+    Repaired: C(delta) N (psi + log N).
 
     Args:
       num_samples, d0: N and the input dimension, d0 in [N^delta, N].
@@ -204,8 +202,7 @@ def corollary_4_5_width(
     """The width of Corollary 4.5 and Theorem 5.1: max(N, C(delta) [d2 N^2.5 / (d0 beta_w^2)]^(1/(1+rho)) log^2(N)).
 
     Erratum: Appendix E drops the first term of F. Repaired: also d1 >= C [d2 N^1.5 / (d0 beta_w^2)]^(1/(1/2+rho))
-      log^2(N), which decides where rho < 1/4 under
-    LeCun's scaling (beta_w^2 = 1 / d0). For rho = 1 the two agree.
+    log^2(N), which decides where rho < 1/4 under LeCun's scaling (beta_w^2 = 1 / d0). For rho = 1 the two agree.
 
     Args:
       num_samples, d0: N and the input dimension, d0 in [N^delta, N]; rows of X have norm sqrt(d0).
@@ -259,7 +256,8 @@ def path_certificate_width(
       constant: C(delta).
 
     Raises:
-      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); psi is less than 1, rho is negative or another number is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); psi is less than 1, rho is negative or another
+        number is not positive.
     """
     _check(positive=dict(beta_w=beta_w, d2=d2, constant=constant), not_negative=dict(rho=rho))
     well_conditioned = theorem_4_3_width(num_samples, d0, delta=delta, psi=psi, constant=constant)
@@ -331,9 +329,8 @@ def num_steps_bound(time: float, num_samples: int, batch_size: int, learning_rat
     """k* of Theorem 5.6: how many steps of mini-batch descent cover the flow time `time`, ceil(N T* / (b eta)).
 
     Erratum: the theorem is printed with floor(1 + N T* / (b eta)), the same but where N T* / (b eta) is whole, and its
-      proof (Appendix F) takes
-    floor((1 + N T* / b) / eta), up to 1 / eta steps more. A step on b of N samples moves by b / N of the flow on
-    average.
+    proof (Appendix F) takes floor((1 + N T* / b) / eta), up to 1 / eta steps more. A step on b of N samples moves by
+    b / N of the flow on average.
 
     Raises:
       ValueError: the time is negative, the learning rate is not positive, or the batch size is not in [1, N].
@@ -370,7 +367,8 @@ def theorem_5_1_num_steps(
       loss_constant, rate_constant: C and c(delta).
 
     Raises:
-      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); a number is not positive, or the batch size is not in [1, N].
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); a number is not positive, or the batch size is not
+        in [1, N].
     """
     _check_sizes(num_samples, d0, delta)
     _check(

@@ -1,4 +1,6 @@
-"""Typed absl flags: from a flag's text to its value, and back for a flag file. Messages do not name the flag: absl does."""
+"""Typed absl flags: from a flag's text to its value, and back for a flag file. Messages do not name the flag: absl
+does.
+"""
 
 import itertools
 import math

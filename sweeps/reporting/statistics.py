@@ -61,7 +61,9 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
 
 @functools.cache
 def _median_rank(count: int, level: float) -> tuple[int, float]:
-    """The largest rank from either end whose values enclose the median with probability `level`, and their probability."""
+    """The largest rank from either end whose values enclose the median with probability `level`, and their
+    probability.
+    """
     # The number of values below the true median is binomial(count, 1/2).
     covered = 1 - 2 * stats.binom.cdf(np.arange((count + 1) // 2), count, 0.5)
     rank = max(int(np.sum(covered >= level)) - 1, 0)
@@ -73,7 +75,8 @@ def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, flo
 
     Args:
       values: any number of them; infinite ones count.
-      level: the coverage that is asked for. Few values cannot give it: then the interval is from the least to the largest.
+      level: the coverage that is asked for. Few values cannot give it: then the interval is from the least to the
+        largest.
 
     Returns:
       (median, low, high, coverage); the coverage is exact. NaN without values.
@@ -100,7 +103,7 @@ def fitted_slope(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[flo
 
 
 def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
-    """Per (d0, d1) cell of one set-up: counts, probability and interval, causes of failure, averages.
+    """Per (d0, d1) cell of one variant: counts, probability and interval, causes of failure, averages.
 
     Only finished runs count; a cell without any has NaN for everything but its counts.
 
@@ -110,9 +113,9 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
 
     Returns:
       A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` count runs and add up to `runs`: a run
-      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
-      the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels +-1 only,
-      NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
+      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>`
+      counts the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels
+      +-1 only, NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
     """
     status = results["status"]
     converged = (status == Status.CONVERGED).sum("seed")

@@ -29,8 +29,8 @@ _OVERDUE = 1.25
 
 
 def _places(tiles: Sequence[Tile]) -> np.ndarray:
-    """Where the tiles lie, a row each: their variant, and their rank along every axis; an axis of the grid is as long as
-    the way from one variant to the next.
+    """Where the tiles lie, a row each: their variant, and their rank along every axis; an axis of the grid is as long
+    as the way from one variant to the next.
     """
     corners = [(tile.variant, *(values[0] for values in tile.axes.values()), tile.seeds.start) for tile in tiles]
     columns = []

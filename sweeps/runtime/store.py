@@ -1,9 +1,10 @@
 """Results on disk: xarray over Zarr, one file a chunk, crash-safe.
 
-A store has a group per set-up; in a group every metric is an array over the same named dimensions, cut into the same chunks,
-one a tile. A tile's metrics are written first and its status last, so a tile counts when its status is there. Zarr writes
-a chunk to a temporary file and renames it; a store is built under a temporary name and renamed too. Killing the program at
-any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a good one.
+A store has a group per variant; in a group every metric is an array over the same named dimensions, cut into the same
+chunks, one a tile. A tile's metrics are written first and its status last, so a tile counts when its status is there.
+Zarr writes a chunk to a temporary file and renames it; a store is built under a temporary name and renamed too.
+Killing the program at any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a
+good one.
 """
 
 import shutil
@@ -67,7 +68,7 @@ class Store:
 
         Args:
           path: where; must not exist.
-          groups: names of the set-ups.
+          groups: names of the variants.
           coordinates: the dimensions, in order, with the values along them.
           chunk: the number of values of every dimension in a chunk.
           metrics: what is kept of a run.
@@ -152,7 +153,7 @@ class Store:
         """Stores the records of one chunk, the status last.
 
         Args:
-          group: the set-up.
+          group: the variant.
           where: the chunk's slice of every dimension.
           records: every metric; reshaped to the chunk, with what is recorded along a run last.
 
@@ -173,7 +174,7 @@ class Store:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def read(self, group: str) -> "xr.Dataset":
-        """All results of a set-up, in memory; runs without one have status 0.
+        """All results of a variant, in memory; runs without one have status 0.
 
         Raises:
           StoreError: the group is missing or damaged.

@@ -1,7 +1,8 @@
 """A run recorded as it goes: what is read off two consecutive iterates every so many steps, and checkpoints in between.
 
-The step is compiled with its measurements and calls nobody back; the host takes a record off the device whenever one is due, and from time to time
-saves the state of the run. A run that was interrupted goes on from there, and ends bit for bit like one that was not.
+The step is compiled with its measurements and calls nobody back; the host takes a record off the device whenever one
+is due, and from time to time saves the state of the run. A run that was interrupted goes on from there, and ends bit
+for bit like one that was not.
 """
 
 import functools
@@ -26,7 +27,8 @@ from sweeps.runtime.engine import raw, typed
 
 __all__ = ["RECORDS", "Recorded", "advance_and_measure", "follow", "steps_to_record"]
 
-# What is recorded: name, type (None for the precision of the run), whether it compares with the iterate before, and description.
+# What is recorded: name, type (None for the precision of the run), whether it compares with the iterate before, and
+# description.
 RECORDS: dict[str, tuple[type | None, str]] = {
     "loss": (None, "L = 1/2 ||Y - Yhat||_F^2"),
     "relative_error": (None, "||Y - Yhat||_F / ||Y||_F"),
@@ -100,7 +102,9 @@ def _measure(
 def advance_and_measure(
     protocol: Protocol, descent: Descent, run: Recorded, step: Int[Array, ""]
 ) -> tuple[Recorded, dict[str, Array]]:
-    """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and counts of -1."""
+    """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and
+    counts of -1.
+    """
 
     def advance(state: DescentState, target: Int[Array, ""]) -> tuple[DescentState, DescentState]:
         state = descent.advance_to(state, target)
@@ -190,7 +194,7 @@ def follow(
     """Trains and records runs of one shape.
 
     Args:
-      protocol: of one set-up.
+      protocol: of one variant.
       descent: what is run; it stops only where the loss is not finite.
       runs: their starts, stacked along a leading axis.
       steps: where they are recorded, increasing from 1 on.

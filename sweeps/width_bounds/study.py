@@ -1,12 +1,15 @@
-"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a map's.
+"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a
+map's.
 
 python -m sweeps.width_bounds --out=DIR [--map=MAP]
 
-For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local criterion and the path certificates
-(the inclusion's and descent's) certify a random start, from measured alpha_0 and initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at
-small multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map takes the folder of a
-finished convergence map and adds the widths at which half of the trained networks converge. float64. DIR gets results.zarr, summary.csv, exponents.csv,
-table_1.csv, map.csv and the figure; the same command goes on after an interruption.
+For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local
+criterion and the path certificates (the inclusion's and descent's) certify a random start, from measured alpha_0 and
+initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at small
+multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map
+takes the folder of a finished convergence map and adds the widths at which half of the trained networks converge.
+float64. DIR gets results.zarr, summary.csv, exponents.csv, table_1.csv, map.csv and the figure; the same command goes
+on after an interruption.
 """
 
 import dataclasses
@@ -139,7 +142,8 @@ class WidthBounds(Study):
             **{
                 f"alpha_ratio_{multiple:g}N": (
                     np.float64,
-                    f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; infinite where not measured",
+                    f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; "
+                    "infinite where not measured",
                 )
                 for multiple in MULTIPLES
             },

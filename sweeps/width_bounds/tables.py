@@ -143,7 +143,7 @@ def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, h
 
 
 def map_widths(folder: Path) -> pandas.DataFrame:
-    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and
+    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per variant and
     d0.
 
     Raises:
