@@ -10,7 +10,9 @@ from types import ModuleType
 __all__ = ["lazily"]
 
 
-def lazily(package: str, path: Iterable[str], names: Iterable[str]) -> tuple[Callable[[str], ModuleType], Callable]:
+def lazily(
+    package: str, path: Iterable[str], names: Iterable[str]
+) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
     """A package's `__getattr__` and `__dir__`, by which its public submodules are attributes of it (PEP 562).
 
     Args:

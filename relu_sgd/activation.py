@@ -20,7 +20,7 @@ def _relu(x: Array, at_zero: Array) -> Array:
 
 
 @_relu.defjvp
-def _relu_jvp(primals, tangents):
+def _relu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     x, at_zero = primals
     x_dot, _ = tangents
     # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign,

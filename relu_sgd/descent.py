@@ -196,7 +196,7 @@ class DescentResult(NamedTuple):
     measurements: PyTree = None
 
 
-def _takes(function: Callable, *arguments: Any, **keywords: Any) -> bool:
+def _takes(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> bool:
     """Whether a function can be called like this; True where Python cannot tell."""
     try:
         inspect.signature(function).bind(*arguments, **keywords)
@@ -207,7 +207,7 @@ def _takes(function: Callable, *arguments: Any, **keywords: Any) -> bool:
     return True
 
 
-def _check_scalar(name: str, kind: Any, function: Callable, *arguments: Any) -> jax.ShapeDtypeStruct:
+def _check_scalar(name: str, kind: Any, function: Callable[..., Any], *arguments: Any) -> jax.ShapeDtypeStruct:
     """What a function returns for such arguments, when it can be called and returns one value of a kind."""
     wanted = "truth value" if kind is bool else "float"
     try:
@@ -304,7 +304,7 @@ class Descent:
     def _with_trained(self, params: Any, trained: PyTree) -> Any:
         return params._replace(W=trained) if self.trained_layers == "hidden" else trained
 
-    def _objective(self, problem: Any, key: Any) -> tuple[Callable, Callable]:
+    def _objective(self, problem: Any, key: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """What the steps descend on.
 
         Returns:
@@ -586,7 +586,7 @@ class Descent:
             state = jax.lax.while_loop(is_due, take_step, state)
         else:
 
-            def step_if_due(_, state: DescentState) -> DescentState:
+            def step_if_due(_: Array, state: DescentState) -> DescentState:
                 due = is_due(state)
                 return jax.tree.map(lambda old, new: jnp.where(due, new, old), state, take_step(state))
 

@@ -12,7 +12,7 @@ eight units of rounding unless told otherwise.
 """
 
 import enum
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -231,7 +231,7 @@ def _exactness(
     present = (lengths > 0) & (coefficients != 0)
     columns = jnp.where(present, rows.T / jnp.where(lengths > 0, lengths, 1), 0)  # d0 x K, unit columns.
 
-    def eliminate(state, _):
+    def eliminate(state: Any, _: None) -> tuple[Any, None]:
         matrix, used, basis, unsure = state
         # The largest entry outside the rows that have a pivot already.
         left = jnp.where(used[:, None], 0, jnp.abs(matrix))

@@ -31,7 +31,7 @@ step is taken again up to the event. The energy identity takes no part in that: 
 locates every event, for small problems.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,9 @@ class Solution(NamedTuple):
     branched_at: Float[Array, ""]
 
 
-def _check_arguments(params: Params, problem: Problem, times, step_size, tolerance: float, max_steps: int) -> None:
+def _check_arguments(
+    params: Params, problem: Problem, times: Any, step_size: Any, tolerance: float, max_steps: int
+) -> None:
     preactivations(params, problem)  # Shapes.
     for name, array in (*params._asdict().items(), *problem._asdict().items()):
         if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
@@ -259,7 +261,7 @@ def solve(
         )
         return choose(good | ~state.started, new, retry)
 
-    def record(state: State, until: Array) -> tuple[State, dict]:
+    def record(state: State, until: Array) -> tuple[State, dict[str, Any]]:
         unfinished = lambda state: ~state.started | ((state.time < until) & ~stopped(state) & ~solved(state))
         state = jax.lax.while_loop(unfinished, lambda state: advance(state, until), state)
         state = state._replace(time=jnp.where(solved(state) & ~stopped(state), until, state.time))

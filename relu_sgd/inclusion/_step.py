@@ -355,7 +355,7 @@ class SlidingStep:
         reached = jnp.where(meets, reached, 1)
         explicit = jnp.where(sides_there > 0, reached, jnp.where(sides_there < 0, 1 - reached, slopes_there))
 
-        def relation(speed, jump, Z, side, explicit):
+        def relation(speed: Array, jump: Array, Z: Array, side: Array, explicit: Array) -> Array:
             return jnp.where(jump > 0, explicit, _averaged_slope(Z, side, speed, jump, h)[0])
 
         solved, converged = solve_slopes(

@@ -16,7 +16,7 @@ solution could be established. float64, on the host.
 import dataclasses
 import itertools
 import math
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import numpy as np
@@ -249,7 +249,7 @@ def solve(
     else:
         mode = settled
     events: list[Event] = []
-    records: list[tuple] = []
+    records: list[tuple[Any, ...]] = []
     standstill = 0
     for until in times:
         while now < until and status == Status.REACHED:

@@ -288,7 +288,7 @@ def verify(
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.where(S, np.where(rigid & (at.C < 0), np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
     found = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & rigid, mu, 0.0), **bounds)
-    blank = dataclasses.replace(undecided(""), **found)  # type: ignore[arg-type]
+    blank = dataclasses.replace(undecided(""), **found)
     if not margins["sign"] > 0:
         return dataclasses.replace(blank, reason="a sign off the kinks is not proved")
     if not margins["slope"] >= 0:

@@ -8,7 +8,7 @@ computed.
 
 import enum
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -45,18 +45,18 @@ class ComparisonSolution(NamedTuple):
     end: Float[Array, ""]
 
 
-def _exponent(t, y, constants):
+def _exponent(t: Any, y: Array, constants: tuple[Array, ...]) -> Array:
     alpha, _, c, c1, c2, factor = constants
     # Beyond 600 the exponential is out of range, and the outcome has long been known.
     growth = (c1 * y + c2 * y**2) * jnp.exp(jnp.minimum(c * y**2, 600.0))
     return factor * alpha * t * growth - alpha**2 * t
 
 
-def _field(t, y, constants):
+def _field(t: Any, y: Array, constants: tuple[Array, ...]) -> Array:
     return constants[1] * jnp.exp(jnp.minimum(_exponent(t, y, constants), 2 * _EXPLODING))
 
 
-def _known(t, y, args, **_):
+def _known(t: Any, y: Array, args: tuple[Array, ...], **_: Any) -> Array:
     exponent = _exponent(t, y, args)
     return (exponent > _EXPLODING) | (exponent < _SETTLED)
 

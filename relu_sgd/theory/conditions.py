@@ -234,7 +234,7 @@ def slack(
     W, V = np.asarray(path.W, float), np.asarray(path.V, float)
     if W.ndim != 3 or V.ndim != 3 or len(W) != len(times) or len(V) != len(times):
         raise ValueError(f"need {len(times)} x d0 x d1 and {len(times)} x d1 x d2, got {W.shape} and {V.shape}")
-    rows = board(Params(W[0], V[0]), problem, trained_layers=trained_layers)  # type: ignore[arg-type]
+    rows = board(Params(W[0], V[0]), problem, trained_layers=trained_layers)
     X, Y = (np.asarray(array, float) for array in problem)
     hidden = [np.maximum(X @ weights, 0) for weights in W]
     loss = np.array([0.5 * np.sum((Y - layer @ output) ** 2) for layer, output in zip(hidden, V, strict=True)])

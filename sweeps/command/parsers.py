@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class Parser(flags.ArgumentParser, flags.ArgumentSerializer):
+class Parser(flags.ArgumentParser[Any], flags.ArgumentSerializer[Any]):
     """Text to a value, and back; in subclasses `parse` raises ValueError where the text is not allowed."""
 
     def parse(self, argument: str) -> Any:

@@ -36,7 +36,7 @@ def _fill(dtype: np.dtype) -> Any:
     return np.nan if dtype.kind == "f" else 0
 
 
-def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array:
+def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array[Any]:
     return group.create_array(name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs)
 
 
@@ -209,7 +209,7 @@ class Store:
                 if values.dtype.kind == "f" and np.isnan(values.values[done]).any():
                     raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")
 
-    def _array(self, group: str, name: str) -> zarr.Array:
+    def _array(self, group: str, name: str) -> zarr.Array[Any]:
         try:
             array = self._root[f"{group}/{name}"]
             if not isinstance(array, zarr.Array):
