@@ -17,7 +17,7 @@ def lazily(
 
     Args:
       package: the name of the package, `__name__` there.
-      path: where its submodules are, `__path__` there.
+      path: the folders of its submodules, `__path__` there.
       names: what it has besides, `__all__` there.
     """
     submodules = sorted(module.name for module in pkgutil.iter_modules(list(path)) if not module.name.startswith("_"))

@@ -212,7 +212,7 @@ class DeepReLU(nn.Module):
     """A fully connected network with a chosen slope of relu at 0 in every hidden layer.
 
     Attributes:
-      widths: of the hidden layers, in order.
+      widths: the hidden layers' widths, in order.
       num_outputs: d2.
       at_zero: the slope of relu at 0, in [0, 1].
       use_bias: whether the layers have biases; the paper's has none.
@@ -253,7 +253,7 @@ def deep(
     """A deep ReLU network, with a law for its start, `Approximator.init`.
 
     Args:
-      widths: of the hidden layers, in order; at least one.
+      widths: the hidden layers' widths, in order; at least one.
       num_outputs: d2.
       loss: one of `LOSSES`, or a function as `Approximator.sample_loss`.
       use_bias: whether the layers have biases, 0 at the start.

@@ -46,8 +46,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       objective: what step k + 1 descends on, on its samples and in its normalization; a number.
-      gradient: of the objective, a pytree like the trained weights.
-      losses: of all samples, of shape (N,).
+      gradient: the objective's gradient, a pytree like the trained weights.
+      losses: the losses of all samples, of shape (N,).
     """
 
     objective: Float[Array, ""]
@@ -126,7 +126,7 @@ class DescentState(NamedTuple):
       evaluated: whether theta_k has been evaluated; False at the start, before `Descent.advance_to` was called. What
         follows is then without meaning (the losses are infinite).
       optimizer_state: the optimizer's state for the trained weights.
-      gradient: the gradient that the next step takes, of the trained weights at theta_k.
+      gradient: the gradient with respect to the trained weights at theta_k, which the next step takes.
       objective: the function whose gradient that is, at theta_k: on the samples of the next step, in its normalization.
       loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the
         objective and the batch.
@@ -446,7 +446,7 @@ class Descent:
         Args:
           problem: the training set; with an objective of one's own, what it takes besides theta, or None.
           params: theta_0.
-          key: of the mini-batches and of a selection.
+          key: the random key for mini-batches and a selection.
 
         Raises:
           TypeError: params, problem or key are of another kind.
@@ -525,8 +525,8 @@ class Descent:
         """On to an absolute step, or to where the run ends by itself; theta_0 is evaluated on the way.
 
         Args:
-          state: where to go on from; one of another descent goes through `take_over` first.
-          step: how many updates shall have been made, counted from theta_0; traced or not.
+          state: the state to go on from; one of another descent goes through `take_over` first.
+          step: the number of updates to have been made, counted from theta_0; traced or not.
           fixed_length: the most updates to make now, as an int, for a loop of fixed length, which reverse-mode
             differentiation can go through; None for a loop that ends when it can.
 
@@ -649,15 +649,16 @@ def descend(
       trained_layers: "both", or "hidden" to keep V fixed.
       batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
         None for all N. The loss over all samples is evaluated at every step all the same.
-      key: of the mini-batches, and of a selection; the mini-batches are the same whatever `at_zero` is.
+      key: the random key for mini-batches and a selection; the mini-batches are the same whatever `at_zero` is.
       at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every
         step.
-      criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
+      criterion: the criterion of success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
-      stopping_rule: when to stop besides, whether theta is a success or not: from a `DescentState` (step k, params,
-        gradient, losses, problem) to a truth value, asked at theta_0 and after every update. `gradient_norm_below` and
-        `zero_loss` are two. A run that it ends is STOPPED, or CONVERGED where the criterion holds as well.
+      stopping_rule: a rule to stop by besides, whether theta is a success or not: from a `DescentState` (step k,
+        params, gradient, losses, problem) to a truth value, asked at theta_0 and after every update.
+        `gradient_norm_below` and `zero_loss` are two. A run that it ends is STOPPED, or CONVERGED where the criterion
+        holds as well.
       losses: an `Approximator`, for other networks and losses than the paper's; or any function from (problem,
         at_zero=...) to a map from (theta, samples=None) to the losses of the samples, of shape (N,), or of those whose
         indices are given.

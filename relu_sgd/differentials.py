@@ -44,7 +44,7 @@ def jacobian_difference_gram(
     Args:
       before, after: the networks.
       problem: the training set.
-      trained_layers: with respect to which weights; slopes at 0 are 0.
+      trained_layers: the weights of the Jacobian, "both" layers or the "hidden" one; slopes at 0 are 0.
 
     Raises:
       ValueError: the shapes do not fit.

@@ -41,7 +41,7 @@ class Dynamics(Protocol[StateT, ResultT]):
         Args:
           problem: the training set, or any pytree that describes what is solved.
           params: theta_0, any pytree.
-          key: of whatever the run draws.
+          key: the random key for whatever the run draws.
         """
         ...
 

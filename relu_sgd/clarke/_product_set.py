@@ -64,7 +64,7 @@ class Membership(NamedTuple):
 
     Attributes:
       contains: whether the distance is within the tolerance.
-      distance: from the point to the set.
+      distance: the distance from the point to the set.
       slopes: N x d1, of the element that is nearest to the point: the certificate of membership.
       direction: u, from that element to the point. When the point is outside, <point, u> exceeds the set's support in
         the direction u by `margin` > 0, which proves it.
@@ -281,8 +281,8 @@ def subdifferential(
       params: theta.
       problem: the training set.
       trained_layers: "both", or "hidden" when V is fixed (then the V-block is {0}).
-      normalization: of the loss.
-      tolerance: of a zero preactivation, relative to ||X_i|| ||W_j||; see `kink_sides`.
+      normalization: the loss's normalization.
+      tolerance: the size of a preactivation that counts as zero, relative to ||X_i|| ||W_j||; see `kink_sides`.
       max_kinks: room for the kinks of one neuron, N when None. The cost of the methods grows with its cube. Kinks with
         c_ij exactly 0 need no room: they add nothing to the set.
 

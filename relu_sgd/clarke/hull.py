@@ -96,7 +96,7 @@ class ClarkeHull:
     samples: np.ndarray
 
     def weights(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " patterns"]:
-        """Of the vertices, not negative and with sum 1, for the point of the hull that is nearest to a point."""
+        """The vertices' weights, not negative and with sum 1, for the point of the hull that is nearest to a point."""
         # Convex weights by non-negative least squares, with their sum held at 1 by a heavy row.
         offsets = self.vertices - np.asarray(point, float)
         scale = max(np.abs(offsets).max(), np.finfo(float).tiny)

@@ -42,7 +42,7 @@ def minimum_norm(max_kinks: int = 8, tolerance: float | None = None) -> Selectio
 
     Args:
       max_kinks: room for the kinks of one neuron; those beyond it get slope 1/2.
-      tolerance: of a zero preactivation, see `clarke.kink_sides`.
+      tolerance: the relative size of a preactivation that counts as zero, see `clarke.kink_sides`.
 
     Raises:
       ValueError: `max_kinks` is no whole number from 1 on.

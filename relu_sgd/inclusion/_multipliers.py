@@ -74,8 +74,8 @@ def solve_slopes(
       base: their speeds with slope 0 at all of them.
       c: c_ij. Where c_ij > 0 the relation may not depend on the speed, or there need not be a solution.
       start: slopes to begin with.
-      relation: of the speed with own slope 0, the jump c_ij ||x_i||^2 of the speed to slope 1, and `data`: the slope,
-        elementwise. It may not decrease with the speed, nor grow faster than the speed over -jump.
+      relation: a function of the speed with own slope 0, the jump c_ij ||x_i||^2 of the speed to slope 1, and `data`:
+        the slope, elementwise. It may not decrease with the speed, nor grow faster than the speed over -jump.
       data: d1 x K each, what the relation depends on besides.
 
     Returns:

@@ -59,7 +59,7 @@ class Solution(NamedTuple):
     """A solution at the times that were asked for; after an early stop, the last state is repeated with its own time.
 
     Attributes:
-      times: of the flow of L = 1/2 ||Y - Yhat||_F^2, which has the dimension of 1 / (||X||^2 ||V||^2).
+      times: flow times of L = 1/2 ||Y - Yhat||_F^2, which has the dimension of 1 / (||X||^2 ||V||^2).
       params: W: times x d0 x d1, V: times x d1 x d2.
       loss: L.
       sliding: times x N x d1, which preactivations are held at 0 (none of a sample X_i = 0).
@@ -69,10 +69,10 @@ class Solution(NamedTuple):
       resting: the number of neurons that rest at W_j = 0; their preactivations do not count as sliding.
       crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
       pattern_changes: so far, changes of the activation pattern Z > 0.
-      path_length: of theta, from 0 to t.
-      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors, or their sum, if
-        that is larger. With both layers the sum follows how errors grow along the solution between its events; growth
-        at a crossing is not in it, nor decay.
+      path_length: the length of theta's path from 0 to t.
+      estimated_error: theta's estimated error: the root of the sum of the squares of the steps' estimated errors, or
+        their sum, if that is larger. With both layers the sum follows how errors grow along the solution between its
+        events; growth at a crossing is not in it, nor decay.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks
         the square).
       balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is
@@ -157,7 +157,7 @@ def solve(
       problem: the training set.
       times: increasing, when to record; or one number, the final time, recorded alone.
       trained_layers: "both", or "hidden" when V is fixed.
-      step_size: of every step; adapted when None.
+      step_size: the length of every step; adapted when None.
       tolerance: for adapted steps, the largest root of the sum of the squares of their errors relative to
         `path_length`, at every time. Where `estimated_error` has grown beyond the root of the tolerance, relative to
         the path, which solution it is counts as undecided.

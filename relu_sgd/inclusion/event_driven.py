@@ -214,7 +214,7 @@ def solve(
 
     Args:
       params, problem, times, trained_layers, kink_tolerance: as for `inclusion.solve`.
-      max_events: where to stop.
+      max_events: the number of events after which to stop.
 
     Raises:
       ValueError: shapes do not fit, something is not finite, times are negative or do not increase, or an option is

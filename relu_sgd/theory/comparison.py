@@ -35,9 +35,9 @@ class ComparisonSolution(NamedTuple):
     """A solution of (9).
 
     Attributes:
-      y: at the times that were asked for; NaN after a blow-up.
+      y: the values at the given times; NaN after a blow-up.
       outcome: an `Outcome`.
-      end: when the outcome was known.
+      end: the time at which the outcome was known.
     """
 
     y: Float[Array, " times"]
@@ -79,7 +79,7 @@ def solve_comparison(
       times: increasing, in [0, t_max], where y is wanted.
       a, c, c1, c2: the other constants of (7) and (8).
       factor: 1 as printed, 2 as Figure 1 was drawn.
-      t_max: where to give up.
+      t_max: the time at which to give up.
 
     Raises:
       RuntimeError: JAX runs in 32 bits.
@@ -144,9 +144,9 @@ def blow_up_threshold(
     """The alpha below which solutions of (9) blow up and above which they stay bounded, by bisection.
 
     Args:
-      low, high: where it is looked for.
+      low, high: the interval that is searched.
       a, c, c1, c2, factor: as for `solve_comparison`.
-      tolerance: of the result.
+      tolerance: the error allowed in the result.
 
     Raises:
       ValueError: solutions do not blow up at `low` or are not bounded at `high`.

@@ -35,17 +35,19 @@ class Condition:
 
     Attributes:
       name: what it is called here.
-      source: where it stands, with its number.
-      dynamics: of what it speaks, "inclusion" (3) or full-batch "descent" (14) without momentum.
+      source: the place where it stands, with its number.
+      dynamics: the dynamics that it speaks of, "inclusion" (3) or full-batch "descent" (14) without momentum.
       unmet: hypotheses that the start, the data or the set-up do not meet.
-      left_side: to be below the limit; inf where nothing could meet it; None where it cannot be evaluated.
+      left_side: the number that has to be below the limit; inf where nothing could meet it; None where it cannot be
+        evaluated.
       limit: see `left_side`.
       rate: L(t) <= L(0) exp(-rate t), t in units of flow time; None where it holds nothing, or promises none.
       drift: bound of ||theta(t) - theta(0)|| for all t; None likewise.
       path: bound of the length of theta's path; None likewise.
       hidden_path: the same of W's.
       learning_rate: up to which a condition on descent holds, and at which its rate is meant.
-      probability: with which it holds at least, over the law of W0 that it assumes; 1 for what holds for certain.
+      probability: the least probability with which it holds, over the law of W0 that it assumes; 1 for what holds for
+        certain.
       reason: why there is no left side.
       details: the certificate that the numbers are from.
     """
@@ -216,7 +218,7 @@ def slack(
       problem: the training set.
       times: increasing from 0, in flow time of L = 1/2 ||Y - Yhat||_F^2; iterate k of descent is at k eta.
       trained_layers: as in `board`.
-      dynamics: of which conditions: "descent" with the learning rate of its row, every iterate or some.
+      dynamics: the conditions' dynamics: "descent" with the learning rate of its row, every iterate or some.
 
     Returns:
       By condition, then by what is bounded: "loss", "drift", "path", "path of W" where they are promised. "path" and

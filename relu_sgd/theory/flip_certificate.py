@@ -37,7 +37,7 @@ class FlipCertificate:
         lambda gets to 0, or before it.
       radius: rho_e: neuron j moves by less than |v_j| rho_e. inf where nothing is promised.
       least_lambda: lambda up to rho_e; 0 where nothing is promised.
-      flips: which signs may change, N x d1; all where nothing is promised.
+      flips: the signs that may change, N x d1; all where nothing is promised.
       output_norm: ||v||.
     """
 
@@ -150,7 +150,7 @@ def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int =
     Args:
       params: theta, with d2 = 1.
       problem: the training set.
-      max_evaluations: of lambda, in each of the two passes.
+      max_evaluations: the most evaluations of lambda in each of the two passes.
 
     Raises:
       ValueError: the shapes do not fit, an array is empty, an entry is not finite, d2 is not 1, or max_evaluations is

@@ -140,7 +140,7 @@ def certificates(
       X, Y: the training set.
       widths: increasing.
       scaling: the laws of W0 and V0; None for `Scaling()`.
-      seed: of the neurons.
+      seed: the seed that the neurons are drawn from.
 
     Raises:
       ValueError: the shapes do not fit, an entry is not finite, or the widths are not increasing from 1 on.
@@ -185,9 +185,9 @@ def certified_widths(
     Args:
       X, Y: the training set.
       scaling: the laws of W0 and V0; None for `Scaling()`.
-      seed: of the neurons.
+      seed: the seed that the neurons are drawn from.
       tolerance: the width is certified, and (1 - tolerance) times it is not.
-      max_width: where to give up.
+      max_width: the width at which to give up.
       conditions: names of `CONDITIONS`; all of them unless told otherwise.
 
     Returns:

@@ -109,7 +109,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
 
     Args:
       results: a group of the store, see `sweeps.runtime.store`.
-      method: of the intervals.
+      method: the intervals' method.
 
     Returns:
       A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` count runs and add up to `runs`: a run

@@ -46,7 +46,7 @@ class Forecast:
 
     Args:
       tiles: what is to be done.
-      cost: of a tile, in any unit.
+      cost: the cost of a tile, in any unit.
       num_processes: tiles in hand at once.
     """
 
@@ -120,7 +120,7 @@ class Progress:
     Args:
       num_tiles: all of them.
       num_done: those that were done before.
-      forecast: of the others.
+      forecast: the forecast for the others.
     """
 
     def __init__(self, num_tiles: int, num_done: int, forecast: Forecast) -> None:

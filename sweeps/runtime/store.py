@@ -68,12 +68,12 @@ class Store:
 
         Args:
           path: where; must not exist.
-          groups: names of the variants.
+          groups: the names of the variants.
           coordinates: the dimensions, in order, with the values along them.
           chunk: the number of values of every dimension in a chunk.
           metrics: what is kept of a run.
           records: a further, last dimension and the values along it, which all metrics but the status have.
-          attributes: of the store, repeated on every group; whatever JSON can hold.
+          attributes: the store's attributes, repeated on every group; whatever JSON can hold.
 
         Raises:
           FileExistsError: there is something at `path`.

@@ -194,11 +194,11 @@ def follow(
     """Trains and records runs of one shape.
 
     Args:
-      protocol: of one variant.
+      protocol: the variant's protocol.
       descent: what is run; it stops only where the loss is not finite.
       runs: their starts, stacked along a leading axis.
-      steps: where they are recorded, increasing from 1 on.
-      lanes: how many run side by side.
+      steps: the recorded steps, increasing from 1 on.
+      lanes: the number of runs side by side.
       checkpoints: file name without its ending, of the states in between; None for none.
       configuration: a checkpoint of another one is not used.
       seconds_between: two checkpoints.

@@ -128,7 +128,7 @@ def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, h
 
     Args:
       d1: widths, increasing.
-      probability, low, high: of convergence, with their interval; NaN where nothing ran.
+      probability, low, high: the probability of convergence and its interval; NaN where nothing ran.
 
     Returns:
       (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for
