@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from relu_sgd.clarke.hull import rays
 from relu_sgd.inclusion._kink_faces import Field, projection
 
-__all__ = ["Lines", "Mode", "Series", "training_lines"]
+__all__ = ["Mode", "Series", "TrainingLines", "training_lines"]
 
 _ORDER = 30
 
 
-class Lines(NamedTuple):
+class TrainingLines(NamedTuple):
     """The training set with one row for every direction, and the lines through the origin that the rows lie on.
 
     Attributes:
@@ -50,7 +50,7 @@ class Lines(NamedTuple):
         return Field(self.units[at], above, below, (sides[self.line] * self.orientation > 0) @ pulls)
 
 
-def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -> Lines:
+def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -> TrainingLines:
     """Of a training set; rows count as parallel up to rounding."""
     lengths = np.linalg.norm(X, axis=1)
     units = np.zeros((0, X.shape[1]))
@@ -72,7 +72,7 @@ def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -
         rows[row] = sign * size * units[number]
         labels[row] = lengths[members] @ Y[members] / size
     row_line, row_orientation = np.array(groups, int).reshape(-1, 2).T
-    return Lines(rows, labels, row_line, row_orientation, units, line, orientation)
+    return TrainingLines(rows, labels, row_line, row_orientation, units, line, orientation)
 
 
 class Series(NamedTuple):
@@ -121,7 +121,7 @@ class Mode:
       is_watched: whether the margins tell when the mode ends; they do not for a neuron that has too many rays.
     """
 
-    def __init__(self, lines: Lines, sides: np.ndarray, both: bool, before: "Mode | None" = None) -> None:
+    def __init__(self, lines: TrainingLines, sides: np.ndarray, both: bool, before: "Mode | None" = None) -> None:
         """A mode, which takes over from another one what they have in common."""
         self.lines, self.sides, self.both = lines, sides, both
         self.active = (sides[lines.line] * lines.orientation[:, None] > 0).astype(float)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.optimize import brentq
 
-from relu_sgd.inclusion._fixed_pattern import Lines, Mode, Series, training_lines
+from relu_sgd.inclusion._fixed_pattern import Mode, Series, TrainingLines, training_lines
 from relu_sgd.inclusion._kink_faces import continuations, projection, slopes
 from relu_sgd.inclusion._solve import Status
 from relu_sgd.network import Params, TrainedLayers, preactivations
@@ -302,7 +302,7 @@ def solve(
     )
 
 
-def _onto(lines: Lines, W: np.ndarray, at_kink: np.ndarray) -> np.ndarray:
+def _onto(lines: TrainingLines, W: np.ndarray, at_kink: np.ndarray) -> np.ndarray:
     """W with what rounding has left of the preactivations that are at 0 taken away."""
     W = W.copy()
     for j in np.flatnonzero(at_kink.any(axis=0)):
@@ -328,7 +328,7 @@ def _arrived(mode: Mode, series: Series, margins: np.ndarray, sizes: np.ndarray,
     return near & np.isin(np.arange(W.shape[1]), mode.margin_neurons[arriving])
 
 
-def _events(lines: Lines, before: np.ndarray, after: np.ndarray, now: float) -> list[Event]:
+def _events(lines: TrainingLines, before: np.ndarray, after: np.ndarray, now: float) -> list[Event]:
     events = []
     for line, j in np.argwhere(before != after):
         kind: Kind = "exit" if before[line, j] == 0 else "entry" if after[line, j] == 0 else "crossing"
@@ -337,7 +337,7 @@ def _events(lines: Lines, before: np.ndarray, after: np.ndarray, now: float) -> 
     return events
 
 
-def _pattern(lines: Lines, mode: Mode, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pattern(lines: TrainingLines, mode: Mode, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """N x d1, which preactivations of the samples are held, and their slopes."""
     along = (mode.sides > 0).astype(float)
     c = (lines.Y - mode.hidden(W) @ V) @ V.T
