@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from relu_sgd._checks import check_fields
 from relu_sgd.network import Params, TrainedLayers
 from relu_sgd.problem import Problem
 from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both_layers
@@ -56,6 +57,8 @@ class _Arrays(NamedTuple):
 
 
 def _checked(params: Params, problem: Problem) -> _Arrays:
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
     named = {"X": problem.X, "Y": problem.Y, "W": params.W, "V": params.V}
     arrays = {name: np.asarray(array) for name, array in named.items()}
     X, Y, W, V = arrays.values()
@@ -155,6 +158,7 @@ def decide(
       by Theorem 3, whose reason is the one that counts there.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
         value.
     """
