@@ -66,8 +66,8 @@ class Code:
             attribute = next((name for name, own in vars(module).items() if own is value), "") if module else ""
             if module is None or not attribute:
                 raise UsageError(
-                    f"run: a {type(value).__name__} must be a variable at the top level of the file that defines start, "
-                    "so that its name and source can be kept"
+                    f"run: a {type(value).__name__} must be a variable at the top level of the file that defines "
+                    "start, so that its name and source can be kept"
                 )
             source = sources.source_hash(beside)
             file = getattr(module, "__file__", None) or "interpreter"
@@ -193,7 +193,7 @@ class OwnStudy(Study):
         return "status" in self._shapes[1]
 
     @functools.cached_property
-    def metrics(self) -> Metrics:  # type: ignore[override]
+    def metrics(self) -> Metrics:
         """What the first cell's runs return; nothing is computed for that."""
         shapes, _ = self._shapes
         kinds: dict[str, Any] = {
@@ -277,7 +277,8 @@ class OwnStudy(Study):
         for name, (_, _, *shape) in self.metrics.items():
             if records[name].shape[1:] != (*shape, ())[0]:
                 raise UsageError(
-                    f"run: {name} has shape {records[name].shape[1:]} at {where}, and {(*shape, ())[0]} in the first cell"
+                    f"run: {name} has shape {records[name].shape[1:]} at {where}, "
+                    f"and {(*shape, ())[0]} in the first cell"
                 )
         if not np.isin(records["status"], list(self.statuses)).all():
             raise UsageError(f"run: a status at {where} is none of relu_sgd.Status (0 is a run that was not made)")
