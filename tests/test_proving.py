@@ -291,7 +291,7 @@ def synthetic(**changes):
         "status": status, "verdict": verdict, "reason": np.where(verdict == 0, 9, 0),
         "distance": np.where(verdict > 0, 0.5, np.inf), "proved_error_low": np.where(verdict == 2, 0.25, 0.0),
         "converged_at": np.where(status == 1, 100, -1), "relative_error": np.full(10, 0.1),
-        "numerical_zeros": np.zeros(10, int), "zeros_at_rounding": np.zeros(10, int), "dead_samples": np.zeros(10, int),
+        **{name: np.zeros(10, int) for name in ("numerical_zeros", "zeros_at_rounding", "dead_samples")},
     } | changes  # fmt: skip
     attributes = {"science": {"num_samples": 20, "label_law": "balanced", "zero_threshold": 1e-8}}
     dims = ("d0", "d1", "seed")

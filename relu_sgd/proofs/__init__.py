@@ -83,8 +83,8 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 def _attempts(
     given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
 ) -> Iterator[tuple[Proof, bool]]:
-    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the theorem
-    that local minima of these layers want.
+    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the
+    theorem that local minima of these layers want.
     """
     X, Y, W, V = given
     active = X @ W > 0
@@ -151,8 +151,8 @@ def decide(
       brief: search once and in few steps, from `chattering` if it is given: enough where a run has settled.
 
     Returns:
-      The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers, by
-      Theorem 3, whose reason is the one that counts there.
+      The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers,
+      by Theorem 3, whose reason is the one that counts there.
 
     Raises:
       ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute

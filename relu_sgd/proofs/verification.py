@@ -3,7 +3,8 @@ for.
 
 Setting. Z = X W; V_j is row j of V; a neuron with V_j = 0 and a sample with x_i = 0 have no say and are left out. S is
 a set of pairs (i, j), M_ij = 1 where (i, j) is active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and
-neurons into J0 and J1, where J0 has no active pair in I1; L is fitted exactly on I0, by J0 and by classes, see (5). `error` bounds are of these kinds:
+neurons into J0 and J1, where J0 has no active pair in I1; L is fitted exactly on I0, by J0 and by classes, see (5).
+`error` bounds are of these kinds:
 
 (1) Neurons J1: W*_J1 minimises q(W) = 1/2 sum over I1 of ||Y_i - sum over J1 of M_ij <x_i, W_j> V_j||^2 on the linear
     space N = {<x_i, W_j> = 0 on S}. If A^T A + K^T K >= lambda I, A the Jacobian of q's predictions and K rows of

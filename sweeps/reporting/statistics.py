@@ -105,9 +105,10 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
 
     Returns:
       A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` (and `stopped`, where a theorem may end
-      runs: --stop=decided) count runs and add up to `runs`: a run is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
-      the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels +-1 only,
-      NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
+      runs: --stop=decided) count runs and add up to `runs`: a run is `dead` when it met the step limit with a dead
+      sample, so the causes exclude each other. `within_<protocol>` counts the runs whose last network meets that
+      protocol's criterion, whatever the criterion of the sweep (labels +-1 only, NaN otherwise). Step counts are of
+      converged runs; zeros and errors of those that did not diverge.
     """
     status = results["status"]
     converged = (status == Status.CONVERGED).sum("seed")
@@ -161,8 +162,8 @@ def summarize_proofs(results: xr.Dataset) -> xr.Dataset:
 
     Returns:
       A dataset over (d0, d1). `proved_global`, `proved_local`, `undecided` and `not_tried` (diverged) count the
-      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with a
-      local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
+      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with
+      a local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
       `converged_undecided` and `missed_undecided` those of either kind without a proof. Medians are of the runs with a
       proof (distance) and of the proved local minima (error, its lower bound).
     """
