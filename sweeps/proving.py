@@ -10,8 +10,8 @@ descent would go there is not claimed.
 (a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
 (b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k;
 (c) its last `WATCHED` iterates move around theta*: no hyperplane Z_ij = 0 separates all of them from theta*. That is,
-    where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs of samples that theta* fits exactly
-    do not count, since there the theorem lets signs change);
+    where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs of samples that theta* fits
+    exactly do not count, since there the theorem lets signs change);
 (d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*.
 
 (b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions

@@ -86,8 +86,8 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 def _attempts(
     arrays: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
 ) -> Iterator[tuple[Proof, bool]]:
-    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the theorem
-    that local minima of these layers want.
+    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the
+    theorem that local minima of these layers want.
     """
     X, Y, W, V = arrays
     active = X @ W > 0

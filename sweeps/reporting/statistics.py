@@ -171,8 +171,8 @@ def summarize_proofs(results: xr.Dataset) -> xr.Dataset:
 
     Returns:
       A dataset over (d0, d1). `proved_global`, `proved_local`, `undecided` and `not_tried` (diverged) count the
-      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with a
-      local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
+      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with
+      a local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
       `converged_undecided` and `missed_undecided` those of either kind without a proof. Medians are of the runs with a
       proof (distance) and of the proved local minima (error, its lower bound).
     """

@@ -320,6 +320,7 @@ def test_the_checker_agrees_and_refuses_planted_faults(name, proofs, checker):
         refused(slopes=np.where(proof.kinks, 1 + 1e-9, proof.slopes))
     if verdict == Verdict.LOCAL_MINIMUM:
         refused(loss=[proof.loss[0] * 1.01, proof.loss[1] * 1.01])
+        refused(radius=proof.radius * 1.05)
         refused(X=np.vstack([problem.X[:1], problem.X[:-1]]))
     # A system without full rank: a neuron that repeats another one, all else in order.
     if name == "local":
