@@ -119,9 +119,9 @@ class Tile:
         return math.prod(self.shape)
 
     def slices(self, grid: Mapping[str, Sequence[Any]]) -> tuple[slice, ...]:
-        """Where the tile lies in the arrays of its variant, given the axes of the whole grid."""
+        """Where the tile lies in the arrays of its variant, given the axes of the whole grid, and its seeds if not from 0."""
         starts = [grid[name].index(values[0]) for name, values in self.axes.items()]
-        starts.append(self.seeds.start)
+        starts.append(self.seeds.start - grid.get("seed", range(1))[0])
         return tuple(slice(start, start + size) for start, size in zip(starts, self.shape, strict=True))
 
     def cells(self) -> Iterator[dict[str, Any]]:
@@ -279,12 +279,14 @@ class Study:
       reporter: "module:function", from (study, results) to a `Report`; imported when there is something to report.
       statuses: the codes that a finished run may have, with their meaning; 0 is a pending run's.
       execution_groups: the groups of flags of `Execution` that have an effect here.
+      nan_is_missing: whether a NaN of a finished run means that its store is damaged.
     """
 
     name: ClassVar[str]
     reporter: ClassVar[str]
     statuses: ClassVar[Mapping[int, str]] = {1: "done"}
     execution_groups: ClassVar[tuple[str, ...]] = ("output", "tiles", "devices")
+    nan_is_missing: ClassVar[bool] = True
 
     # What a subclass says of itself.
 

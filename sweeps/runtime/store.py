@@ -89,6 +89,8 @@ class Store:
                 group = root.create_group(name, attributes=dict(attributes))
                 for dimension, values in {**coordinates, **further}.items():
                     array = np.asarray(values)
+                    if array.dtype.kind == "U":
+                        array = array.astype(np.dtypes.StringDType())
                     _create_array(group, dimension, [dimension], data=array)
                 for metric, (kind, description) in metrics.items():
                     dtype = np.dtype(kind)
@@ -185,11 +187,12 @@ class Store:
         except Exception as error:
             raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
 
-    def verify(self, statuses: Sequence[int] = (0, 1, 2, 3)) -> None:
+    def verify(self, statuses: Sequence[int] = (0, 1, 2, 3), *, nan_is_missing: bool = True) -> None:
         """Reads everything once.
 
         Args:
           statuses: the codes that a run may have.
+          nan_is_missing: whether no finished run has a NaN.
 
         Raises:
           StoreError: something is missing or damaged, or a run has a status but no metrics.
@@ -205,7 +208,7 @@ class Store:
                 known = ", ".join(map(str, statuses))
                 raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of {known}")
             for name, values in results.data_vars.items():
-                if values.dtype.kind == "f" and np.isnan(values.values[done]).any():
+                if nan_is_missing and values.dtype.kind == "f" and np.isnan(values.values[done]).any():
                     raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")
 
     def _array(self, group: str, name: str) -> zarr.Array:

@@ -1,0 +1,1 @@
+"""A function of one's own as a map: `sweeps.sweep`."""
