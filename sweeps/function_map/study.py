@@ -33,16 +33,17 @@ def is_dynamics(value: Any) -> bool:
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in methods)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fold(words: tuple[int, ...], seeds: Array) -> Array:
-    cell = functools.reduce(jax.random.fold_in, map(np.uint32, words), arithmetic.key(0))
+@jax.jit
+def _fold(words: Array, seeds: Array) -> Array:
+    cell = functools.reduce(jax.random.fold_in, words, arithmetic.key(0))
     return jax.vmap(lambda seed: jax.random.fold_in(cell, seed))(seeds)
 
 
 def keys_of(cell: Mapping[str, Any], seeds: range) -> Key[Array, " seeds"]:
     """The keys of the runs of a cell: each depends on its seed and the axes' names and values alone."""
     digest = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).digest()
-    return _fold(tuple(np.frombuffer(digest[:8], ">u4").tolist()), np.arange(seeds.start, seeds.stop, dtype=np.uint32))
+    words = np.frombuffer(digest[:8], ">u4").astype(np.uint32)
+    return _fold(words, np.arange(seeds.start, seeds.stop, dtype=np.uint32))
 
 
 def _kind_of(dtype: Any) -> np.dtype:
