@@ -3,9 +3,11 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -347,3 +349,33 @@ def test_a_script_without_a_guard_runs_in_its_own_process(tmp_path):
     assert done.returncode == 1
     assert "2 processes cannot import script:double" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "first"),
+    [("docs/own_study.md", 0), ("docs/quickstart.md", -1), ("README.md", 0)],
+    ids=lambda value: str(value),
+)
+def test_the_blocks_of_a_page_run_in_order(page, first, float32, monkeypatch, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path))
+    namespace = {}
+    for block in blocks[first:]:
+        exec(compile(block, page, "exec"), namespace)
+    made = sorted(path.parent for path in tmp_path.rglob("report.html"))
+    assert len(made) == sum(len(re.findall(r"\bsweep\(.*?out=", block, flags=re.S)) for block in blocks[first:]) > 0
+
+
+def test_what_was_typed_is_followed_name_by_name(tmp_path):
+    """Functions without a file: the globals that they read count, and attributes of the same name do not."""
+    namespace = {"random": np.random.default_rng(0)}
+    code = "import jax\nsize = 2\ndef f(key, x):\n    return {'y': size * x + 0 * jax.random.uniform(key)}"
+    exec(code, namespace)
+    sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "out")
+    namespace["size"] = 3
+    with pytest.raises(UsageError, match="results of f as it was before an edit"):
+        sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "out")
+    namespace["size"] = np.random.default_rng(0)
+    with pytest.raises(UsageError, match="Generator .* is captured, and its value cannot be told apart"):
+        sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "new")

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import dis
 import functools
 import hashlib
 import importlib
@@ -74,7 +75,9 @@ def subject(value: Any, home: str | None = None) -> Subject:
         importable = module if _is_importable(owner) else None
         return Subject(value, _title(owner, path), _file_hash(owner), importable, path)
     described = repr(_described(value, ()))
-    return Subject(value, f"{module}:{path}", _short_hash(described.encode()), None, str(path))
+    path = path or type(value).__qualname__
+    name = path if owner is None else _title(owner, path)
+    return Subject(value, name, _short_hash(described.encode()), None, path)
 
 
 def _short_hash(data: bytes) -> str:
@@ -204,8 +207,9 @@ def _described_function(function: Any, inside: Callable[[Any], Any]) -> Any:
 
 
 def _names(code: CodeType) -> list[str]:
-    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
-    return sorted({*code.co_names, *inner})
+    """The global names that a function reads, and the functions inside it."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return sorted(own.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType))))
 
 
 def _code(code: CodeType) -> Any:
