@@ -377,5 +377,5 @@ def test_what_was_typed_is_followed_name_by_name(tmp_path):
     with pytest.raises(UsageError, match="results of f as it was before an edit"):
         sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "out")
     namespace["size"] = np.random.default_rng(0)
-    with pytest.raises(UsageError, match="Generator .* is captured, and its value cannot be told apart"):
+    with pytest.raises(UsageError, match=r"Generator .* is captured, and its value cannot be told apart"):
         sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "new")
