@@ -204,13 +204,30 @@ def test_two_processes_give_what_one_gives(tmp_path, own):
 def test_an_edited_function_is_refused(tmp_path, own):
     arguments = dict(axes={"d": [1], "scale": [0.1]}, seeds=2, out=tmp_path / "out", num_processes=1)
     before = sweep(own.norm, **arguments)
-    Path(own.__file__).write_text(OWN.replace("30", "31"))
+    # Of another size: Python tells a stale bytecode by seconds and size.
+    Path(own.__file__).write_text(OWN.replace("30", "310"))
     edited = importlib.reload(own)
     with pytest.raises(UsageError, match="has results of own_module:norm as it was before an edit") as caught:
         sweep(edited.norm, **arguments)
     assert "\n" not in str(caught.value)
     Path(own.__file__).write_text(OWN)
     assert sweep(importlib.reload(own).norm, **arguments).identical(before)
+
+
+def test_code_that_is_not_its_file_s_is_refused(tmp_path, own, monkeypatch):
+    """The folder would name one code, and this process run another."""
+    arguments = dict(axes={"d": [1], "scale": [0.1]}, seeds=2, out=tmp_path / "out", num_processes=1)
+    Path(own.__file__).write_text(OWN.replace("scale * jnp", "2 * scale * jnp"))
+    with pytest.raises(UsageError, match=r"^own_module.py was edited after norm was imported from it; begin anew$"):
+        sweep(own.norm, **arguments)
+    Path(own.__file__).write_text(OWN.replace("30", "31"))
+    with pytest.raises(UsageError, match=r"^SIZE is 30, and 31 in own_module.py$"):
+        sweep(own.norm, **arguments)
+    Path(own.__file__).write_text(OWN)
+    monkeypatch.setattr(own, "SIZE", 31)
+    with pytest.raises(UsageError, match=r"^SIZE is 31, and 30 in own_module.py$"):
+        sweep(own.norm, **arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_closure_captures_is_part_of_it(tmp_path):

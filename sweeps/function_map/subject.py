@@ -1,6 +1,7 @@
 """Functions and dynamics of one's own: how worker processes come by them, and how an edit of their code is seen."""
 
 import ast
+import collections
 import dataclasses
 import dis
 import functools
@@ -64,7 +65,7 @@ def subject(value: Any, home: str | None = None) -> Subject:
       home: a module in which dynamics may be a variable.
 
     Raises:
-      UsageError: its code cannot be told apart from other code.
+      UsageError: its code cannot be told apart from other code, or is no longer that of its file.
     """
     module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if path is None and home in sys.modules:
@@ -72,6 +73,7 @@ def subject(value: Any, home: str | None = None) -> Subject:
         module, path = (home, names[0]) if names else (module, type(value).__qualname__)
     owner = sys.modules.get(module or "")
     if owner is not None and path is not None and _at(owner, path) is value and _file(owner) is not None:
+        _check_current(owner, value)
         importable = module if _is_importable(owner) else None
         return Subject(value, _title(owner, path), _file_hash(owner), importable, path)
     described = repr(_described(value, ()))
@@ -121,6 +123,59 @@ def _is_importable(module: ModuleType) -> bool:
     found = next((spec for spec in specs if spec is not None), None)
     file = _file(module)
     return found is not None and found.origin is not None and file is not None and _same(found.origin, file)
+
+
+def _check_current(module: ModuleType, value: Any) -> None:
+    """Refuses a function whose file says something else by now, whose hash would not be that of what runs.
+
+    It looks at the function, and at the functions and plain numbers and texts of the same module that it reads.
+
+    Raises:
+      UsageError: the file was edited, or a number of the module replaced, after it was imported.
+    """
+    file, loader = _file(module), getattr(module, "__loader__", None)
+    # An import hook that rewrites code, as pytest's, has no other code to compare with.
+    if file is None or (module.__name__ != "__main__" and not hasattr(loader, "get_code")):
+        return
+    text = file.read_text()
+    codes: dict[str, list[Any]] = {}
+    _collect(compile(text, file, "exec", dont_inherit=True), codes)
+    literals = _literals(ast.parse(text))
+    waiting, seen = [inspect.unwrap(value) if callable(value) else value], set()
+    while waiting:
+        function = waiting.pop()
+        code = getattr(function, "__code__", None)
+        if code is None or code in seen or not _same(code.co_filename, file):
+            continue
+        seen.add(code)
+        if _code(code) not in codes.get(code.co_qualname, []):
+            raise UsageError(f"{file.name} was edited after {code.co_qualname} was imported from it; begin anew")
+        for name in _names(code):
+            known = function.__globals__.get(name)
+            if name in literals and literals[name] != known:
+                raise UsageError(f"{name} is {known!r:.40}, and {literals[name]!r:.40} in {file.name}")
+            waiting.append(inspect.unwrap(known) if callable(known) else known)
+
+
+def _collect(code: CodeType, codes: dict[str, list[Any]]) -> None:
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            codes.setdefault(part.co_qualname, []).append(_code(part))
+            _collect(part, codes)
+
+
+def _literals(tree: ast.Module) -> dict[str, Any]:
+    """The numbers and texts that a module assigns at its top, by name; names that are assigned once."""
+    stores = collections.Counter(
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    return {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name) and stores[target.id] == 1
+    }
 
 
 def _same(one: str, other: Path) -> bool:
