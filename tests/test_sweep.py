@@ -1,398 +1,298 @@
-"""`sweep`: a function or dynamics of one's own as a map, against closed forms; resume, edits, refusals."""
+"""`sweeps.sweep`: somebody's own function as a map, with resume, intervals, figures, processes."""
 
-import dataclasses
 import importlib
 import json
-import re
-import shutil
+import os
+import signal
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas
 import pytest
-from scipy import stats
 
-from relu_sgd import Status, Stepwise
+from relu_sgd import Descent, Params, Problem
+from relu_sgd.dynamics import Status
 from sweeps import sweep
-from sweeps.function_map.study import keys_of
 from sweeps.reporting import style
+from sweeps.reporting.statistics import interval
 from sweeps.study import UsageError
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "own_experiment"
 
 
 @pytest.fixture(autouse=True)
 def _one_format(monkeypatch):
-    """Figures in three formats take longer than the runs."""
     monkeypatch.setattr(style, "FORMATS", ("png",))
 
 
-def coin(key, bias, side):
-    """A biased coin; the values of the axes come as they were given."""
-    assert isinstance(bias, float)
-    assert isinstance(side, str)
-    toss = jax.random.uniform(key)
-    landed = toss < bias
-    wanted = landed if side == "heads" else ~landed
-    return {"toss": toss, "landed": landed, "status": jnp.where(wanted, 1, 2), "length": len(side)}
+def walk(key, law, length):
+    """A sum of steps; the text says of which law."""
+    draw = {"signs": jax.random.rademacher, "normal": jax.random.normal}[law]
+    steps = jnp.asarray(draw(key, (length,)), float)
+    return {"end": jnp.sum(steps), "is_positive": jnp.sum(steps) > 0, "range": jnp.stack([steps.min(), steps.max()])}
 
 
-GRID = {"bias": [0.25, 0.75], "side": ["heads", "tails", "edges"]}
+def number(key, a):
+    return {"value": jax.random.uniform(key) + a}
 
 
-def test_a_function_against_its_closed_form(tmp_path):
-    found = sweep(coin, axes=GRID, seeds=40, out=tmp_path / "out", num_processes=1)
-    assert dict(found.sizes) == {"bias": 2, "side": 3, "seed": 40}
-    assert found["landed"].dtype == bool
-    assert found["toss"].dtype == np.float64
-    for bias in GRID["bias"]:
-        cell = found.sel(bias=bias, side="tails")
-        toss = jax.vmap(jax.random.uniform)(keys_of({"bias": bias, "side": "tails"}, range(40)))
-        np.testing.assert_array_equal(cell["toss"], toss)
-        np.testing.assert_array_equal(cell["status"], np.where(toss < bias, 2, 1))
-        assert (cell["length"] == 5).all()
-    assert len(np.unique(found["toss"])) == found["toss"].size
-
-    table = pandas.read_csv(tmp_path / "out" / "summary.csv").set_index(["bias", "side"]).loc[(0.25, "tails")]
-    successes = int((found.sel(bias=0.25, side="tails")["status"] == 1).sum())
-    expected = stats.binomtest(successes, 40).proportion_ci(method="wilson")
-    assert table["runs"] == 40
-    np.testing.assert_allclose(table["probability"], successes / 40, rtol=1e-5)
-    np.testing.assert_allclose([table["probability_low"], table["probability_high"]], expected, rtol=1e-5)
-    np.testing.assert_allclose(table["landed_share"], 1 - successes / 40, rtol=1e-5)
-    np.testing.assert_allclose(table["toss_mean"], found.sel(bias=0.25, side="tails")["toss"].mean(), rtol=1e-5)
-    assert (tmp_path / "out" / "report.html").exists()
-    assert (tmp_path / "out" / "figures" / "map.png").stat().st_size > 10_000
+AXES = {"law": ("signs", "normal"), "length": (3, 5)}
 
 
-def sessions(out):
-    file = out / "sessions.jsonl"
-    return [json.loads(line)["tiles"] for line in file.read_text().splitlines()] if file.exists() else []
+def run(out, function=walk, axes=None, **options):
+    return sweep(
+        function, **{"axes": AXES if axes is None else axes, "seeds": 8, "out": out, "num_processes": 1, **options}
+    )
 
 
-def test_what_is_lost_is_done_again_and_nothing_else(tmp_path):
-    whole = sweep(coin, axes=GRID, seeds=6, out=tmp_path / "whole", num_processes=1)
-    out = tmp_path / "out"
-    arguments = dict(axes=GRID, seeds=6, out=out, num_processes=1)
-    part = sweep(coin, **arguments, shard_count=3)
-    assert ((part["status"] == 0).sum("seed") == 6).sum() == 4
-    assert not (out / "report.html").exists()
-    sweep(coin, **arguments)
-    assert sessions(out) == [2, 4]
-    # As after a kill: metrics without a status.
-    (out / "results.zarr" / "runs" / "status" / "c" / "1" / "0" / "0").unlink()
-    assert sweep(coin, **arguments).identical(whole)
-    assert sessions(out) == [2, 4, 1]
-    written = (out / "report.html").stat().st_mtime_ns
-    assert sweep(coin, **arguments).identical(whole)
-    assert sessions(out) == [2, 4, 1]
-    assert (out / "report.html").stat().st_mtime_ns == written
+def message(*arguments, **options):
+    with pytest.raises(UsageError) as caught:
+        run(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_a_run_depends_on_its_seed_and_cell_alone(tmp_path):
-    whole = sweep(coin, axes=GRID, seeds=6, out=tmp_path / "whole", num_processes=1)
-    turned = {"side": ["tails"], "bias": [0.75, 0.5]}
-    part = sweep(coin, axes=turned, seeds=range(2, 5), out=tmp_path / "part", num_processes=1)
-    assert part["seed"].values.tolist() == [2, 3, 4]
-    cell = {"bias": 0.75, "side": "tails"}
-    np.testing.assert_array_equal(part.sel(cell)["toss"], whole.sel({**cell, "seed": [2, 3, 4]})["toss"])
-    blocks = sweep(coin, axes=turned, seeds=range(2, 5), out=tmp_path / "blocks", num_processes=1, block=(1, 2, 2))
-    assert blocks.drop_attrs().identical(part.drop_attrs())
+def test_a_map_its_files_and_what_a_second_call_does(tmp_path, capsys, float32):
+    before = dict(jax.config.values), dict(os.environ)
+    results = run(tmp_path, precision="float64")
+    assert (dict(jax.config.values), dict(os.environ)) == before
+    assert dict(results.sizes) == {"law": 2, "length": 2, "seed": 8, "range_0": 2}
+    assert (results["end"].dtype, results["is_positive"].dtype) == (np.float64, bool)
+    ends = results["end"].sel(law="signs", length=5).values
+    assert set(np.abs(ends)) <= {1, 3, 5}
+    assert len(set(results["end"].sel(law="normal", length=3).values)) == 8
+    np.testing.assert_array_equal(results["is_positive"], results["end"] > 0)
+    summary = pandas.read_csv(tmp_path / "summary.csv")
+    assert list(summary["law"]) == ["signs", "signs", "normal", "normal"]
+    for row in summary.itertuples():
+        count = int(results["is_positive"].sel(law=row.law, length=row.length).sum())
+        assert (row.runs, row.is_positive_count) == (8, count)
+        np.testing.assert_allclose((row.is_positive_low, row.is_positive_high), interval(count, 8), rtol=1e-5)
+        values = results["end"].sel(law=row.law, length=row.length)
+        np.testing.assert_allclose(row.end, values.mean(), rtol=1e-5, atol=1e-12)
+    assert (tmp_path / "figures" / "is_positive.png").stat().st_size > 1000
+    assert "is_positive" in (tmp_path / "report.html").read_text()
+    assert "is_positive" in capsys.readouterr().out
+
+    sessions = (tmp_path / "sessions.jsonl").read_text()
+    assert run(tmp_path, precision="float64").identical(results)
+    assert (tmp_path / "sessions.jsonl").read_text() == sessions
+    assert capsys.readouterr().out == ""
+    # A status that is taken away is a run to be made again, and comes out as it was.
+    (tmp_path / "results.zarr" / "runs" / "status" / "c" / "1" / "0" / "0").unlink()
+    assert run(tmp_path, precision="float64").identical(results)
+    assert json.loads((tmp_path / "sessions.jsonl").read_text().splitlines()[-1])["tiles"] == 1
 
 
-class Shrinking(NamedTuple):
-    x: jax.Array
-    step: jax.Array
-    limit: jax.Array
+def test_a_key_depends_on_the_seed_and_the_values_alone(tmp_path):
+    whole = run(tmp_path / "whole")
+    part = run(tmp_path / "part", axes={"length": (5,), "law": ("normal",)}, seeds=3, lanes=1)
+    expected = whole["end"].sel(law="normal", length=5).isel(seed=slice(3)).values
+    np.testing.assert_allclose(part["end"].values[0, 0], expected, rtol=1e-14)
+    other = run(tmp_path / "other", axes={"length": (5,), "law": ("normal",)}, seeds=3, base_seed=1)
+    assert not np.isin(other["end"].values, expected).any()
+    assert len(np.unique(run(tmp_path / "one", number, {"a": (0.0, 1.0)})["value"].values % 1)) == 16
 
 
-class End(NamedTuple):
-    x: jax.Array
-    steps: jax.Array
-    status: jax.Array
-    path: jax.Array
+def test_shards_leave_pending_runs_to_each_other(tmp_path):
+    first = run(tmp_path, shard_index=0, shard_count=2)
+    assert (first["status"] == 0).sum() == 16
+    assert not (tmp_path / "report.html").exists()
+    second = run(tmp_path, shard_index=1, shard_count=2)
+    assert (second["status"] == 1).all()
+    assert (tmp_path / "report.html").exists()
 
 
-@dataclasses.dataclass(frozen=True)
-class Shrink(Stepwise):
-    """x <- rate x until |x| is below a limit; the problem is the limit."""
-
-    rate: float
+class Endless:
+    """Halves theta at every step, and is done below a tenth."""
 
     def init(self, problem, params, key=None):
-        return Shrinking(params, jnp.int32(0), problem)
+        return problem * params, jnp.int32(0)
 
-    def take_step(self, state):
-        return state._replace(x=self.rate * state.x, step=state.step + 1)
+    def advance_to(self, state, step):
+        going = lambda now: (now[1] < step) & ~self.done(now)
+        return jax.lax.while_loop(going, lambda now: (now[0] / 2, now[1] + 1), state)
 
     def done(self, state):
-        return jnp.abs(state.x) < state.limit
+        return state[0] < 0.1
 
     def result(self, state):
-        status = jnp.where(self.done(state), Status.CONVERGED, Status.STEP_LIMIT)
-        return End(state.x, state.step, status, state.x[None])
+        return {"steps": state[1], "status": jnp.where(self.done(state), Status.CONVERGED, Status.STEP_LIMIT)}
 
 
-half = Shrink(0.5)
+HALVING = Endless()
+descent = Descent(optax.sgd(0.1), criterion=lambda losses, problem: jnp.sum(losses) < 1e-3)
 
 
-def start(key, scale, **_):
-    return scale * jax.random.uniform(key, minval=1.0, maxval=2.0), jnp.float64(1.0)
+def given(key, scale):
+    return 1.0 + jax.random.uniform(key), jnp.float32(scale)
 
 
-def measure(params, problem, result):
-    return {"factor": result.x / params, "is_small": params < 8 * problem}
+def line(key, slope):
+    X = jax.random.normal(key, (4, 1))
+    return Params(jnp.ones((1, 2)), jnp.ones((2, 1))), Problem(X, jax.nn.relu(slope * X))
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_dynamics_against_their_closed_form(tmp_path, lanes):
-    out = tmp_path / "out"
-    arguments = dict(start=start, measure=measure, axes={"scale": [1, 16, 64]}, seeds=7, num_steps=6, out=out)
-    found = sweep(half, **arguments, num_processes=1, lanes=lanes, steps_per_chunk=2)
-    assert set(found.data_vars) == {"x", "steps", "status", "factor", "is_small"}
-    # x begins between scale and 2 scale: at least log2(scale) and at most log2(scale) + 1 halvings, and one for "below".
-    np.testing.assert_array_equal(found["steps"], np.broadcast_to([[1], [5], [6]], (3, 7)))
-    np.testing.assert_array_equal(found["status"], np.broadcast_to([[1], [1], [2]], (3, 7)))
-    np.testing.assert_array_equal(found["factor"], 0.5 ** found["steps"].values.astype(float))
-    np.testing.assert_array_equal(found["is_small"], np.broadcast_to([[True], [False], [False]], (3, 7)))
+def test_own_dynamics_and_a_descent(tmp_path):
+    results = run(tmp_path / "own", HALVING, {"scale": (0.01, 1.0, 1000.0)}, start=given, num_steps=10)
+    assert [set(row) for row in results["status"].values.tolist()] == [{1}, {1}, {2}]
+    assert results["steps"].values[0].max() == 0
+    assert set(results["steps"].values[1].tolist()) <= {4, 5}
+    assert (results["steps"].values[2] == 10).all()
+    table = pandas.read_csv(tmp_path / "own" / "summary.csv")
+    assert list(table["converged_count"]) == [8, 8, 0]
+    results = run(tmp_path / "descent", descent, {"slope": (1.0, 2.0)}, start=line, num_steps=300, seeds=2)
+    assert {"steps", "loss", "converged_at", "status"} <= set(results.data_vars)
+    assert (results["status"] == 1).all()
+    assert (results["loss"] < 1e-3).all()
 
 
-def by_rate(rate, **_):
-    return Shrink(rate)
+def no_dictionary(key, a):
+    return a
 
 
-def test_dynamics_may_depend_on_the_cell(tmp_path):
-    axes = {"rate": [0.5, 0.125], "scale": [16]}
-    found = sweep(by_rate, start=start, axes=axes, seeds=3, num_steps=9, out=tmp_path / "out", num_processes=1)
-    np.testing.assert_array_equal(found["steps"].values[:, 0], [[5] * 3, [2] * 3])
+def clash(key, a):
+    return {"a": 1}
 
 
-OWN = """
-import jax, jax.numpy as jnp
-SIZE = 30
-
-def norm(key, d, scale):
-    return {"norm": scale * jnp.linalg.norm(jax.random.normal(key, (SIZE, d)) @ jnp.ones((d, 40)))}
-"""
+def two_shapes(key, a):
+    return {"value": jnp.zeros(int(a) + 1)}
 
 
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A module of one's own."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "own_module.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    yield importlib.import_module("own_module")
-    del sys.modules["own_module"]
+def pending(key, a):
+    return {"status": jnp.int32(0)}
 
 
-def test_two_processes_give_what_one_gives(tmp_path, own):
-    axes = {"d": [1, 2, 5], "scale": [0.1]}
-    one = sweep(own.norm, axes=axes, seeds=5, out=tmp_path / "one", num_processes=1, compilation_cache="")
-    two = sweep(own.norm, axes=axes, seeds=5, out=tmp_path / "two", num_processes=2, compilation_cache="")
-    assert two.identical(one)
-    (line,) = (tmp_path / "two" / "sessions.jsonl").read_text().splitlines()
-    assert json.loads(line)["num_processes"] == 2
+def partial_status(key, a):
+    return {"status": 1.5}
 
 
-def test_an_edited_function_is_refused(tmp_path, own):
-    arguments = dict(axes={"d": [1], "scale": [0.1]}, seeds=2, out=tmp_path / "out", num_processes=1)
-    before = sweep(own.norm, **arguments)
-    # Of another size: Python tells a stale bytecode by seconds and size.
-    Path(own.__file__).write_text(OWN.replace("30", "310"))
-    edited = importlib.reload(own)
-    with pytest.raises(UsageError, match="has results of own_module:norm as it was before an edit") as caught:
-        sweep(edited.norm, **arguments)
-    assert "\n" not in str(caught.value)
-    Path(own.__file__).write_text(OWN)
-    assert sweep(importlib.reload(own).norm, **arguments).identical(before)
+BAD = [
+    (dict(axes={}), "axes: give at least one"),
+    (dict(axes={"law": "signs", "length": (3,)}), "axes: the values of law"),
+    (dict(axes={"law": ("signs", 1), "length": (3,)}), "axes: the values of law"),
+    (dict(axes={"law": ("signs",), "length": (3, 3)}), "axes: length repeats"),
+    (dict(axes={"law": ("signs",)}), "run: must take (key, law): missing a required argument: 'length'"),
+    (dict(seeds=0), "seeds"),
+    (dict(precision="bfloat16"), "precision"),
+    (dict(num_steps=3), "start and num_steps"),
+    (dict(function=descent), "run: Dynamics need a start"),
+    (dict(function=lambda key, law, length: {"a": 1}), "run: a lambda has no name"),
+    (dict(function=no_dictionary, axes={"a": (1,)}), "run: must return a dictionary"),
+    (dict(function=clash, axes={"a": (1,)}), "run: returns 'a'"),
+    (dict(function=two_shapes, axes={"a": (1, 2)}), "run: value has shape (3,) at a=2, and (2,) in the first cell"),
+    (dict(function=pending, axes={"a": (1,)}), "run: a status at a=1"),
+    (dict(function=partial_status, axes={"a": (1,)}), "run: the status must be one whole number"),
+    (dict(shard_index=1), "--shard_index"),
+]
 
 
-def test_code_that_is_not_its_file_s_is_refused(tmp_path, own, monkeypatch):
-    """The folder would name one code, and this process run another."""
-    arguments = dict(axes={"d": [1], "scale": [0.1]}, seeds=2, out=tmp_path / "out", num_processes=1)
-    Path(own.__file__).write_text(OWN.replace("scale * jnp", "2 * scale * jnp"))
-    with pytest.raises(UsageError, match=r"^own_module.py was edited after norm was imported from it; begin anew$"):
-        sweep(own.norm, **arguments)
-    Path(own.__file__).write_text(OWN.replace("30", "31"))
-    with pytest.raises(UsageError, match=r"^SIZE is 30, and 31 in own_module.py$"):
-        sweep(own.norm, **arguments)
-    Path(own.__file__).write_text(OWN)
-    monkeypatch.setattr(own, "SIZE", 31)
-    with pytest.raises(UsageError, match=r"^SIZE is 31, and 30 in own_module.py$"):
-        sweep(own.norm, **arguments)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(("options", "expected"), BAD, ids=[expected for _, expected in BAD])
+def test_bad_input_is_one_line(options, expected, tmp_path):
+    options = {"function": walk, "axes": AXES, **options}
+    shown = message(tmp_path / "out", **options)
+    assert shown.startswith(expected)
 
 
-def test_what_a_closure_captures_is_part_of_it(tmp_path):
-    def scaled(by):
-        return lambda key, d: {"x": by * jnp.ones(d).sum()}
-
-    arguments = dict(axes={"d": [1, 2]}, seeds=1, out=tmp_path / "out")
-    found = sweep(scaled(np.arange(3.0)[2]), **arguments)
-    np.testing.assert_array_equal(found["x"].values[:, 0], [2, 4])
-    assert sweep(scaled(np.arange(3.0)[2]), **arguments).identical(found)
-    with pytest.raises(UsageError, match="before an edit"):
-        sweep(scaled(np.arange(3.0)[1]), **arguments)
+def test_another_sweep_in_the_folder_is_refused(tmp_path):
+    axes = {"a": (1.0, 2.0)}
+    run(tmp_path, number, axes)
+    assert message(tmp_path, number, {"a": (1.0, 3.0)}).startswith("--out: the results in")
+    assert "--seeds is 8 there and 9 here" in message(tmp_path, number, axes, seeds=9)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes").write_text("mine")
+    assert "holds other things" in message(tmp_path / "foreign", number, axes)
 
 
-def test_other_arguments_on_a_folder_are_refused(tmp_path):
-    out = tmp_path / "out"
-    sweep(coin, axes=GRID, seeds=1, out=out, num_processes=1)
-    with pytest.raises(UsageError, match=r"of another sweep: seeds is 0,1 there and 0,2 here$"):
-        sweep(coin, axes=GRID, seeds=2, out=out, num_processes=1)
-    with pytest.raises(UsageError, match=r"axes is .* there and .* here$"):
-        sweep(coin, axes={**GRID, "bias": [0.25]}, seeds=1, out=out, num_processes=1)
+def test_functions_within_functions_run_in_this_process_and_closures_are_refused(tmp_path):
+    def inner(key, a):
+        return {"value": jax.random.uniform(key) * a}
+
+    factor = 2.0
+
+    def closure(key, a):
+        return {"value": factor * a}
+
+    results = sweep(inner, axes={"a": (1.0,)}, seeds=2, out=tmp_path / "inner")
+    assert (results["value"] > 0).all()
+    assert "cannot import" in message(tmp_path / "other", inner, {"a": (1.0,)}, num_processes=2)
+    assert "uses variables of the function around it" in message(tmp_path / "other", closure, {"a": (1.0,)})
+    assert not (tmp_path / "other").exists()
 
 
-def test_results_may_be_nan(tmp_path):
-    arguments = dict(axes={"x": [-1.0, 4.0]}, seeds=2, out=tmp_path / "out")
-    for _ in range(2):
-        found = sweep(lambda key, x: {"root": jnp.sqrt(x)}, **arguments)
-        np.testing.assert_array_equal(found["root"], [[np.nan] * 2, [2.0] * 2])
+def test_an_edited_function_is_refused(tmp_path, monkeypatch):
+    module = tmp_path / "edited_walk.py"
+    module.write_text("def run(key, a):\n    return {'value': 1.0 * a}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("edited_walk").run
+    run(tmp_path / "out", function, {"a": (1.0,)})
+    module.write_text("def run(key, a):\n    return {'value': 2.0 * a}\n")
+    shown = message(tmp_path / "out", function, {"a": (1.0,)})
+    assert "edited_walk.py:run was edited since the results" in shown
 
 
-def test_the_configuration_of_jax_stays(tmp_path, float32):
-    options = ("jax_enable_x64", "jax_default_matmul_precision", "jax_compilation_cache_dir")
-    before = [jax.config.values[name] for name in options]
-    arguments = dict(axes={"x": [1]}, seeds=1, compilation_cache=str(tmp_path / "cache"))
-    single = sweep(lambda key, x: {"y": x / 3.0}, **arguments, out=tmp_path / "single")
-    double = sweep(
-        lambda key, x: {"y": x / jnp.float64(3.0)}, **arguments, out=tmp_path / "double", precision="float64"
-    )
-    assert single["y"].dtype == np.float32
-    assert double["y"].dtype == np.float64
-    assert [jax.config.values[name] for name in options] == before
+def python(*words, **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, **options)
 
 
-def constant(value):
-    return lambda key, x: value
-
-
-REFUSED = {
-    "no dict": (dict(run=constant(3.0)), "must return a dict of named scalars, got float"),
-    "empty dict": (dict(run=constant({})), "got an empty one"),
-    "shape": (dict(run=lambda key, x: {"y": jnp.ones(3)}), r"returns y of shape \(3,\), and must return scalars"),
-    "text": (dict(run=constant({"y": "many"})), "returns y, which is no number but str"),
-    "name of an axis": (dict(run=constant({"x": 1.0})), "'x', which cannot be the name"),
-    "names": (dict(run=lambda key, x: {f"y{x}": 1.0}), "returns y2 at x = 2, and y1 before"),
-    "status": (dict(run=constant({"status": 0.5})), "a status that is no whole number"),
-    "arguments": (dict(run=lambda key, y: {"z": y}), r"must take \(key, \*\*axes\), with the axes x"),
-    "no function": (dict(run=3), "run: must be a function, got 3"),
-    "no axes": (dict(axes={}), "axes: must be a dict of names to values, with one axis at least"),
-    "no values": (dict(axes={"x": []}), "axes: x must be a list of values"),
-    "one text": (dict(axes={"x": "ab"}), "axes: x must be a list of values"),
-    "repeated": (dict(axes={"x": [1, 1.0]}), "axes: x repeats a value"),
-    "mixed": (dict(axes={"x": [1, "a"]}), "axes: x must have finite numbers, or strings"),
-    "not finite": (dict(axes={"x": [float("nan")]}), "axes: x must have finite numbers"),
-    "name": (dict(axes={"seed": [1]}), "'seed' cannot be the name of an axis"),
-    "no seeds": (dict(seeds=0), "seeds: must be a whole number from 1 on, or a range"),
-    "list of seeds": (dict(seeds=[1, 2]), "seeds: must be a whole number"),
-    "float seeds": (dict(seeds=2.0), "seeds: must be a whole number"),
-    "precision": (dict(precision="half"), "precision: must be float32 or float64, got 'half'"),
-    "processes": (dict(num_processes=-1), "num_processes: "),
-    "unknown": (dict(num_threads=1), "num_threads: sweep has no such argument"),
-    "lambda in processes": (dict(num_processes=2), "num_processes: 2 processes cannot import test_sweep:.*<lambda>"),
-    "no start": (dict(run=half), "start: dynamics need one"),
-    "no steps": (dict(run=half, start=start), "num_steps: dynamics need a number of steps"),
-    "steps": (dict(run=half, start=start, num_steps=-1), "num_steps: "),
-    "steps of a function": (dict(num_steps=3), "num_steps: is for dynamics with a start"),
-    "no dynamics": (dict(run=lambda x: 3, start=lambda key, x: (1.0, 1.0), num_steps=3), "must return dynamics"),
-    "no pair": (dict(run=half, start=lambda key, x: 1.0, num_steps=3), r"must return \(params, problem\), got float"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("wrong", "message"), REFUSED.values(), ids=REFUSED)
-def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, wrong, message):
-    given = dict(run=lambda key, x: {"y": x}, axes={"x": [1, 2]}, seeds=2, out=tmp_path / "out") | wrong
-    with pytest.raises(UsageError, match=message) as caught:
-        sweep(given.pop("run"), **given)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_foreign_folder_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("text")
-    with pytest.raises(UsageError, match=r"^out: .* holds other things \(thesis.tex\)"):
-        sweep(lambda key, x: {"y": x}, axes={"x": [1]}, seeds=1, out=tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def late(key, x):
-    """Other names in the middle of the grid, which its first and last cells do not show."""
-    return {"y" if x != 2 else "z": 1.0}
-
-
-def no_success(key, x):
-    return {"status": x}
-
-
-@pytest.mark.parametrize(
-    ("run", "message"),
-    [(late, "returns z at x = 2, and y before"), (no_success, "returns the status 200 at x = 200")],
-)
-def test_what_shows_late_is_one_line_too(tmp_path, run, message):
-    with pytest.raises(UsageError, match=message):
-        sweep(run, axes={"x": [1, 2, 3, 200, 4]}, seeds=1, out=tmp_path / "out", num_processes=1)
-
-
-UNGUARDED = """
-import sys
-sys.path.insert(0, sys.argv[2])
+SCRIPT_OF_ONES_OWN = """
+import sys, jax
 from sweeps import sweep
-
-def double(key, x):
-    return {"y": 2 * x}
-
-print(sweep(double, axes={"x": [1, 2]}, seeds=1, out=sys.argv[1])["y"].values.ravel())
+def run(key, a):
+    return {"value": a * jax.random.uniform(key)}
 """
+CALL = "sweep(run, axes={'a': (1.0, 2.0)}, seeds=3, out=sys.argv[1], num_processes=int(sys.argv[2]))"
 
 
-def test_a_script_without_a_guard_runs_in_its_own_process(tmp_path):
-    (tmp_path / "script.py").write_text(UNGUARDED)
-    command = [sys.executable, tmp_path / "script.py", tmp_path / "out", ROOT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_a_script_with_and_without_a_guard(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"{SCRIPT_OF_ONES_OWN}\nif __name__ == '__main__':\n    {CALL}\n")
+    done = python(script, tmp_path / "two", "2")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[2 4]"
-    (tmp_path / "script.py").write_text(UNGUARDED.replace("out=", "num_processes=2, out="))
-    shutil.rmtree(tmp_path / "out")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert json.loads((tmp_path / "two" / "sessions.jsonl").read_text())["num_processes"] == 2
+    script.write_text(f"{SCRIPT_OF_ONES_OWN}\n{CALL}\n")
+    done = python(script, tmp_path / "one", "0")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "one" / "sessions.jsonl").read_text())["num_processes"] == 1
+    done = python(script, tmp_path / "no", "2")
     assert done.returncode == 1
-    assert "2 processes cannot import script:double" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
+    assert done.stderr.splitlines()[-1].endswith(
+        'num_processes: worker processes would run script.py again, which has no `if __name__ == "__main__":`'
+    )
+    assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize(
-    ("page", "first"),
-    [("docs/own_study.md", 0), ("docs/quickstart.md", -1), ("README.md", 0)],
-    ids=lambda value: str(value),
-)
-def test_the_blocks_of_a_page_run_in_order(page, first, float32, monkeypatch, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path))
-    namespace = {}
-    for block in blocks[first:]:
-        exec(compile(block, page, "exec"), namespace)
-    made = sorted(path.parent for path in tmp_path.rglob("report.html"))
-    assert len(made) == sum(len(re.findall(r"\bsweep\(.*?out=", block, flags=re.S)) for block in blocks[first:]) > 0
+def test_import_is_cheap():
+    done = python("-c", "import sys, sweeps; assert not {'jax', 'numpy', 'xarray'} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
 
 
-def test_what_was_typed_is_followed_name_by_name(tmp_path):
-    """Functions without a file: the globals that they read count, and attributes of the same name do not."""
-    namespace = {"random": np.random.default_rng(0)}
-    code = "import jax\nsize = 2\ndef f(key, x):\n    return {'y': size * x + 0 * jax.random.uniform(key)}"
-    exec(code, namespace)
-    sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "out")
-    namespace["size"] = 3
-    with pytest.raises(UsageError, match="results of f as it was before an edit"):
-        sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "out")
-    namespace["size"] = np.random.default_rng(0)
-    with pytest.raises(UsageError, match=r"Generator .* is captured, and its value cannot be told apart"):
-        sweep(namespace["f"], axes={"x": [1]}, seeds=1, out=tmp_path / "new")
+def test_own_experiment_goes_on_after_an_interruption(tmp_path):
+    assert len(SCRIPT.read_text().splitlines()) <= 40
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
+    out = tmp_path / "out"
+    first = subprocess.Popen([sys.executable, SCRIPT, out], env=environment, stderr=subprocess.PIPE, text=True)
+    while not (out / "results.zarr" / "runs" / "status" / "c").exists() and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    errors = first.communicate()[1]
+    assert first.returncode == 130, errors
+    assert "the same command goes on" in errors
+    done = python(SCRIPT, out)
+    assert done.returncode == 0, done.stderr
+    tiles = [json.loads(line)["tiles"] for line in (out / "sessions.jsonl").read_text().splitlines()]
+    assert sum(tiles) == 4
+    assert len(tiles) == 2
+    again = python(SCRIPT, out)
+    assert again.stdout
+    assert again.stdout in done.stdout
+    probability = pandas.read_csv(out / "summary.csv").set_index(["d1", "learning_rate"])["converged"]
+    assert probability[16, 0.005] > 0.9 > probability[4, 0.005] > 0.2

@@ -77,7 +77,7 @@ def report(study: Study, store: Store | None) -> Report:
     try:
         if store is None:
             return reporter(study, {})
-        store.verify((0, *study.statuses), nan_is_missing=study.nan_is_missing)
+        store.verify((0, *study.statuses))
         return reporter(study, {variant: store.read(variant.group) for variant in study.variants()})
     except UsageError:
         raise
@@ -159,7 +159,8 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
 
 def main(study: type[Study], argv: Sequence[str] | None = None) -> None:
     """The entry point of a study: `execute` on the command line, with its log on the standard error."""
-    processes.limit_threads()
+    # XLA reads this once, before its first program; workers when they load NumPy.
+    os.environ.update(processes.one_thread())
     logging.use_absl_handler()
     # Our own progress, and from everybody else only what is worth a warning.
     standard_logging.getLogger().setLevel(standard_logging.WARNING)

@@ -13,12 +13,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
-__all__ = ["THREADS", "available_cores", "limit_threads", "map_unordered"]
-
-# The environment's variables that `limit_threads` sets.
-THREADS = ("XLA_FLAGS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+__all__ = ["available_cores", "map_unordered", "one_thread"]
 
 Task = TypeVar("Task")
+
+
+def one_thread() -> dict[str, str]:
+    """Variables for the environment of workers, which are pinned to a core each; what the user has set stays."""
+    # A network trains on one core; splitting its small products over threads costs more than it gains.
+    flags = os.environ.get("XLA_FLAGS", "")
+    single = "" if "xla_cpu_multi_thread_eigen" in flags else " --xla_cpu_multi_thread_eigen=false"
+    # Threads of BLAS would fight for the core.
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+    return {
+        "XLA_FLAGS": f"{flags}{single}".strip(),
+        **{name: os.environ.get(name, one) for name, one in threads.items()},
+    }
 
 
 def available_cores() -> list[int]:
@@ -26,18 +36,6 @@ def available_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def limit_threads() -> None:
-    """One thread a product, here where no backend has begun and in processes to come; what the user has set stays.
-
-    A network trains on one core, and splitting its small products over threads costs more than it gains. XLA reads its
-    flags once, before its first program. Workers are pinned to a core each: threads of BLAS would fight for it.
-    """
-    if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    for name in THREADS[1:]:
-        os.environ.setdefault(name, "1")
 
 
 def _leave_with_parent() -> None:

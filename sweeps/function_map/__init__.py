@@ -1,1 +1,0 @@
-"""A function of one's own as a map: `sweeps.sweep`."""
