@@ -15,7 +15,14 @@ settings.load_profile("ci")
 
 # Where the very program counts that users run: the steps of a descent, draws to the bit, a whole sweep. The other tests compile
 # far more than they run, so XLA may leave its costly passes out.
-COMPILED_IN_FULL = {"test_convergence_map", "test_descent", "test_draws", "test_engine", "test_network"}
+COMPILED_IN_FULL = {
+    "test_convergence_map",
+    "test_descent",
+    "test_draws",
+    "test_engine",
+    "test_network",
+    "test_sweep_limits",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
