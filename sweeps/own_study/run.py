@@ -15,7 +15,6 @@ import numpy as np
 
 from relu_sgd._checks import whole_number
 from sweeps.command import app
-from sweeps.own_study.current import check_current
 from sweeps.own_study.study import Code, OwnStudy
 from sweeps.runtime import arithmetic, processes, session
 from sweeps.runtime.store import Store, StoreError
@@ -96,8 +95,6 @@ def sweep(
         if start is None or not callable(measure):
             raise UsageError("measure: must be a function of (params, problem, result), and belongs to Dynamics")
         codes.append(Code.of(measure))
-    for code in codes:
-        check_current(code.local)
     if precision is None:
         precision = "float64" if jax.config.jax_enable_x64 else "float32"  # type: ignore[attr-defined]
     if precision not in ("float32", "float64"):

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from relu_sgd.dynamics import Status
+from sweeps.own_study.current import check_current
 from sweeps.runtime import arithmetic, sources
 from sweeps.runtime.engine import Start, default_lanes, map_on_devices, run_on_devices
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError
@@ -254,7 +255,10 @@ class OwnStudy(Study):
             return jax.eval_shape(run, arithmetic.key(0)), own
 
     def check_code(self) -> None:
-        """Traces a run of the first cell and one of the last."""
+        """Traces a run of the first cell and one of the last, of code that is its file's."""
+        for code in (self.run, self.start, self.measure):
+            if code is not None:
+                check_current(code.local)
         last = {name: values[-1] for name, values in self.grid.items()}
         self._check_kinds(last, {name: (leaf.shape, leaf.dtype) for name, leaf in self._shapes_of(-1)[0].items()})
 
