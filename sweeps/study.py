@@ -347,6 +347,20 @@ class Study:
           UsageError: naming --block.
         """
 
+    def check_run(self) -> None:
+        """Refuses what can be seen by trying only, before anything is written.
+
+        Raises:
+          UsageError: naming the flag.
+        """
+
+    def check_edits(self, there: Mapping[str, Any], out: Path) -> None:
+        """Refuses results whose science, `there`, differs in the code behind a name.
+
+        Raises:
+          UsageError: naming the flag.
+        """
+
     def finish(self, execution: Execution) -> None:
         """Whatever is to be done when nothing is pending any more, before the report."""
 

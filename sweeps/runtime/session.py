@@ -154,6 +154,7 @@ def _check_same(store: Store, study: Study, block: Sequence[int] | None, out: Pa
     if store.attributes.get("study", study.name) != study.name:
         raise UsageError(f"--out: the results in {out} are of {store.attributes['study']}, not of {study.name}")
     if there != here:
+        study.check_edits(there, out)
         names = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
         different = "; ".join(
             f"--{name} is {_short(there.get(name))} there and {_short(here.get(name))} here" for name in names
@@ -291,6 +292,7 @@ def train(study: Study, execution: Execution) -> Store:
         raise UsageError(f"--block: {'x'.join(map(str, block))} does not fit the axes {', '.join(axes)} (and seeds)")
     study.check_block(block or study.default_block())
     num_processes = _count_processes(execution)
+    study.check_run()
     out = execution.out
     if (out / "results.zarr").exists():
         _check_same(open_results(out), study, block, out)
@@ -338,6 +340,8 @@ def run_tiles(
     run = functools.partial(_run_tile, study, execution)
     if num_processes > 1:
         run = functools.partial(patched.checked, run, patched.fingerprints())
+    elif todo:
+        patched.check_here()
     begun = time.monotonic()
     forecast = Forecast(todo, study.cost, num_processes)
     progress = Progress(len(mine), len(mine) - len(todo), forecast)
