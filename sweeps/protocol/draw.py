@@ -234,19 +234,18 @@ def try_own_laws(protocol: Protocol, sizes: Sequence[tuple[int, int]]) -> None:
     Raises:
       UsageError: naming the flag; a law or rule is not to be had, raises, or returns something else than it should.
     """
-    with jax.enable_x64(protocol.precision == "float64"):
-        for d0, d1 in dict.fromkeys(sizes):
-            rows = np.ones((protocol.num_samples, d0), jnp.result_type(float))
-            _own_draws(protocol, (d0, d1, 0), {}, None if laws.is_own(protocol.data_law) else rows)
-            if laws.is_own(protocol.criterion):
-                kind: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.result_type(float))
-                data = Problem(kind(rows.shape), kind((protocol.num_samples, protocol.d2)))
-                ask = functools.partial(laws.call, "criterion", protocol.criterion)
-                holds = jax.eval_shape(ask, kind(rows.shape[:1]), data)
-                if getattr(holds, "shape", None) != () or holds.dtype != bool:
-                    raise UsageError(
-                        f"--criterion: {laws.plain_name(protocol.criterion)} must return one truth value, not {holds}"
-                    )
+    for d0, d1 in dict.fromkeys(sizes):
+        rows = np.ones((protocol.num_samples, d0), jnp.result_type(float))
+        _own_draws(protocol, (d0, d1, 0), {}, None if laws.is_own(protocol.data_law) else rows)
+        if laws.is_own(protocol.criterion):
+            kind: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.result_type(float))
+            data = Problem(kind(rows.shape), kind((protocol.num_samples, protocol.d2)))
+            ask = functools.partial(laws.call, "criterion", protocol.criterion)
+            holds = jax.eval_shape(ask, kind(rows.shape[:1]), data)
+            if getattr(holds, "shape", None) != () or holds.dtype != bool:
+                raise UsageError(
+                    f"--criterion: {laws.plain_name(protocol.criterion)} must return one truth value, not {holds}"
+                )
 
 
 def resize(run: Run, params: Params, d0: int, d1: int) -> Run:

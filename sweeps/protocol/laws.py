@@ -1,32 +1,24 @@
-"""Functions of one's own where a law or a rule has a name: module:function, remembered with a hash of the module's file.
+"""Functions of one's own where a law or a rule has a name: module:function, remembered with the hash of its file.
 
-A value is "module:function@hash". So store, flag file and worker processes name the code that is meant, and an edited
-file is refused. The hash, of 12 hexadecimal digits, is SHA-256 of the bytes of the file that `module` is in; what that
-file imports or reads is not in it.
+A value is "module:function@hash", see `sweeps.runtime.sources`. So store, flag file and worker processes name the code
+that is meant, and an edited file is refused.
 """
 
 import functools
-import hashlib
-import importlib
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from sweeps.command.parsers import Choice
-from sweeps.runtime import patched
+from sweeps.runtime import patched, sources
 from sweeps.study import UsageError
 
-__all__ = ["Law", "array", "call", "is_own", "load", "name_of", "plain_name"]
-
-# The hash of a module's file when it was imported: an edit since then is not what this process runs.
-_IMPORTED: dict[str, str] = {}
+__all__ = ["Law", "array", "call", "is_own", "load", "plain_name"]
 
 
 def is_own(value: Any) -> bool:
@@ -39,65 +31,6 @@ def plain_name(value: str) -> str:
     return value.partition("@")[0]
 
 
-def _imported(name: str) -> ModuleType:
-    if name == "__main__":
-        raise ValueError("worker processes cannot import from __main__; put the function into a module of its own")
-    if not any(Path(folder or ".").resolve() == Path.cwd() for folder in sys.path):
-        sys.path.append(os.getcwd())
-    known = sys.modules.get(name)
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # Whatever the module raises.
-        raise ValueError(f"cannot import {name}: {type(error).__name__}: {error}") from error
-    if known is not None and name not in _IMPORTED and not patched.is_as_in_file(module):
-        raise ValueError(f"{name} is not what its file says; it was edited or changed after it was imported")
-    return module
-
-
-def _hash_of(module: ModuleType) -> str:
-    file = getattr(module, "__file__", None)
-    if file is None:
-        raise ValueError(f"{module.__name__} is in no file")
-    found = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
-    if _IMPORTED.setdefault(module.__name__, found) != found:
-        raise ValueError(f"{Path(file).name} was edited after this process imported it; begin anew")
-    return found
-
-
-def _resolved(name: str) -> tuple[Callable[..., Any], str]:
-    """The function of module:function, and the hash of its module's file."""
-    module_name, _, path = name.partition(":")
-    if not module_name or not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
-        raise ValueError(f"{name!r} is not of the form module:function")
-    module = _imported(module_name)
-    try:
-        function = functools.reduce(getattr, path.split("."), module)
-    except AttributeError as error:
-        raise ValueError(f"{module_name} has no {path}") from error
-    if not callable(function):
-        raise ValueError(f"{name} is not a function but of type {type(function).__name__}")
-    return function, _hash_of(module)
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """module:function of a function, under which every process can import it.
-
-    Raises:
-      ValueError: there is no such name, as for a lambda, a function inside another one, or one of `__main__`.
-    """
-    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if not (isinstance(module, str) and isinstance(path, str)) or "<" in path:
-        raise ValueError(
-            f"{path or type(function).__name__} has no name that worker processes can import; define a function at the "
-            "top of a module"
-        )
-    name = f"{module}:{path}"
-    if _resolved(name)[0] is not function:
-        raise ValueError(f"{name} is another function than the one given")
-    return name
-
-
 @functools.lru_cache(maxsize=64)
 def load(value: str) -> Callable[..., Any]:
     """The function that a value names; once loaded, edits of its file change nothing in this process.
@@ -105,11 +38,7 @@ def load(value: str) -> Callable[..., Any]:
     Raises:
       ValueError: it cannot be imported, or its file is not the one that the value was made from.
     """
-    name, _, expected = value.partition("@")
-    function, found = _resolved(name)
-    if found != expected:
-        raise ValueError(f"the file of {name} was edited: its hash was {expected} and is {found} now")
-    return function
+    return sources.load(value)
 
 
 class Law(Choice):
@@ -132,18 +61,27 @@ class Law(Choice):
             return argument
         if "@" in argument:
             return argument
-        function, found = _resolved(argument)
+        module = sys.modules.get(argument.partition(":")[0])
+        value = sources.named(argument)
+        if module is not None and not patched.is_as_in_file(module):
+            raise ValueError(
+                f"{module.__name__} is not what its file says: it was edited or changed after it was imported"
+            )
         try:
-            inspect.signature(function).bind(*self.signature.split(", "))
+            inspect.signature(load(value)).bind(*self.signature.split(", "))
         except TypeError as error:
             raise ValueError(f"{argument} must take ({self.signature}): {error}") from error
         except ValueError:
             pass  # Python cannot tell.
-        return f"{argument}@{found}"
+        return value
 
     def serialize(self, value: Any) -> str:
         """The name."""
-        return name_of(value) if callable(value) else str(value)
+        if not callable(value):
+            return str(value)
+        if sources.load(name := sources.name_of(value)) is not value:
+            raise ValueError(f"{name} is another function than the one given")
+        return name
 
 
 def _where(error: Exception, function: Callable[..., Any]) -> str:

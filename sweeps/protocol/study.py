@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from relu_sgd.network import TrainedLayers
@@ -164,7 +163,7 @@ class ProtocolStudy(Conditions, Study):
                 f"--criterion: scaled_mean_squared_error is comparable for labels +-1 only, not --label_law={law}"
             )
 
-    def check_run(self) -> None:
+    def check_code(self) -> None:
         """Draws by the laws that are the user's own, at the ends of the grid.
 
         Raises:
@@ -172,26 +171,6 @@ class ProtocolStudy(Conditions, Study):
         """
         for variant in self.variants():
             draw.try_own_laws(self.protocol_of(variant), [(self.d0[end], self.d1[end]) for end in (0, -1)])
-
-    def check_edits(self, there: Mapping[str, Any], out: Path) -> None:
-        """Refuses to go on with an own law that was edited.
-
-        Raises:
-          UsageError: naming the flag.
-        """
-        for name in SIGNATURES:
-            old, new = (
-                values if isinstance(values, list) else [values]
-                for values in (there.get(name), self.science().get(name))
-            )
-            for before, now in zip(old, new, strict=False):
-                if before == now or not (laws.is_own(before) and laws.is_own(now)):
-                    continue
-                if (law := laws.plain_name(before)) == laws.plain_name(now):
-                    raise UsageError(
-                        f"--{name}: the file of {law} was edited since the results in {out} were begun (its hash was "
-                        f"{before.partition('@')[2]} and is {now.partition('@')[2]})"
-                    )
 
     def variants(self) -> tuple[Variant, ...]:
         """The trained layers and, when several are asked for, the slope of relu at 0."""

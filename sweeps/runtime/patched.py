@@ -19,7 +19,7 @@ __all__ = ["check", "check_here", "checked", "fingerprints", "is_as_in_file"]
 
 _PACKAGES = ("relu_sgd", "sweeps")
 # What a process fills as it runs.
-_CACHES = {("sweeps.runtime.engine", "_PROGRAMS"), ("sweeps.protocol.laws", "_IMPORTED")}
+_CACHES = {("sweeps.runtime.engine", "_PROGRAMS")}
 
 
 def _code(code: CodeType) -> Any:
@@ -35,7 +35,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, type):
         return value.__module__, value.__qualname__
     if isinstance(value, Mapping):
-        return [(repr(key), _described(part)) for key, part in value.items()]
+        return [(_described(key), _described(part)) for key, part in value.items()]
     if isinstance(value, list | tuple):
         return [_described(part) for part in value]
     if hasattr(value, "__dataclass_fields__"):
@@ -67,7 +67,10 @@ def is_as_in_file(module: ModuleType) -> bool:
     if module.__spec__ is None or module.__spec__.loader is None:
         return True
     copy = importlib.util.module_from_spec(module.__spec__)
-    module.__spec__.loader.exec_module(copy)
+    try:
+        module.__spec__.loader.exec_module(copy)
+    except Exception:  # Whatever was written into it.
+        return False
     return _fingerprint(copy) == _fingerprint(module)
 
 
