@@ -1,11 +1,7 @@
 """`sweep`: a function of one's own as a map."""
 
 import inspect
-import os
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,7 @@ import numpy as np
 from relu_sgd._checks import whole_number
 from sweeps.command import app
 from sweeps.own_study.study import Code, OwnStudy
-from sweeps.runtime import arithmetic, processes, session
+from sweeps.runtime import session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, UsageError
 
@@ -23,12 +19,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["sweep"]
-
-_CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
 
 
 def sweep(
@@ -102,7 +92,7 @@ def sweep(
     except ValueError as error:
         raise UsageError(str(error)) from error
     places = Execution(out=Path(out), **_in_this_process(codes, execution))
-    with _as_a_program():
+    with app.as_a_program():
         try:
             finished = (places.out / "report.html").exists() and not places.figures_only
             if not (finished and _is_complete(study, session.open_results(places.out))):
@@ -151,13 +141,7 @@ def _codes(run: Any, start: Any, grid: Mapping[str, Any]) -> list[Code]:
 
 def _in_this_process(codes: Sequence[Code], execution: dict[str, Any]) -> dict[str, Any]:
     """The execution, in this process alone where workers could not import what they run, or would run the script again."""
-    main = sys.modules["__main__"]
-    script = getattr(main, "__file__", None)
-    is_guarded = True
-    if script and getattr(main, "__spec__", None) is None and Path(script).is_file():
-        is_guarded = (
-            re.search(r"^if __name__ == ['\"]__main__['\"]", Path(script).read_text(), re.MULTILINE) is not None
-        )
+    is_guarded, script = app.main_is_guarded()
     if is_guarded and all(code.attribute for code in codes):
         return execution
     if execution.get("num_processes", 0) > 1:
@@ -166,27 +150,7 @@ def _in_this_process(codes: Sequence[Code], execution: dict[str, Any]) -> dict[s
             + (
                 f"cannot import {next(code.name for code in codes if not code.attribute)}"
                 if is_guarded
-                else f'would run {Path(script or "").name} again, which has no `if __name__ == "__main__":`'
+                else f'would run {script} again, which has no `if __name__ == "__main__":`'
             )
         )
     return {**execution, "num_processes": 1}
-
-
-@contextmanager
-def _as_a_program() -> Iterator[None]:
-    """What the launchers' own program sets in its environment and in JAX, and what was there before afterwards."""
-    names = ("jax_enable_x64", *arithmetic.PINNED, *_CACHE)
-    configuration = {name: jax.config.values[name] for name in names}
-    new = processes.one_thread()
-    old = {name: os.environ.get(name) for name in new}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        for name, value in configuration.items():
-            jax.config.update(name, value)
