@@ -2,7 +2,10 @@
 
 import importlib
 import itertools
+import re
 import sys
+import types
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -339,3 +342,23 @@ def test_from_python_the_function_itself_stands_for_its_name(module, tmp_path, f
     with pytest.raises(UsageError, match="--speed: convergence_map has no such flag"):
         convergence_map.run(tmp_path / "refused", speed=1)
     assert not (tmp_path / "refused").exists()
+
+
+def test_the_files_of_the_page_are_laws(tmp_path, monkeypatch):
+    """Each in an interpreter of its own would be slow: here under names of their own, and without scikit-learn."""
+    page = (Path(__file__).parent.parent / "docs" / "own_laws.md").read_text()
+    sources = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(sources) == 2
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, source in zip(("clusters", "digits"), sources, strict=True):
+        (tmp_path / f"page_{name}.py").write_text(source)
+    images = np.random.default_rng(0).random((30, 8)), np.arange(30) % 10
+    monkeypatch.setitem(sys.modules, "sklearn", types.ModuleType("sklearn"))
+    datasets = types.ModuleType("sklearn.datasets")
+    datasets.load_digits = lambda return_X_y: images
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", datasets)
+    given = dict(num_samples=20, d0=(2, 8), precision="float64", criterion="page_clusters:right_signs")
+    for law in ("page_clusters:two_clusters", "page_digits:even_or_odd"):
+        ConvergenceMap.make(data_law=law, **given).check_code()
+    with pytest.raises(UsageError, match=r"raised ValueError: there are 8 components, not 9 \(page_digits\.py"):
+        ConvergenceMap.make(data_law="page_digits:even_or_odd", **{**given, "d0": (9,)}).check_code()
