@@ -24,6 +24,7 @@ from sweeps.runtime import arithmetic
 from sweeps.runtime.session import configuration_of
 from sweeps.study import UsageError
 from sweeps.trajectories.study import Trajectories
+from sweeps.width_bounds.study import WidthBounds, rows
 
 SOURCE = """
 import jax
@@ -304,6 +305,20 @@ def test_a_law_that_fails_inside_the_grid_is_one_line_too(module, tmp_path):
     done = run(tmp_path / "out", *TINY, "--d0=2,3,4", f"--data_law={module.name}:fails")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"convergence_map: --data_law: {module.name}:fails raised")
+
+
+def test_rows_of_ones_own_for_the_widths(module):
+    module.path.write_text(
+        SOURCE + "\n\ndef unit(key, num_samples, d0):\n    X = rows(key, num_samples, d0)\n"
+        "    return X / np.linalg.norm(X, axis=1, keepdims=True)\n"
+    )
+    given = dict(num_samples=(8,), delta=(0.5,))
+    study = WidthBounds.make(data_law=f"{module.name}:unit", **given)
+    study.check_code()
+    key = arithmetic.key(3)
+    np.testing.assert_array_equal(rows(study, key, 8, 3), sys.modules[module.name].unit(key, 8, 3))
+    with pytest.raises(UsageError, match="must return rows of norm 1"):
+        WidthBounds.make(data_law=f"{module.name}:rows", **given).check_code()
 
 
 def test_from_python_the_function_itself_stands_for_its_name(module, tmp_path, float32):
