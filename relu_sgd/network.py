@@ -55,7 +55,7 @@ class Params(NamedTuple):
 SampleLosses: TypeAlias = Callable[..., Float[Array, " samples"]]
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: ArrayLike, b: ArrayLike) -> Array:
     """The product a b, in the highest precision that the backend has."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
@@ -135,7 +135,9 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
 
 
 @jax.custom_jvp
-def _product(WT: Float[Array, "d1 d0"], XT: Float[Array, "d0 N"], X: Float[Array, "N d0"]) -> Float[Array, "d1 N"]:
+def _product(
+    WT: Float[ArrayLike, "d1 d0"], XT: Float[ArrayLike, "d0 N"], X: Float[ArrayLike, "N d0"]
+) -> Float[Array, "d1 N"]:
     """W^T X^T, for X in both orders: XT is X^T."""
     del X
     return matmul(WT, XT)
