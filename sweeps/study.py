@@ -38,8 +38,9 @@ __all__ = [
     "flags_of",
 ]
 
-# Name to type and description. "status" must be among them: an integer, 0 for pending.
-Metrics: TypeAlias = Mapping[str, tuple[Any, str]]
+# Name to type and description, and the shape of a metric that is no number. "status" must be among them: an integer, 0
+# for pending.
+Metrics: TypeAlias = Mapping[str, tuple[Any, str] | tuple[Any, str, tuple[int, ...]]]
 # Seconds by what they went into.
 Timings: TypeAlias = dict[str, float]
 
@@ -279,12 +280,14 @@ class Study:
       reporter: "module:function", from (study, results) to a `Report`; imported when there is something to report.
       statuses: the codes that a finished run may have, with their meaning; 0 is a pending run's.
       execution_groups: the groups of flags of `Execution` that have an effect here.
+      nan_allowed: whether a metric of a finished run may be NaN; otherwise that is a sign of damage.
     """
 
     name: ClassVar[str]
     reporter: ClassVar[str]
     statuses: ClassVar[Mapping[int, str]] = {1: "done"}
     execution_groups: ClassVar[tuple[str, ...]] = ("output", "tiles", "devices")
+    nan_allowed: ClassVar[bool] = False
 
     # What a subclass says of itself.
 
@@ -345,6 +348,13 @@ class Study:
 
         Raises:
           UsageError: naming --block.
+        """
+
+    def check_code(self) -> None:
+        """Refuses code of one's own that cannot be run, before anything is written.
+
+        Raises:
+          UsageError: naming the flag.
         """
 
     def finish(self, execution: Execution) -> None:

@@ -69,9 +69,9 @@ class Solution(NamedTuple):
       crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
       pattern_changes: so far, changes of the activation pattern Z > 0.
       path_length: of theta, from 0 to t.
-      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors, or their sum, if
-        that is larger. With both layers the sum follows how errors grow along the solution between its events; growth
-        at a crossing is not in it, nor decay.
+      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors; with both layers
+        their sum, if that is larger, which follows how errors grow along the solution between its events. Growth at
+        crossings with c_ij > 0 is not in it.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks
         the square).
       balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is

@@ -18,7 +18,7 @@ from relu_sgd.problem import Problem
 from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both_layers
 from relu_sgd.proofs.result import Proof, Verdict, load_certificate, save_certificate
 from relu_sgd.proofs.rounding import MAGNITUDE
-from relu_sgd.proofs.search import descend_to_minimum
+from relu_sgd.proofs.search import descend_to_minimum, nearest_fit
 from relu_sgd.proofs.verification import verify
 
 __all__ = [
@@ -30,6 +30,22 @@ __all__ = [
     "local_minimum",
     "save_certificate",
 ]
+
+
+# Relative errors below which an outright fit is tried first, and below which samples count as fitted.
+_CLOSE, _FITTED = 0.25, 0.02
+
+
+# Steps of a search; few where its start should be near a minimum.
+_ITERATIONS, _FEW_ITERATIONS = 300, 25
+
+
+class _Start(NamedTuple):
+    """Kinks that a search begins with, how many steps it may take, and its damping."""
+
+    held: Bool[np.ndarray, "N d1"] | None
+    iterations: int
+    damping: float = 0.0
 
 
 class _Arrays(NamedTuple):
@@ -65,21 +81,51 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 
 
 def _attempts(
-    given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None
-) -> Iterator[Proof]:
-    """What can be proved about the minima that the searches find, the nearest first."""
+    given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
+) -> Iterator[tuple[Proof, bool]]:
+    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the theorem
+    that local minima of these layers want.
+    """
     X, Y, W, V = given
-    starts: list[tuple[Bool[np.ndarray, "N d1"] | None, float]] = [(None, 0.0), (None, 1e-2)]
-    if chattering is not None:
-        starts.insert(1, (chattering, 0.0))
-    for held, damping in starts:
-        candidate = descend_to_minimum(X, Y, W, V, held, damping)
+    active = X @ W > 0
+    E = Y - np.where(active, X @ W, 0.0) @ V
+    labels = float(np.sum(Y**2))
+    both = trained_layers == "both"
+    starts: list[_Start] = [] if chattering is None else [_held(given, E, chattering)]
+    if not (brief and starts):
+        starts.append(_Start(None, _FEW_ITERATIONS if brief else _ITERATIONS))
+    close = float(np.sum(E**2)) < _CLOSE**2 * labels and not brief
+    if close and (fit := nearest_fit(X, Y, W, V)) is not None:
+        yield verify(X, Y, W, fit, trained_layers), False
+    # Where samples that neurons act on are not fitted, V is seldom stationary at a minimum for V fixed.
+    moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
+    if moves_V:
+        yield from _stationary_points(given, starts)
+    if brief and moves_V:
+        return
+    damped = [_Start(None, _ITERATIONS, 1e-2)] if not (moves_V or brief) else []
+    for held, iterations, damping in [*starts, *damped]:
+        candidate = descend_to_minimum(X, Y, W, V, held, damping, iterations)
         proof = verify(X, Y, W, candidate, trained_layers)
-        yield proof
+        yield proof, not both
         if proof.verdict == Verdict.UNDECIDED:
-            yield verify(X, Y, W, candidate, trained_layers, classes_fit=False)
-        if trained_layers == "both" and proof.verdict == Verdict.UNDECIDED and damping == 0:
-            yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held))
+            yield verify(X, Y, W, candidate, trained_layers, classes_fit=False), not both
+    if both and not moves_V:
+        yield from _stationary_points(given, starts)
+
+
+def _stationary_points(given: _Arrays, starts: list[_Start]) -> Iterator[tuple[Proof, bool]]:
+    X, Y, W, V = given
+    for held, iterations, _ in starts:
+        yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held, iterations)), True
+
+
+def _held(given: _Arrays, E: Float[np.ndarray, "N d2"], chattering: Bool[np.ndarray, "N d1"]) -> _Start:
+    """The kinks to begin with: of what chatters, that which L pushes back from either side, and of no neuron so much
+    that nothing would be left of it.
+    """
+    held = chattering & (E @ given.V.T < 0)
+    return _Start(held & (held.sum(axis=0) < given.X.shape[1]), _FEW_ITERATIONS)
 
 
 def decide(
@@ -88,6 +134,7 @@ def decide(
     *,
     trained_layers: TrainedLayers = "hidden",
     chattering: Bool[Array, "N d1"] | None = None,
+    brief: bool = False,
 ) -> Proof:
     """Whether there is a minimum below theta that can be proved, and which.
 
@@ -99,10 +146,13 @@ def decide(
       problem: the training set, float64.
       trained_layers: "hidden" for minima of L(., V), "both" for minima of L. A global minimum of zero loss keeps V in
         either case.
-      chattering: N x d1, which preactivations changed sign over the last steps, as a further start of the search.
+      chattering: N x d1, which preactivations changed sign over the last steps, or may have: the search begins with
+        those as kinks, and without them where that fails.
+      brief: search once and in few steps, from `chattering` if it is given: enough where a run has settled.
 
     Returns:
-      The first proof that succeeds, or the last that did not.
+      The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers, by
+      Theorem 3, whose reason is the one that counts there.
 
     Raises:
       ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
@@ -116,12 +166,13 @@ def decide(
         held = np.asarray(chattering)
         if held.dtype != bool or held.shape != (len(given.X), given.W.shape[1]):
             raise ValueError(f"chattering must be Boolean, N x d1, got {held.dtype}, {held.shape}")
-    proof = None
-    for proof in _attempts(given, trained_layers, held):
+    first: Proof | None = None
+    for proof, counts in _attempts(given, trained_layers, held, brief):
         if proof.verdict != Verdict.UNDECIDED:
-            break
-    assert proof is not None
-    return proof
+            return proof
+        first = proof if counts and first is None else first
+    assert first is not None
+    return first
 
 
 def _only(verdict: Verdict, proof: Proof, otherwise: str) -> Proof:

@@ -3,12 +3,12 @@
 import dataclasses
 import enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from relu_sgd.network import TrainedLayers
+from relu_sgd.network import Params, TrainedLayers
 from relu_sgd.problem import Problem
 
 __all__ = ["Proof", "Verdict", "load_certificate", "save_certificate"]
@@ -43,6 +43,7 @@ class Proof:
       kinks: N x d1, the set S: where Z*_ij = 0 exactly (V fixed), or to `error` ||x_i|| (both layers).
       active: N x d1, where Z*_ij > 0.
       slopes: N x d1, r_ij: 1 where active, 0 where not, computed between them on the kinks.
+      fitted: N, samples with E*_i = 0 on which the theorem lets Z_ij change its sign (V fixed, and Theorem 4).
       multipliers: N x d1, mu_ij = r_ij c_ij on the kinks, computed; 0 elsewhere.
       error: upper bound of ||theta* - (W, V)||.
       distance: upper bound of ||theta* - theta||, theta the network that was asked about.
@@ -65,6 +66,7 @@ class Proof:
     active: Bool[np.ndarray, "N d1"]
     slopes: Float[np.ndarray, "N d1"]
     multipliers: Float[np.ndarray, "N d1"]
+    fitted: Bool[np.ndarray, " N"]
     error: float = np.nan
     distance: float = np.nan
     loss: tuple[float, float] = (np.nan, np.nan)
@@ -74,15 +76,20 @@ class Proof:
     margins: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def save_certificate(path: Path | str, proof: Proof, problem: Problem) -> None:
-    """A proof and its problem as an npz file, which a checker can decide again without this package.
+def save_certificate(
+    path: Path | str | IO[bytes], proof: Proof, problem: Problem, params: Params | None = None
+) -> None:
+    """A proof and its problem as an npz file (or into an open one), which a checker can decide again without this
+    package; with theta, `params`, the distance too.
 
-    Arrays X, Y, W, V, kinks, active, slopes, multipliers; verdict and trained_layers as strings; numbers error, radius
+    Arrays X, Y, W, V, kinks, active, slopes, multipliers, fitted, and those of theta, theta_W, theta_V; verdict and trained_layers as strings; numbers error, radius
     and loss.
     """
     fields = {field.name: getattr(proof, field.name) for field in dataclasses.fields(proof)}
     margins = {f"margin_{name}": value for name, value in fields.pop("margins").items()}
     arrays: dict[str, Any] = fields | margins | {"verdict": proof.verdict.name, "X": problem.X, "Y": problem.Y}
+    if params is not None:
+        arrays |= {"theta_W": params.W, "theta_V": params.V}
     np.savez_compressed(path, **arrays)
 
 
@@ -100,6 +107,8 @@ def load_certificate(path: Path | str) -> tuple[Proof, Problem]:
         margins = {
             name.removeprefix("margin_"): float(arrays.pop(name)) for name in list(arrays) if name[:7] == "margin_"
         }
+        arrays = {name: value for name, value in arrays.items() if not name.startswith("theta_")}
+        arrays.setdefault("fitted", np.zeros(len(problem.X), bool))  # Older certificates do not say.
         fields: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in arrays.items()}
         fields |= {name: tuple(fields[name].tolist()) for name in ("loss", "relative_error")}
         return Proof(verdict=verdict, margins=margins, **fields), problem

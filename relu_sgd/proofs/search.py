@@ -15,7 +15,7 @@ import scipy.linalg
 import scipy.optimize
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["Candidate", "FreeNeurons", "descend_to_minimum", "multipliers_of"]
+__all__ = ["Candidate", "FreeNeurons", "descend_to_minimum", "multipliers_of", "nearest_fit"]
 
 _TOLERANCE = 1e-12
 
@@ -295,6 +295,47 @@ def descend_to_minimum(
     active = positive & ~kinks
     C = (Y - np.where(active, X @ W, 0.0) @ V) @ V.T
     return Candidate(W, V, kinks, active, multipliers_of(X, C, kinks, active), is_stationary)
+
+
+def nearest_fit(
+    X: Float[np.ndarray, "N d0"],
+    Y: Float[np.ndarray, "N d2"],
+    W: Float[np.ndarray, "d0 d1"],
+    V: Float[np.ndarray, "d1 d2"],
+    max_iterations: int = 12,
+) -> Candidate | None:
+    """The nearest W that fits all labels on the linear pieces of its region, where pairs that would change their sign
+    on the way become kinks; None where no such is found, as near the edge, where too many would.
+
+    The equations are those of Theorem 1 of docs/proofs.md, in whose Gram matrix inputs and output weights part.
+    """
+    Z = X @ W
+    has_say = np.any(X != 0, axis=1)[:, None] & np.any(V != 0, axis=1)
+    active, kinks = (Z > 0) & has_say, np.zeros_like(Z, bool)
+    for _ in range(max_iterations):
+        at = np.argwhere(kinks)
+        factors = np.vstack(
+            [*(np.where(active & ~kinks, V[:, a], 0.0) for a in range(V.shape[1])), np.eye(len(V))[at[:, 1]]]
+        )
+        inputs = np.vstack([*[X] * V.shape[1], X[at[:, 0]]])
+        if len(inputs) > W.size:
+            return None
+        E = Y - np.where(active & ~kinks, Z, 0.0) @ V
+        gram = (factors @ factors.T) * (inputs @ inputs.T)
+        try:
+            factor = scipy.linalg.cho_factor(gram, check_finite=False)
+            right = np.concatenate([E.T.ravel(), -Z[kinks]])
+            solution = scipy.linalg.cho_solve(factor, right, check_finite=False)
+            solution += scipy.linalg.cho_solve(factor, right - gram @ solution, check_finite=False)
+        except np.linalg.LinAlgError:
+            return None
+        D = (inputs.T * solution) @ factors
+        moved = Z + X @ D
+        turned = ((moved > 0) != active) & has_say & ~kinks
+        if not turned.any():
+            return Candidate(W + D, V, kinks, active & ~kinks, np.zeros_like(Z), True)
+        kinks |= turned
+    return None
 
 
 def _let_go_of_idle_kinks(

@@ -111,6 +111,7 @@ def no_proof(reason: str, candidate: Candidate, layers: TrainedLayers) -> Proof:
         candidate.active,
         candidate.active.astype(float),
         candidate.multipliers,
+        np.zeros(len(candidate.active), bool),
     )
 
 
@@ -286,7 +287,7 @@ def verify(
     reach = float(np.min(np.where(I1[:, None], room, np.inf), initial=np.inf))
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.where(S, np.where(rigid & (at.C < 0), np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
-    found = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & rigid, mu, 0.0), **bounds)
+    found = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & rigid, mu, 0.0), fitted=I0, **bounds)
     blank = dataclasses.replace(undecided(""), **found)  # type: ignore[arg-type]
     if not margins["sign"] > 0:
         return dataclasses.replace(blank, reason="a sign off the kinks is not proved")

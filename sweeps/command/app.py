@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags, logging
 
 from sweeps.command.parsers import Switch
-from sweeps.runtime import arithmetic, session
+from sweeps.runtime import arithmetic, processes, session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Flag, Report, Study, UsageError, flags_of
 
@@ -159,13 +159,8 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
 
 def main(study: type[Study], argv: Sequence[str] | None = None) -> None:
     """The entry point of a study: `execute` on the command line, with its log on the standard error."""
-    # A network trains on one core; splitting its small products over threads costs more than it gains. XLA reads this
-    # once, before its first program; what the user has set stays.
-    if "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    # Workers, which read this when they load NumPy, are pinned to a core each: threads of BLAS would fight for it.
-    for library in ("OPENBLAS", "OMP", "MKL"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    # XLA reads this once, before its first program; workers when they load NumPy.
+    os.environ.update(processes.one_thread())
     logging.use_absl_handler()
     # Our own progress, and from everybody else only what is worth a warning.
     standard_logging.getLogger().setLevel(standard_logging.WARNING)

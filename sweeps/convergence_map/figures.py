@@ -12,11 +12,21 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
+from relu_sgd.proofs import Verdict
 from sweeps.reporting.style import add_caption, variant_title
 from sweeps.study import Variant
 
-__all__ = ["causes", "convergence_steps", "intervals", "numerical_zeros", "probability"]
+__all__ = [
+    "causes",
+    "convergence_steps",
+    "intervals",
+    "numerical_zeros",
+    "probability",
+    "proved_errors",
+    "verdicts",
+]
 
+VERDICTS = {"proved_global": "a global minimum", "proved_local": "a local minimum of positive loss"}
 CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
 Summaries: TypeAlias = Mapping[Variant, xr.Dataset]
 
@@ -65,7 +75,7 @@ def _legend(axes: Axes, handles: Sequence[Any], values: xr.DataArray, missing: s
 
 
 def _panels(summaries: Summaries, title: str, caption: str, rows: int = 1) -> tuple[Figure, np.ndarray]:
-    columns = len(summaries) if rows == 1 else len(CAUSES)
+    columns = len(summaries) if rows == 1 else len(_causes(summaries))
     figure = Figure(figsize=(4.6 * columns + 0.8, 4.1 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title)
@@ -169,16 +179,77 @@ def convergence_steps(summaries: Summaries, caption: str) -> Figure:
     )
 
 
+def _causes(summaries: Summaries) -> dict[str, str]:
+    """Why runs fail: name in the summary to title."""
+    stops = any("stopped" in summary for summary in summaries.values())
+    return CAUSES | ({"stopped": "proved local minimum"} if stops else {})
+
+
 def causes(summaries: Summaries, caption: str) -> Figure:
     """Why runs fail: the share of runs that ended for each reason; a row per set-up."""
     figure, panels = _panels(summaries, "Why runs fail", caption, rows=max(2, len(summaries)))
+    known = _causes(summaries)
     for row, (variant, summary) in zip(panels, summaries.items(), strict=False):
-        for axes, (name, cause) in zip(row, CAUSES.items(), strict=True):
+        for axes, (name, cause) in zip(row, known.items(), strict=True):
             values = summary[name] / summary["runs"].where(summary["runs"] > 0)
             mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
             axes.set_title(f"{variant_title(variant)}: {cause}", fontsize="medium")
     for row in panels[len(summaries) :]:
         for axes in row:
             axes.remove()
-    figure.colorbar(mesh, ax=panels.ravel().tolist()[: 3 * len(summaries)], label="share of runs")
+    figure.colorbar(mesh, ax=panels.ravel().tolist()[: len(known) * len(summaries)], label="share of runs")
+    return figure
+
+
+def verdicts(summaries: Summaries, caption: str) -> Figure:
+    """What is proved of the runs: the shares with a global and with a local minimum nearby; the hatched part of a cell
+    is the share of its runs that are undecided. A row per set-up.
+    """
+    rows = max(2, len(summaries))
+    figure = Figure(figsize=(10.0, 4.1 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, len(VERDICTS), squeeze=False)
+    figure.suptitle("What is proved of the runs' ends")
+    add_caption(figure, caption)
+    for row, (variant, summary) in zip(panels, summaries.items(), strict=False):
+        runs = summary["runs"].where(summary["runs"] > 0)
+        undecided = np.nan_to_num((summary["undecided"] / runs).values)
+        for axes, (name, verdict) in zip(row, VERDICTS.items(), strict=True):
+            mesh = _cells(axes, summary[name] / runs, norm=Normalize(0, 1), cmap="cividis")
+            axes.set_title(f"{variant_title(variant)}: {verdict}", fontsize="medium")
+            corners = np.asarray(mesh.get_coordinates())
+            repeats = [(corners.shape[k] - 1) // undecided.shape[k] for k in range(2)]  # A single size has two halves.
+            for (i, j), share in np.ndenumerate(undecided.repeat(repeats[0], 0).repeat(repeats[1], 1)):
+                (left, bottom), (right, top) = corners[i, j], corners[i + 1, j + 1]
+                if share > 0:
+                    axes.add_patch(_hatched(left, bottom, right - left, share * (top - bottom)))
+            _legend(axes, [Patch(facecolor="0.95", edgecolor="0.3", hatch="//////", label="undecided")], runs, "no run")
+    for row in panels[len(summaries) :]:
+        for axes in row:
+            axes.remove()
+    figure.colorbar(mesh, ax=panels.ravel().tolist()[: len(VERDICTS) * len(summaries)], label="share of runs")
+    return figure
+
+
+def _hatched(left: float, bottom: float, width: float, height: float) -> Rectangle:
+    return Rectangle((left, bottom), width, height, facecolor="0.95", edgecolor="0.3", hatch="//////", linewidth=0)
+
+
+def proved_errors(results: Mapping[Variant, xr.Dataset], caption: str) -> Figure:
+    """The relative errors of the local minima that are proved, with sqrt(k / N), which k dead samples leave."""
+    num_samples = next(iter(results.values())).attrs["science"]["num_samples"]
+    figure = Figure(figsize=(4.6 * max(2, len(results)) + 0.8, 4.6), layout="constrained")
+    figure.suptitle("Relative error of the local minima that are proved (lower bound)")
+    add_caption(figure, caption)
+    for axes, (variant, data) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        errors = data["proved_error_low"].values[data["verdict"].values == Verdict.LOCAL_MINIMUM]
+        largest = max(float(errors.max(initial=0.0)), np.sqrt(1 / num_samples))
+        axes.hist(errors, bins=np.linspace(0, largest * 1.02, 61).tolist(), color="0.45")
+        # As many as can be told apart; one dead sample is the first from the left.
+        dead = [np.sqrt(k / num_samples) for k in range(1, num_samples + 1)]
+        for error in [error for error in dead if error <= largest][:12]:
+            line = axes.axvline(error, color="tab:red", linewidth=0.7, label=r"$\sqrt{k / N}$, $k = 1, 2, \ldots$")
+        axes.set_title(f"{variant_title(variant)}: {len(errors)} local minima", fontsize="medium")
+        axes.set_xlabel(r"$\|Y - \hat Y^*\|_F / \|Y\|_F$")
+        axes.set_ylabel("runs")
+        axes.legend(handles=[line], fontsize="small", frameon=False)
     return figure

@@ -10,7 +10,7 @@ from sweeps.convergence_map import figures
 from sweeps.convergence_map.study import INTERVALS, ConvergenceMap
 from sweeps.protocol.presets import CHOICES, PRESETS
 from sweeps.protocol.study import ProtocolStudy
-from sweeps.reporting.statistics import summarize
+from sweeps.reporting.statistics import interval, summarize, summarize_proofs
 from sweeps.reporting.style import variant_title
 from sweeps.runtime.session import configuration_of
 from sweeps.study import Claim, Report, Results, Variant, flags_of
@@ -18,6 +18,10 @@ from sweeps.study import Claim, Report, Results, Variant, flags_of
 __all__ = ["caption", "report", "text_map"]
 
 SCALE = ".123456789#"
+PROVED = (
+    "Proved (docs/proofs.md): such a minimum exists, of the very network and data of the run, at most as far away as the "
+    "store says; a local one is of L(., V) where the hidden layer is trained. Where descent would go is not proved."
+)
 
 
 def _overrides(study: ProtocolStudy) -> list[str]:
@@ -75,10 +79,12 @@ def text_map(summary: xr.Dataset) -> str:
 
 def _counts(variant: Variant, summary: xr.Dataset) -> str:
     total = {name: int(summary[name].sum()) for name in ("runs", "converged", "step_limit", "dead", "diverged")}
+    stopped = f", {int(summary['stopped'].sum())} stopped at a proved local minimum" if "stopped" in summary else ""
     within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in PRESETS)
     return (
         f"{variant_title(variant)}: {total['converged']} of {total['runs']} runs converged; failures: "
-        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged\n"
+        f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged"
+        f"{stopped}\n"
         f"criteria met by the last network: {within}"
     )
 
@@ -98,9 +104,53 @@ def _comparison(summaries: Mapping[Variant, xr.Dataset]) -> tuple[Claim, ...]:
     return (Claim("Section 6", "no difference between the set-ups", result, better + worse == 0 if cells else None),)
 
 
+def _share(count: int, runs: int, study: ConvergenceMap) -> str:
+    """A count with its share of some runs and the interval of it."""
+    if not runs:
+        return f"{count} of 0"
+    low, high = interval(count, runs, study.interval)
+    return f"{count} of {runs} ({count / runs:.1%}; {low:.1%} to {high:.1%})"
+
+
+def _proofs(study: ConvergenceMap, summaries: Mapping[Variant, xr.Dataset]) -> tuple[tuple[Claim, ...], str]:
+    """What the criterion says of a run against what is proved of its end."""
+    claims, lines = [], []
+    for variant, summary in summaries.items():
+        total = {name: int(summary[name].sum()) for name in summary if summary[name].dtype.kind in "iu"}
+        missed = total["runs"] - total["converged"] - total["not_tried"]
+        title = variant_title(variant)
+        local, unsure = total["converged_at_local"], total["converged_undecided"]
+        other, unknown = total["missed_at_global"], total["missed_undecided"]
+        claims += [
+            Claim(
+                "Section 6.2",
+                f"a run that meets the criterion is at a global minimum ({title})",
+                f"a local minimum of positive loss is proved nearby in {_share(local, total['converged'], study)} runs "
+                f"that meet it, {unsure} undecided",
+                None if unsure and not local else not local,
+            ),
+            Claim(
+                "Section 6.2",
+                f"a run that misses the criterion is at no global minimum ({title})",
+                f"a global minimum is proved nearby in {_share(other, missed, study)} runs that miss it, {unknown} "
+                "undecided",
+                None if unknown and not other else not other,
+            ),
+        ]
+        lines += [
+            f"{title}: a global minimum is proved near {_share(total['proved_global'], total['runs'], study)} runs, "
+            f"a local minimum of positive loss near {_share(total['proved_local'], total['runs'], study)}; "
+            f"{total['undecided']} undecided, {total['not_tried']} diverged",
+            *(f"{title}: {claim.result}" for claim in claims[-2:]),
+        ]
+    return tuple(claims), "\n".join(lines)
+
+
 def report(study: ConvergenceMap, results: Results) -> Report:
     """summary.csv, the figures, and the maps as text."""
     summaries = {variant: summarize(data, study.interval) for variant, data in results.items()}
+    if study.prove:
+        summaries = {variant: xr.merge([of, summarize_proofs(results[variant])]) for variant, of in summaries.items()}
     text = caption(study)
     drawn = {
         "probability": figures.probability(summaries, text),
@@ -109,6 +159,11 @@ def report(study: ConvergenceMap, results: Results) -> Report:
         "steps": figures.convergence_steps(summaries, text),
         "causes": figures.causes(summaries, text),
     }
+    proved: tuple[tuple[Claim, ...], str] = ((), "")
+    if study.prove:
+        drawn["verdicts"] = figures.verdicts(summaries, f"{text} {PROVED}")
+        drawn["proved_errors"] = figures.proved_errors(results, f"{text} {PROVED}")
+        proved = _proofs(study, summaries)
     frames = []
     for variant, summary in summaries.items():
         frame = summary.to_dataframe(dim_order=["d0", "d1"]).reset_index()
@@ -116,6 +171,9 @@ def report(study: ConvergenceMap, results: Results) -> Report:
             frame.insert(position, name, str(value))
         frames.append(frame)
     claims = _comparison(summaries)
-    parts = [f"\n{_counts(variant, summary)}\n{text_map(summary)}" for variant, summary in summaries.items()]
+    parts: list[str] = [f"\n{_counts(variant, summary)}\n{text_map(summary)}" for variant, summary in summaries.items()]
     parts += [f"\n(. is probability 0, # is 1, digits are tenths)\n{text}", *(claim.result for claim in claims)]
-    return Report({"summary": pandas.concat(frames, ignore_index=True)}, drawn, claims, "\n".join(parts))
+    if study.prove:
+        parts.append(f"\n{proved[1]}\n{PROVED}")
+    table = pandas.concat(frames, ignore_index=True)
+    return Report({"summary": table}, drawn, (*claims, *proved[0]), "\n".join(parts))

@@ -7,15 +7,17 @@ command goes on after an interruption.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from sweeps.command.parsers import Choice
+from sweeps.command.parsers import Choice, Switch
 from sweeps.protocol import runs
 from sweeps.protocol.study import ProtocolStudy
 from sweeps.runtime import tiles
-from sweeps.study import Execution, Metrics, Tile, Timings, flag
+from sweeps.study import Execution, Metrics, Tile, Timings, UsageError, flag
 
 __all__ = ["INTERVALS", "ConvergenceMap"]
 
@@ -28,11 +30,13 @@ class ConvergenceMap(ProtocolStudy):
 
     Attributes:
       interval: method of the confidence intervals, see `INTERVALS`.
+      prove: whether the end of every run is decided by a theorem, see `sweeps.proving`.
+      keep_proofs: whether the certificates are kept.
     """
 
     name = "convergence_map"
     reporter = "sweeps.convergence_map.report:report"
-    statuses = runs.STATUSES
+    statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
 
     interval: str = flag(
         Choice(INTERVALS),
@@ -42,10 +46,46 @@ class ConvergenceMap(ProtocolStudy):
         decides=False,
     )
 
+    prove: bool = flag(
+        Switch(),
+        "decide the end of every run by a theorem, in float64: verdict, distance, error and radius of a minimum that is "
+        "proved to be nearby (docs/proved_maps.md)",
+        False,
+        group="proofs",
+    )
+    keep_proofs: bool = flag(
+        Switch(),
+        "with --prove: keep the certificates of the tiles that are trained now, in the folder proofs beside the results, "
+        "for scripts/verify_proofs",
+        False,
+        group="proofs",
+        decides=False,
+    )
+
+    def check(self) -> None:
+        """Refuses values that contradict each other.
+
+        Raises:
+          UsageError: naming the flag.
+        """
+        super().check()
+        if self.keep_proofs and not self.prove:
+            raise UsageError("--keep_proofs: has no effect without --prove")
+
+    def science(self) -> dict[str, Any]:
+        """Everything that decides the results; nothing about proofs where none are asked for, as in older stores."""
+        science = super().science()
+        return science if self.prove else {name: value for name, value in science.items() if name != "prove"}
+
     @property
     def metrics(self) -> Metrics:
         """What is kept of a run."""
-        return {name: (kind or np.dtype(self.precision), text) for name, (kind, text) in runs.metrics(self).items()}
+        own = {name: (kind or np.dtype(self.precision), text) for name, (kind, text) in runs.metrics(self).items()}
+        if not self.prove:
+            return own
+        from sweeps import proving  # Loads solvers.
+
+        return {**proving.METRICS, **own}
 
     def default_block(self) -> tuple[int, ...]:
         """What spans 8 inputs and 6 neurons."""
@@ -60,13 +100,20 @@ class ConvergenceMap(ProtocolStudy):
         """
         if self.stop == "never" or self.dynamics == "inclusion":
             return runs.network_cost(tile)
+        most = min(self.num_steps, 4_000) if self.stop == "decided" else self.num_steps
         load = np.outer(tile.axes["d0"], tile.axes["d1"]) / (1.1 * self.num_samples)
-        steps = np.minimum(self.num_steps, 300 + self.num_steps / (1 + load**4))
+        steps = np.minimum(most, 300 + most / (1 + load**4))
         return runs.network_cost(tile) * float(np.mean(steps))
 
     def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
         """Trains the networks of a tile on the devices of this process."""
         protocol = self.protocol_of(tile.variant)
+        decider = None
+        if self.prove or protocol.stop == "decided":
+            from sweeps import proving
+
+            keep = execution.out / "proofs" if self.keep_proofs else None
+            decider = proving.TileProofs(protocol, tile, record=self.prove, keep=keep)
         result = runs.train_tile(
             protocol,
             protocol.trained_layers,
@@ -74,6 +121,7 @@ class ConvergenceMap(ProtocolStudy):
             lanes=execution.lanes,
             steps_per_chunk=execution.steps_per_chunk,
             devices=runs.devices_of(execution),
+            decider=decider,
         )
         jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
         return result

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from relu_sgd.descent import Stop
 from relu_sgd.network import Normalization, TrainedLayers
 from sweeps.command.parsers import Choice, Number, Whole
 from sweeps.study import flag
@@ -68,6 +67,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "stop": {
         "first_passage": "stop at the first network that meets the criterion",
         "never": "take every step, and judge the last network",
+        "decided": "as first_passage, and stop where the last steps move around a local minimum that is proved",
     },
     "dynamics": {
         "descent": "gradient descent (14)",
@@ -141,7 +141,7 @@ class Conditions:
         Choice(CHOICES["criterion"]), f"what counts as success; {meanings('criterion')}", group="training"
     )
     tolerance: float = flag(Number(0, low_in=False), "tolerance of the criterion, dimensionless", group="training")
-    stop: Stop = _choice("stop", group="training")
+    stop: str = _choice("stop", group="training")
     num_steps: int = flag(Whole(1), "largest number of steps", group="training")
     zero_threshold: float = flag(
         Number(0), "preactivations below it in absolute value count as numerical zeros", group="training"

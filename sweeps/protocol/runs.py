@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from relu_sgd import Descent, Params, inclusion, measurements
 from relu_sgd.clarke import selections
-from relu_sgd.descent import Criterion, DescentResult, mean_squared_error_below, relative_error_below
+from relu_sgd.descent import Criterion, DescentResult, DescentState, mean_squared_error_below, relative_error_below
 from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
@@ -24,9 +24,13 @@ from sweeps.runtime import arithmetic
 from sweeps.runtime.engine import STEPS_PER_CHUNK, Start, default_lanes, map_on_devices, run_on_devices
 from sweeps.study import Execution, Tile, Timings
 
+if TYPE_CHECKING:
+    from sweeps.proving import TileProofs
+
 __all__ = [
     "METRICS",
     "STATUSES",
+    "STOPPED",
     "End",
     "descent_of",
     "devices_of",
@@ -42,6 +46,8 @@ __all__ = [
 
 # What a status of a run means; 0 is pending.
 STATUSES = {1: "converged", 2: "step limit", 3: "diverged"}
+# And what a run has besides that is ended by a theorem (--stop=decided).
+STOPPED = (int(Status.STOPPED), "stopped: its last steps move around a local minimum that is proved")
 
 # What is kept of a run: name, type (None for the precision of the run) and description.
 METRICS: dict[str, tuple[type | None, str]] = {
@@ -72,6 +78,9 @@ INCLUSION_METRICS: dict[str, tuple[type | None, str]] = {
 
 def metrics(protocol: Conditions) -> dict[str, tuple[type | None, str]]:
     """What is kept of a run: name, type (None for the precision of the run) and description."""
+    if protocol.dynamics == "descent" and protocol.stop == "decided":
+        kind, text = METRICS["status"]
+        return METRICS | {"status": (kind, f"{text}, {STOPPED[0]} {STOPPED[1]}")}
     if protocol.dynamics == "descent":
         return METRICS
     status = METRICS["status"]
@@ -103,8 +112,14 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
         batch_size=protocol.batch_size or None,
         at_zero=_at_zero(protocol),
         criterion=_criterion(protocol),
-        stop=protocol.stop,
+        stop="never" if protocol.stop == "never" else "first_passage",
+        stopping_rule=_is_stopped if protocol.stop == "decided" else None,
     )
+
+
+def _is_stopped(state: DescentState) -> Array:
+    """The stopping rule of a descent that is ended from outside, between two chunks: whether it was."""
+    return state.stopped
 
 
 class End(NamedTuple):
@@ -272,6 +287,7 @@ def train_tile(
     lanes: int = 0,
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
+    decider: "TileProofs | None" = None,
 ) -> tuple[dict[str, np.ndarray], Timings]:
     """A tile from its draws to its records.
 
@@ -281,6 +297,7 @@ def train_tile(
       tile: what to train.
       lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
       steps_per_chunk, devices: as for `engine.run_on_devices`.
+      decider: what proves, and may end runs (a protocol with stop="decided" needs it); see `sweeps.proving`.
 
     Returns:
       The records of its runs, and the seconds that went into each part of the work.
@@ -298,16 +315,30 @@ def train_tile(
         follow = follow_inclusion(protocol, trained_layers)
         ends, timings = map_on_devices(follow, ordered, lanes=lanes, devices=devices)
     else:
+        descent = descent_of(protocol, trained_layers)
+        between = None
+        if protocol.stop == "decided":
+            if decider is None:
+                raise ValueError("stop='decided' needs somebody who decides: sweeps.proving.TileProofs")
+            between = decider.between(descent, order)
+            steps_per_chunk = decider.chunk(steps_per_chunk)
         results, timings = run_on_devices(
-            descent_of(protocol, trained_layers),
+            descent,
             starts_of(ordered),
             protocol.num_steps,
             lanes=lanes,
             steps_per_chunk=steps_per_chunk,
             devices=devices,
+            between=between,
         )
         ends = _end_of(results)
     begun = time.perf_counter()
     ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)
     records = measure_tile(protocol, tile, runs, ends)
-    return records, {"drawing": drawing, **timings, "measuring": time.perf_counter() - begun}
+    timings |= {"drawing": drawing, "measuring": time.perf_counter() - begun}
+    if decider is not None:
+        timings["running"] -= decider.seconds
+        if decider.record:
+            records |= decider.records(runs, ends.params, records["status"])
+        timings["proving"] = decider.seconds
+    return records, timings

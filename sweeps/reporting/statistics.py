@@ -7,9 +7,10 @@ import xarray as xr
 from scipy import stats
 
 from relu_sgd import Status
+from relu_sgd.proofs import Verdict
 from sweeps.protocol.presets import relative_tolerances
 
-__all__ = ["fitted_slope", "interval", "mean_interval", "median_interval", "summarize"]
+__all__ = ["fitted_slope", "interval", "mean_interval", "median_interval", "summarize", "summarize_proofs"]
 
 
 @functools.cache
@@ -103,8 +104,8 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
       method: of the intervals.
 
     Returns:
-      A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` count runs and add up to `runs`: a run
-      is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
+      A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` (and `stopped`, where a theorem may end
+      runs: --stop=decided) count runs and add up to `runs`: a run is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
       the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels +-1 only,
       NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
     """
@@ -117,7 +118,8 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
     for cell, count in np.ndenumerate(runs.values):
         if count:
             bounds[cell] = interval(int(converged.values[cell]), int(count), method)
-    finite = (status == Status.CONVERGED) | limit
+    stopped = status == Status.STOPPED
+    finite = (status == Status.CONVERGED) | limit | stopped
     science = results.attrs["science"]
     within = {
         f"within_{name}": (results["relative_error"].where(status != Status.PENDING) < tolerance).sum("seed")
@@ -133,6 +135,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
             "step_limit": limit.sum("seed") - dead,
             "dead": dead,
             "diverged": (status == Status.DIVERGED).sum("seed"),
+            **({"stopped": stopped.sum("seed")} if science.get("stop") == "decided" else {}),
             **within,
             "probability": converged / runs.where(runs > 0),
             "probability_low": (runs.dims, bounds[..., 0]),
@@ -145,6 +148,45 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
             "mean_zeros_at_rounding": results["zeros_at_rounding"].where(finite).mean("seed"),
             "mean_dead_samples": results["dead_samples"].where(finite).mean("seed"),
             "median_relative_error": results["relative_error"].where(finite).median("seed"),
+        },
+        attrs=results.attrs,
+    )
+
+
+def summarize_proofs(results: xr.Dataset) -> xr.Dataset:
+    """Per (d0, d1) cell of one set-up: what is proved of its runs, and how that agrees with the criterion.
+
+    Args:
+      results: a group of a store with the metrics of `sweeps.proving`.
+
+    Returns:
+      A dataset over (d0, d1). `proved_global`, `proved_local`, `undecided` and `not_tried` (diverged) count the
+      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with a
+      local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
+      `converged_undecided` and `missed_undecided` those of either kind without a proof. Medians are of the runs with a
+      proof (distance) and of the proved local minima (error, its lower bound).
+    """
+    finished, converged = results["status"] != Status.PENDING, results["status"] == Status.CONVERGED
+    tried = finished & (results["status"] != Status.DIVERGED)
+    is_global, is_local = (
+        finished & (results["verdict"] == verdict) for verdict in (Verdict.GLOBAL_MINIMUM, Verdict.LOCAL_MINIMUM)
+    )
+    undecided = tried & ~is_global & ~is_local
+    counted = {
+        "proved_global": is_global,
+        "proved_local": is_local,
+        "undecided": undecided,
+        "not_tried": finished & ~tried,
+        "converged_at_local": converged & is_local,
+        "converged_undecided": converged & undecided,
+        "missed_at_global": ~converged & is_global,
+        "missed_undecided": ~converged & undecided,
+    }
+    return xr.Dataset(
+        {
+            **{name: runs.sum("seed") for name, runs in counted.items()},
+            "median_distance": results["distance"].where(is_global | is_local).median("seed"),
+            "median_proved_error": results["proved_error_low"].where(is_local).median("seed"),
         },
         attrs=results.attrs,
     )

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -47,6 +47,8 @@ State: TypeAlias = PyTree
 Record: TypeAlias = PyTree
 # Seconds by what they went into.
 Timings: TypeAlias = dict[str, float]
+# From which run is in each lane, their `Lane`s and which of them are done, to what is put in the place of some.
+Between: TypeAlias = Callable[[np.ndarray, "Lane", np.ndarray], Mapping[int, "Lane"]]
 
 
 class Start(NamedTuple):
@@ -282,14 +284,32 @@ def chunk(
         return Lane(step, raw(dynamics.advance_to(typed(lane.state), step)))
 
     def advance_all(lanes: Lane) -> tuple[Lane, Bool[Array, " lanes"]]:
-        lanes = jax.vmap(advance)(lanes)
+        if _count(lanes) == 1:  # Batched products of one network cost a CPU its fast ones.
+            lanes = jax.tree.map(lambda leaf: leaf[None], advance(jax.tree.map(lambda leaf: leaf[0], lanes)))
+        else:
+            lanes = jax.vmap(advance)(lanes)
         return lanes, jax.vmap(lambda lane: dynamics.done(typed(lane.state)) | (lane.step >= num_steps))(lanes)
 
     return advance_all
 
 
+def _replace(states: State, rows: Mapping[int, State]) -> State:
+    """Some lanes by others, through the host."""
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, states)
+    states = jax.tree.map(np.array, states)
+    for lane, row in rows.items():
+        _put(row, states, np.asarray(lane))
+    return jax.device_put(states, sharding)
+
+
 def _in_lanes(
-    dynamics: Dynamics, starts: Start, num_steps: int, mesh: Mesh, lanes: int, steps_per_chunk: int
+    dynamics: Dynamics,
+    starts: Start,
+    num_steps: int,
+    mesh: Mesh,
+    lanes: int,
+    steps_per_chunk: int,
+    between: Between | None = None,
 ) -> tuple[Record, Timings]:
     """All runs through `lanes` lanes of every device; a lane that is done is read off and takes the next run."""
     num_runs, num_lanes = _count(starts), lanes * mesh.size
@@ -311,6 +331,8 @@ def _in_lanes(
     following = num_lanes
     while True:
         states, done = advance(states)
+        if between is not None and (changed := between(owners, states, np.asarray(done))):
+            states = _replace(states, changed)
         free = np.flatnonzero(done)
         if following >= num_runs:
             if len(free) == num_lanes:
@@ -338,6 +360,7 @@ def run_on_devices(
     lanes: int,
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
+    between: Between | None = None,
 ) -> tuple[Record, Timings]:
     """Runs from start to end.
 
@@ -346,8 +369,13 @@ def run_on_devices(
       starts: problems, parameters and keys, stacked along a leading axis.
       num_steps: the step at which a run ends that has not ended by itself.
       lanes: runs side by side on every device, at most; 1 for one after another.
-      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1.
+      steps_per_chunk: steps between two looks at which lanes are done; without effect when `lanes` is 1 and there is
+        no `between`.
       devices: all local ones when None.
+      between: called on the host after every chunk with the run that is in each lane (an index into `starts`), the
+        lanes (on their devices, keys as `raw` data) and which of them are done; it returns the lanes that shall go on
+        from another `Lane`. One whose new state is done is read off after the next chunk, in which it takes no step. With
+        it a single lane is advanced in chunks too.
 
     Returns:
       The results in the order of `starts`, on the host, random keys as raw data, and the seconds that went into
@@ -364,10 +392,10 @@ def run_on_devices(
     # On the host, where rows are picked with NumPy: JAX would compile a program for every shape.
     starts = jax.device_get(raw(starts))
     lanes = min(lanes, -(-_count(starts) // mesh.size))
-    if lanes == 1:
+    if lanes == 1 and between is None:
 
         def follow(start: Start) -> Record:
             return raw(dynamics.result(dynamics.advance_to(dynamics.init(*typed(start)), num_steps)))
 
         return _mapped((dynamics, num_steps), follow, starts, mesh, lanes)
-    return _in_lanes(dynamics, starts, num_steps, mesh, lanes, steps_per_chunk)
+    return _in_lanes(dynamics, starts, num_steps, mesh, lanes, steps_per_chunk, between)

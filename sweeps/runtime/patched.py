@@ -34,7 +34,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, type):
         return value.__module__, value.__qualname__
     if isinstance(value, Mapping):
-        return [(repr(key), _described(part)) for key, part in value.items()]
+        return [(_described(key), _described(part)) for key, part in value.items()]
     if isinstance(value, list | tuple):
         return [_described(part) for part in value]
     if hasattr(value, "__dataclass_fields__"):

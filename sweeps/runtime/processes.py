@@ -13,9 +13,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
-__all__ = ["available_cores", "map_unordered"]
+__all__ = ["available_cores", "map_unordered", "one_thread"]
 
 Task = TypeVar("Task")
+
+
+def one_thread() -> dict[str, str]:
+    """Variables for the environment of workers, which are pinned to a core each; what the user has set stays."""
+    # A network trains on one core; splitting its small products over threads costs more than it gains.
+    flags = os.environ.get("XLA_FLAGS", "")
+    single = "" if "xla_cpu_multi_thread_eigen" in flags else " --xla_cpu_multi_thread_eigen=false"
+    # Threads of BLAS would fight for the core.
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+    return {
+        "XLA_FLAGS": f"{flags}{single}".strip(),
+        **{name: os.environ.get(name, one) for name, one in threads.items()},
+    }
 
 
 def available_cores() -> list[int]:

@@ -25,7 +25,7 @@ from relu_sgd import _draws as draws
 from sweeps.runtime import arithmetic, patched, processes, tiles
 from sweeps.runtime.progress import Forecast, Progress, Stopping, duration
 from sweeps.runtime.store import Store, StoreError
-from sweeps.study import Execution, Study, Tile, Timings, UsageError, Variant
+from sweeps.study import Execution, Study, Tile, Timings, UsageError, Variant, flags_of
 
 __all__ = [
     "check_folder",
@@ -155,6 +155,8 @@ def _check_same(store: Store, study: Study, block: Sequence[int] | None, out: Pa
         raise UsageError(f"--out: the results in {out} are of {store.attributes['study']}, not of {study.name}")
     if there != here:
         names = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+        for name in names:
+            _check_source(name, there.get(name), here.get(name), out)
         different = "; ".join(
             f"--{name} is {_short(there.get(name))} there and {_short(here.get(name))} here" for name in names
         )
@@ -169,6 +171,19 @@ def _check_same(store: Store, study: Study, block: Sequence[int] | None, out: Pa
             f"--block: {'x'.join(map(str, block))}, but the results in {out} are in blocks of "
             f"{'x'.join(map(str, store.attributes['block']))}"
         )
+
+
+def _check_source(name: str, there: Any, here: Any, out: Path) -> None:
+    """Refuses code that has the name of that which made the results, and another hash."""
+    parts = [value if isinstance(value, list) else [value] for value in (there, here)]
+    for old, new in zip(*parts, strict=False):
+        before, _, old_hash = str(old).partition("@")
+        now, _, new_hash = str(new).partition("@")
+        if before == now and old_hash and old != new:
+            raise UsageError(
+                f"--{name}: {now} was edited since the results in {out} were begun (the hash of its source was "
+                f"{old_hash}, and is {new_hash}); another --out begins anew"
+            )
 
 
 def _config_of(study: Study) -> str:
@@ -214,6 +229,7 @@ def _open_store(study: Study, execution: Execution) -> Store:
                 "configuration": configuration_of(science),
                 "protocol": study.protocol_name,
                 "setups": groups,
+                "nan_allowed": study.nan_allowed,
                 "block": list(block),
             }
             sizes = {**axes, "seed": seeds}
@@ -294,6 +310,8 @@ def train(study: Study, execution: Execution) -> Store:
     out = execution.out
     if (out / "results.zarr").exists():
         _check_same(open_results(out), study, block, out)
+    with jax.enable_x64(study.arithmetic == "float64"):
+        study.check_code()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, execution.shard_index, execution.shard_count):
         store = _open_store(study, execution)
@@ -301,7 +319,8 @@ def train(study: Study, execution: Execution) -> Store:
         store.clean(older_than=0 if execution.shard_count == 1 else 3600)
         block = tuple(store.attributes["block"])
         write(out / "config.json", json.dumps(store.attributes, indent=2) + "\n")
-        write(out / "run.flagfile", study.flagfile(block))
+        if flags_of(study):
+            write(out / "run.flagfile", study.flagfile(block))
         grid = tiles.cut(study.variants(), axes, seeds, block)
         left = pending(study, store)
         mine = tiles.share(grid, execution.shard_index, execution.shard_count, study.cost)

@@ -32,7 +32,7 @@ class StoreError(Exception):
 
 
 def _fill(dtype: np.dtype) -> Any:
-    return np.nan if dtype.kind == "f" else 0
+    return dtype.type(np.nan if dtype.kind in "fc" else 0)
 
 
 def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array:
@@ -82,23 +82,26 @@ class Store:
         shape = tuple(len(values) for values in coordinates.values())
         chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
         further = {} if records is None else {records[0]: records[1]}
-        along = tuple(len(values) for values in further.values())
+        along = {dimension: len(values) for dimension, values in further.items()}
         try:
             root = zarr.create_group(partial, attributes={**attributes, "metrics": list(metrics)}, overwrite=True)
             for name in groups:
                 group = root.create_group(name, attributes=dict(attributes))
                 for dimension, values in {**coordinates, **further}.items():
                     array = np.asarray(values)
+                    if array.dtype.kind == "U":  # Zarr specifies no type for text of a fixed length.
+                        array = array.astype(np.dtypes.StringDType())
                     _create_array(group, dimension, [dimension], data=array)
-                for metric, (kind, description) in metrics.items():
+                for metric, (kind, description, *own_shape) in metrics.items():
                     dtype = np.dtype(kind)
-                    is_status = metric == "status"
+                    own = {f"{metric}_{i}": size for i, size in enumerate(own_shape[0] if own_shape else ())}
+                    own = {} if metric == "status" else {**along, **own}
                     _create_array(
                         group,
                         metric,
-                        list(coordinates) if is_status else [*coordinates, *further],
-                        shape=shape if is_status else shape + along,
-                        chunks=chunks if is_status else chunks + along,
+                        [*coordinates, *own],
+                        shape=(*shape, *own.values()),
+                        chunks=(*chunks, *own.values()),
                         dtype=dtype,
                         fill_value=_fill(dtype),
                         attributes={"description": description},
@@ -205,7 +208,8 @@ class Store:
                 known = ", ".join(map(str, statuses))
                 raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of {known}")
             for name, values in results.data_vars.items():
-                if values.dtype.kind == "f" and np.isnan(values.values[done]).any():
+                checked = values.dtype.kind == "f" and not self.attributes.get("nan_allowed", False)
+                if checked and np.isnan(values.values[done]).any():
                     raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")
 
     def _array(self, group: str, name: str) -> zarr.Array:

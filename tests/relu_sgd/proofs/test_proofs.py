@@ -24,7 +24,8 @@ from relu_sgd.proofs import (
     verification,
 )
 from relu_sgd.proofs import kinks as rows_of_kinks
-from relu_sgd.proofs.search import Candidate
+from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both_layers
+from relu_sgd.proofs.search import Candidate, nearest_fit
 
 SCRIPT = ROOT / "scripts" / "verify_proofs"
 
@@ -311,7 +312,8 @@ def test_the_checker_agrees_and_refuses_planted_faults(name, proofs, checker):
         fewer = proof.kinks.copy()
         i, j = np.argwhere(proof.kinks)[0]
         fewer[i, j] = False
-        for side in (False, True):
+        # Zero loss goes on across a kink, so beside a global minimum there may be others without it, on both sides.
+        for side in (False, True) if verdict == Verdict.LOCAL_MINIMUM else ():
             act = proof.active.copy()
             act[i, j] = side
             refused(kinks=fewer, active=act, slopes=np.where(fewer, proof.slopes, act))
@@ -329,9 +331,20 @@ def test_the_checker_agrees_and_refuses_planted_faults(name, proofs, checker):
         refused(V=V, **fields)
 
 
+def test_the_distance_is_checked_where_theta_is_known(proofs, checker, tmp_path):
+    params, problem, proof, verdict = proofs["local, both layers"]
+    save_certificate(tmp_path / "proof.npz", proof, problem, params)
+    with np.load(tmp_path / "proof.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    assert checker.check(dict(arrays)) == verdict.name
+    for farther in ({"theta_W": params.W + 1e-3}, {"theta_V": params.V * 1.01}, {"distance": proof.distance / 1.001}):
+        with pytest.raises(checker.Refused, match="distance"):
+            checker.check(arrays | farther)
+
+
 def test_certificates_survive_the_file(proofs, tmp_path):
-    for k, (_, problem, proof, _) in enumerate(proofs.values()):
-        save_certificate(tmp_path / f"{k}.npz", proof, problem)
+    for k, (params, problem, proof, _) in enumerate(proofs.values()):
+        save_certificate(tmp_path / f"{k}.npz", proof, problem, params)
         again, data = load_certificate(tmp_path / f"{k}.npz")
         for field in dataclasses.fields(Proof):
             assert np.array_equal(getattr(again, field.name), getattr(proof, field.name)), field.name
@@ -352,6 +365,24 @@ def test_chattering_is_a_further_start(proofs):
         local_minimum(params, problem, held.astype(float))
 
 
+def test_the_nearest_fit_is_nearest_and_fits():
+    generator = np.random.default_rng(3)
+    X, Y, V = sphere(generator, 10, 6), generator.normal(size=(10, 2)), generator.normal(size=(8, 2))
+    W = generator.normal(size=(6, 8))
+    Y = np.maximum(X @ W, 0) @ V + 0.05 * Y
+    fit = nearest_fit(X, Y, W, V)
+    assert fit is not None
+    assert loss(fit.W, V, Problem(X, Y)) < 1e-24
+    assert np.all(np.abs(X @ fit.W)[fit.kinks] < 1e-12)
+    # On its linear pieces, with those kinks, no other solution is nearer.
+    rows = [np.kron(x, fit.active[i] * v) for v in V.T for i, x in enumerate(X)]
+    rows += [np.kron(X[i], np.eye(8)[j]) for i, j in np.argwhere(fit.kinks)]
+    right = np.concatenate([(Y - np.where(fit.active, X @ W, 0) @ V).T.ravel(), -(X @ W)[fit.kinks]])
+    least = np.linalg.lstsq(np.array(rows), right, rcond=None)[0]
+    np.testing.assert_allclose((fit.W - W).ravel(), least, atol=1e-10)
+    assert nearest_fit(X, Y, W[:, :2], V[:2]) is None  # Too few weights.
+
+
 # Bad input.
 
 
@@ -364,11 +395,20 @@ def test_bad_arrays_are_refused():
     ):
         with pytest.raises(ValueError, match="need X"):
             decide(changed, problem)
-    for bad in (np.nan, np.inf, 1e40):
-        with pytest.raises(ValueError, match="W has entries"):
-            decide(Params(params.W * np.array([1.0, bad]), params.V), problem)
-    with pytest.raises(ValueError, match="X must be float64, not float32"):
-        decide(params, Problem(problem.X.astype(np.float32), problem.Y))
+    arrays = {"X": problem.X, "Y": problem.Y, "W": params.W, "V": params.V}
+    ask = lambda X, Y, W, V: decide(Params(W, V), Problem(X, Y))
+    for name, array in arrays.items():
+        for bad in (np.nan, -np.inf, 1e40):
+            damaged = array.copy()
+            damaged.flat[-1] = bad
+            with pytest.raises(ValueError, match=f"{name} has entries"):
+                ask(**arrays | {name: damaged})
+        for kind in (np.float32, np.int64):
+            with pytest.raises(ValueError, match=f"{name} must be float64, not {np.dtype(kind)}"):
+                ask(**arrays | {name: array.astype(kind)})
+        for shape in (array[None], array[:0], array[:, 0]):
+            with pytest.raises(ValueError, match="need X"):
+                ask(**arrays | {name: shape})
     with pytest.raises(ValueError, match="trained_layers"):
         decide(params, problem, trained_layers="output")
 
@@ -394,6 +434,52 @@ def test_degenerate_data_are_undecided_or_right():
     assert decide(Params(W, 0 * V), Problem(X, Y), trained_layers="both").verdict == Verdict.UNDECIDED
     flat = decide(Params(np.vstack([W, W]), V), Problem(np.hstack([X, X]), Y))
     assert flat.verdict in (Verdict.GLOBAL_MINIMUM, Verdict.UNDECIDED)
+
+
+@pytest.mark.parametrize("layers", ["hidden", "both"])
+@pytest.mark.parametrize("case", ["rank-deficient", "duplicate rows", "zero rows", "V_j = 0", "opposite rows"])
+def test_verdicts_on_degenerate_data_hold_where_they_claim_to(layers, case):
+    """A local minimum is one by sampling, and a global one fits; or nothing is claimed, with the reason."""
+    params, problem = descended(7, 24, 4, 3, both=layers == "both", rate=0.02, steps=600)
+    (X, Y), (W, V) = problem, params
+    if case == "rank-deficient":
+        X = X.copy()
+        X[:, 3] = X[:, 0]
+    elif case == "duplicate rows":
+        X, Y = np.vstack([X, X[:6]]), np.vstack([Y, -Y[:6]])
+    elif case == "zero rows":
+        X = np.vstack([X, 0 * X[:2]])
+        Y = np.vstack([Y, Y[:2]])
+    elif case == "opposite rows":
+        X, Y = np.vstack([X, -X[:6]]), np.vstack([Y, Y[:6]])
+    else:
+        V = np.vstack([V[:2], 0 * V[2:]])
+    problem = Problem(X, Y)
+    proof = decide(Params(W, V), problem, trained_layers=layers)
+    assert (proof.verdict == Verdict.UNDECIDED) == bool(proof.reason)
+    if proof.verdict == Verdict.GLOBAL_MINIMUM:
+        assert loss(proof.W, proof.V, problem) < 1e-12
+    if proof.verdict == Verdict.LOCAL_MINIMUM:
+        generator = np.random.default_rng(0)
+        moves_V = proof.trained_layers == "both"
+        for scale in (0.9, 0.1, 1e-2) * 40:
+            D, d = generator.normal(size=W.shape), generator.normal(size=V.shape) * moves_V
+            size = np.sqrt(np.sum(D**2) + np.sum(d**2)) if moves_V else np.linalg.norm(D, axis=0)
+            step = scale * min(proof.radius, 1e3) / size
+            assert loss(proof.W + step * D, proof.V + (step * d if moves_V else 0), problem) >= proof.loss[0] * (
+                1 - 1e-12
+            )
+
+
+def test_the_reason_is_that_of_the_theorem_that_counts():
+    """With both layers that of Theorem 3, not what fails for V fixed."""
+    generator = np.random.default_rng(5)
+    X, Y, W = sphere(generator, 6, 3), generator.normal(size=(6, 1)), generator.normal(size=(3, 8))
+    silent = Params(W, np.zeros((8, 1)))
+    proof = decide(silent, Problem(X, Y), trained_layers="both")
+    assert proof.verdict == Verdict.UNDECIDED
+    found = descend_to_stationary_point(X, Y, *silent)
+    assert proof.reason == verify_both_layers(X, Y, *silent, found).reason != ""
 
 
 @pytest.mark.parametrize("seed", range(1000, 1020))
