@@ -215,7 +215,8 @@ def test_what_stops_does_not_depend_on_lanes_and_chunks(stopped, tmp_path):
     np.testing.assert_allclose(found["steps"], expected["steps"], rtol=1e-2)
     ended = expected["status"] == Status.STOPPED
     np.testing.assert_array_equal(found["steps"].where(ended), expected["steps"].where(ended))
-    kept = expected["status"] != Status.MAX_STEPS_REACHED  # After thousands of steps that chatter runs are alike, not equal.
+    # After thousands of steps that chatter runs are alike, not equal.
+    kept = expected["status"] != Status.MAX_STEPS_REACHED
     error = lambda values: values["relative_error"].where(kept)
     np.testing.assert_allclose(error(found), error(expected), rtol=1e-3)
 
