@@ -160,7 +160,7 @@ def test_what_cannot_be_tried_says_why():
     params, problem = Params(np.ones((2, 2)), np.ones((2, 1))), Problem(np.ones((4, 2)), np.ones((4, 1)))
     assert proving.decide_end(params, problem, "hidden", Status.DIVERGED) == (None, 1)
     infinite = Params(np.full((2, 2), np.inf), np.ones((2, 1)))
-    assert proving.decide_end(infinite, problem, "hidden", Status.STEP_LIMIT) == (None, 2)
+    assert proving.decide_end(infinite, problem, "hidden", Status.MAX_STEPS_REACHED) == (None, 2)
 
 
 def test_every_reason_has_a_code():
@@ -214,7 +214,8 @@ def test_what_stops_does_not_depend_on_lanes_and_chunks(stopped, tmp_path):
     np.testing.assert_allclose(found["steps"], expected["steps"], rtol=1e-2)
     ended = expected["status"] == Status.STOPPED
     np.testing.assert_array_equal(found["steps"].where(ended), expected["steps"].where(ended))
-    kept = expected["status"] != Status.STEP_LIMIT  # After thousands of steps that chatter runs are alike, not equal.
+    # After thousands of steps that chatter runs are alike, not equal.
+    kept = expected["status"] != Status.MAX_STEPS_REACHED
     error = lambda values: values["relative_error"].where(kept)
     np.testing.assert_allclose(error(found), error(expected), rtol=1e-3)
 
