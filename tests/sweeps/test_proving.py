@@ -5,13 +5,13 @@ import importlib.util
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from support import ROOT
 from support.launchers import command, sized
 
 from relu_sgd import Params, Problem, Status, proofs
@@ -26,7 +26,6 @@ from sweeps.runtime import engine, session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Variant
 
-ROOT = Path(__file__).parents[2]
 GRID = dict(d0="3", d1="4,14", num_seeds=3, num_samples=16)
 MAP = dict(**GRID, num_steps=1500)
 STOPPING = GRID | dict(d1="4,24", num_steps=9000, stop="decided", trained_layers="hidden")
