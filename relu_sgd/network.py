@@ -121,7 +121,7 @@ def loss_scale(num_samples: int, d2: int, normalization: Normalization) -> float
     raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
 
 
-def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normalization) -> Float[Array, ""]:
+def normalize(losses: Float[ArrayLike, " samples"], d2: int, normalization: Normalization) -> Float[Array, ""]:
     """The objective that a step descends on, from the sample losses 1/2 ||Y_i - Yhat_i||^2.
 
     "half_sum" is their sum, the paper's L (and L^b on a mini-batch, Section 5). "mean" is the mean squared error over
@@ -131,7 +131,7 @@ def normalize(losses: Float[Array, " samples"], d2: int, normalization: Normaliz
     Raises:
       ValueError: `normalization` is none of them.
     """
-    return jnp.sum(losses) * loss_scale(losses.shape[0], d2, normalization)
+    return jnp.sum(losses) * loss_scale(jnp.shape(losses)[0], d2, normalization)
 
 
 @jax.custom_jvp
@@ -144,7 +144,9 @@ def _product(
 
 
 @functools.partial(_product.defjvp, symbolic_zeros=True)
-def _product_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
+def _product_jvp(
+    primals: tuple[ArrayLike, ArrayLike, ArrayLike], tangents: tuple[Any, Any, Any]
+) -> tuple[Array, Array]:
     WT, XT, X = primals
     out = _product(WT, XT, X)
     tangent = jnp.zeros_like(out)
