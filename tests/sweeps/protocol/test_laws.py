@@ -5,6 +5,7 @@ import itertools
 import re
 import sys
 import types
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from support import ROOT
 from support.launchers import command, sized
 
 from relu_sgd import Problem
@@ -195,6 +195,9 @@ def test_named_rows_reach_an_own_label_law_in_their_true_size(module):
 
 
 def test_appendix_g_knows_the_own_labels(module):
+    runs = draw.draw_tile(protocol(module, label_law="teacher"), TILE)
+    own = draw.draw_tile(protocol(module, label_law="teacher", **{"output_law": "output"}), TILE)
+    np.testing.assert_array_equal(runs.problem.Y, own.problem.Y)
     study = ConvergenceMap.make(
         label_law=f"{module.name}:teacher", output_law="appendix_g", precision="float64", num_samples=6
     )
@@ -385,7 +388,7 @@ def test_from_python_the_function_itself_stands_for_its_name(module, tmp_path, f
 
 def test_the_files_of_the_page_are_laws(tmp_path, monkeypatch):
     """Each in an interpreter of its own would be slow: here under names of their own, and without scikit-learn."""
-    page = (ROOT / "docs" / "own_laws.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "own_laws.md").read_text()
     sources = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(sources) == 2
     monkeypatch.syspath_prepend(str(tmp_path))
