@@ -13,6 +13,7 @@ settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True
 settings.load_profile("ci")
 
 
+<<<<<<< HEAD
 # Where the very program counts that users run: the steps of a descent, draws to the bit, a whole sweep. The other tests compile
 # far more than they run, so XLA may leave its costly passes out.
 COMPILED_IN_FULL = {
@@ -25,9 +26,13 @@ COMPILED_IN_FULL = {
 }
 
 
+=======
+>>>>>>> main
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request):
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in COMPILED_IN_FULL)
+    """Most tests compile far more than they run, so XLA may leave its costly passes out."""
+    in_full = request.node.get_closest_marker("compiled_in_full") is not None
+    jax.config.update("jax_disable_most_optimizations", not in_full)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def flag_values(study: type[Study]) -> flags.FlagValues:
 def _read(study: type[Study], values: flags.FlagValues) -> tuple[Study, Execution]:
     """The study that the flags describe, or the results with --figures_only; and how it runs."""
     own = flags_of(study)
-    given = {name: values[name].value for name in own if values[name].present}
+    present = {name: values[name].value for name in own if values[name].present}
     places: dict[str, Any] = {
         name: values[name].value for name in _own(study) if name not in own and values[name].value is not None
     }
@@ -59,11 +59,11 @@ def _read(study: type[Study], values: flags.FlagValues) -> tuple[Study, Executio
         raise UsageError("--out: say where the results go")
     execution = Execution(**places)
     if not execution.figures_only:
-        return study.make(**given), execution
-    science = [name for name in given if own[name][0].decides or name == "protocol"]
+        return study.make(**present), execution
+    science = [name for name in present if own[name][0].decides or name == "protocol"]
     if stray := sorted(science + ["block"] * bool(execution.block)):
         raise UsageError(f"--{stray[0]}: contradicts --figures_only, which takes everything from the results in --out")
-    return study.from_science(session.open_results(execution.out).attributes, **given), execution
+    return study.from_science(session.open_results(execution.out).attributes, **present), execution
 
 
 def report(study: Study, store: Store | None) -> Report:

@@ -79,8 +79,8 @@ def sweep(
     notebook), run in this process alone.
 
     Raises:
-      UsageError: (a ValueError) an argument is not allowed; the folder holds other results; or the file that defines the
-        function was edited since they were begun.
+      UsageError: (a ValueError) an argument is not allowed; the folder holds other results; or the file that defines
+        the function was edited since they were begun.
       SystemExit: SIGINT or SIGTERM came, and the cells in hand are stored.
     """
     if not isinstance(axes, Mapping):
@@ -188,7 +188,9 @@ def _codes(run: Any, start: Any, grid: Mapping[str, Any]) -> list[Code]:
 
 
 def _in_this_process(codes: Sequence[Code], execution: dict[str, Any]) -> dict[str, Any]:
-    """The execution, in this process alone where workers could not import what they run, or would run the script again."""
+    """The execution, in this process alone where workers could not import what they run, or would run the script
+    again.
+    """
     main = sys.modules["__main__"]
     script = getattr(main, "__file__", None)
     is_guarded = True

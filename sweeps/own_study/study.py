@@ -67,8 +67,8 @@ class Code:
             attribute = next((name for name, own in variables.items() if own is value), "")
             if not attribute:
                 raise UsageError(
-                    f"run: a {type(value).__name__} must be a variable at the top level of the file that defines start, "
-                    "so that its name and source can be kept"
+                    f"run: a {type(value).__name__} must be a variable at the top level of the file that defines "
+                    "start, so that its name and source can be kept"
                 )
             source = sources.source_hash(beside)
             module = sys.modules.get(variables.get("__name__", ""))
@@ -222,7 +222,7 @@ class OwnStudy(Study):
         return "status" in self._shapes[1]
 
     @functools.cached_property
-    def metrics(self) -> Metrics:  # type: ignore[override]
+    def metrics(self) -> Metrics:
         """What the first cell's runs return; nothing is computed for that."""
         shapes, _ = self._shapes
         kinds: dict[str, Any] = {
@@ -325,6 +325,7 @@ class OwnStudy(Study):
         where = ", ".join(f"{name}={value}" for name, value in cell.items())
         if set(records) != set(self.metrics):
             raise UsageError(f"run: returns {sorted(records)} at {where}, and {sorted(self.metrics)} in the first cell")
+<<<<<<< HEAD
         for name, (kind, _, *shape) in self.metrics.items():
             found, dtype = records[name]
             if found != (*shape, ())[0]:
@@ -332,3 +333,13 @@ class OwnStudy(Study):
             # A store of whole numbers would cut what comes after the point.
             if name != "status" and not np.can_cast(dtype, np.dtype(kind), "same_kind"):
                 raise UsageError(f"run: {name} is of type {dtype} at {where}, and {np.dtype(kind)} in the first cell")
+=======
+        for name, (_, _, *shape) in self.metrics.items():
+            if records[name].shape[1:] != (*shape, ())[0]:
+                raise UsageError(
+                    f"run: {name} has shape {records[name].shape[1:]} at {where}, "
+                    f"and {(*shape, ())[0]} in the first cell"
+                )
+        if not np.isin(records["status"], list(self.statuses)).all():
+            raise UsageError(f"run: a status at {where} is none of relu_sgd.Status (0 is a run that was not made)")
+>>>>>>> main

@@ -172,7 +172,7 @@ def follow_inclusion(protocol: Protocol, trained_layers: TrainedLayers) -> Calla
         )
         loss, diverged = found.loss[0], found.status == inclusion.Status.DIVERGED
         meets = jnp.sqrt(2 * loss) < tolerance * jnp.linalg.norm(run.problem.Y)
-        status = jnp.where(meets, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.STEP_LIMIT))
+        status = jnp.where(meets, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.MAX_STEPS_REACHED))
         return End(
             params=jax.tree.map(lambda leaf: leaf[0], found.params),
             status=status.astype(jnp.int8),

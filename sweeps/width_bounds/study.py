@@ -1,12 +1,15 @@
-"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a map's.
+"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a
+map's.
 
 python -m sweeps.width_bounds --out=DIR [--map=MAP]
 
-For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local criterion and the path certificates
-(the inclusion's and descent's) certify a random start, from measured alpha_0 and initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at
-small multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map takes the folder of a
-finished convergence map and adds the widths at which half of the trained networks converge. float64. DIR gets results.zarr, summary.csv, exponents.csv,
-table_1.csv, map.csv and the figure; the same command goes on after an interruption.
+For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local
+criterion and the path certificates (the inclusion's and descent's) certify a random start, from measured alpha_0 and
+initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at small
+multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map
+takes the folder of a finished convergence map and adds the widths at which half of the trained networks converge.
+float64. DIR gets results.zarr, summary.csv, exponents.csv, table_1.csv, map.csv and the figure; the same command goes
+on after an interruption.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ from sweeps.runtime import arithmetic
 from sweeps.runtime.session import open_results
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
-__all__ = ["CONDITIONS", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure"]
+__all__ = ["CONDITION_OF_METRIC", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure"]
 
 ROW_LAWS = {"sphere": sphere_rows, "cube": cube_rows}
 MULTIPLES = (1.0, 1.25, 2.0, 4.0)
@@ -35,7 +38,7 @@ MULTIPLES = (1.0, 1.25, 2.0, 4.0)
 # not the same flow.
 SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
 # Metrics are named after these: the conditions of the board that live on alpha_0.
-CONDITIONS = {
+CONDITION_OF_METRIC = {
     "11": "(11)",
     "10": "(10)",
     "sharp": "sharp",
@@ -139,14 +142,15 @@ class WidthBounds(Study):
             **{
                 f"alpha_ratio_{multiple:g}N": (
                     np.float64,
-                    f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; infinite where not measured",
+                    f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; "
+                    "infinite where not measured",
                 )
                 for multiple in MULTIPLES
             },
             "status": (np.int8, "0 pending, 1 measured, 2 some certified widths are expected ones only"),
         }
         for scaling in self.scaling:
-            for name, text in CONDITIONS.items():
+            for name, text in CONDITION_OF_METRIC.items():
                 metrics[f"{scaling}_expected_{name}"] = (
                     np.float64,
                     f"certified width by {text}, {SCALINGS[scaling]}, from expectations; infinite for none",
@@ -203,7 +207,7 @@ def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> di
             measured |= width_search.certified_widths(
                 radius * X, Y, scaling=law, seed=neurons, tolerance=study.tolerance, max_width=limit, conditions=reach
             )
-        for name, text in CONDITIONS.items():
+        for name, text in CONDITION_OF_METRIC.items():
             values[f"{scaling}_expected_{name}"] = expected[text]
             values[f"{scaling}_measured_{name}"] = measured[text] or math.inf
             if measured[text] is None:

@@ -1,0 +1,1 @@
+"""Programs that are run by hand, from anywhere; tests run a part of them."""
