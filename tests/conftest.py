@@ -13,21 +13,6 @@ settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True
 settings.load_profile("ci")
 
 
-<<<<<<< HEAD
-# Where the very program counts that users run: the steps of a descent, draws to the bit, a whole sweep. The other tests compile
-# far more than they run, so XLA may leave its costly passes out.
-COMPILED_IN_FULL = {
-    "test_convergence_map",
-    "test_descent",
-    "test_draws",
-    "test_engine",
-    "test_network",
-    "test_sweep_limits",
-}
-
-
-=======
->>>>>>> main
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request):
     """Most tests compile far more than they run, so XLA may leave its costly passes out."""

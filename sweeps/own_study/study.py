@@ -237,7 +237,7 @@ class OwnStudy(Study):
         return self._shapes_of(0)
 
     def _shapes_of(self, index: int) -> tuple[dict[str, Any], set[str]]:
-        """Names, types and shapes of a run's record, and the names that the run itself gives, in the first or last cell."""
+        """Names, types and shapes of a run's record in a cell, and the names that the run itself gives."""
         cell = tuple((name, values[index]) for name, values in self.grid.items())
         own: set[str] = set()
 
@@ -325,7 +325,6 @@ class OwnStudy(Study):
         where = ", ".join(f"{name}={value}" for name, value in cell.items())
         if set(records) != set(self.metrics):
             raise UsageError(f"run: returns {sorted(records)} at {where}, and {sorted(self.metrics)} in the first cell")
-<<<<<<< HEAD
         for name, (kind, _, *shape) in self.metrics.items():
             found, dtype = records[name]
             if found != (*shape, ())[0]:
@@ -333,13 +332,3 @@ class OwnStudy(Study):
             # A store of whole numbers would cut what comes after the point.
             if name != "status" and not np.can_cast(dtype, np.dtype(kind), "same_kind"):
                 raise UsageError(f"run: {name} is of type {dtype} at {where}, and {np.dtype(kind)} in the first cell")
-=======
-        for name, (_, _, *shape) in self.metrics.items():
-            if records[name].shape[1:] != (*shape, ())[0]:
-                raise UsageError(
-                    f"run: {name} has shape {records[name].shape[1:]} at {where}, "
-                    f"and {(*shape, ())[0]} in the first cell"
-                )
-        if not np.isin(records["status"], list(self.statuses)).all():
-            raise UsageError(f"run: a status at {where} is none of relu_sgd.Status (0 is a run that was not made)")
->>>>>>> main

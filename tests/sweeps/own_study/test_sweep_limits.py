@@ -1,4 +1,4 @@
-"""`sweep` where it is used otherwise than its examples do: ranges of seeds, measures, stale code, bad input; its pages."""
+"""`sweep` beyond its examples: ranges of seeds, measures, stale code, bad input; the pages that show it."""
 
 import dataclasses
 import importlib
@@ -19,7 +19,9 @@ from sweeps import sweep
 from sweeps.reporting import style
 from sweeps.study import UsageError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.compiled_in_full
 
 
 @pytest.fixture(autouse=True)
