@@ -10,7 +10,7 @@ __all__ = ["run"]
 
 
 def run(out: str | Path, **given: Any) -> "dict[str, xr.Dataset]":
-    """A convergence map from Python: `run("DIR", data_law=f, num_samples=100)` is what the command does with such flags.
+    """A convergence map from Python: `run("DIR", data_law=f)` is what the command does with such flags.
 
     See `sweeps.command.app.run` for arguments, result and errors, docs/own_laws.md for laws of one's own.
     """

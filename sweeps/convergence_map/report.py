@@ -20,8 +20,8 @@ __all__ = ["caption", "report", "text_map"]
 
 SCALE = ".123456789#"
 PROVED = (
-    "Proved (docs/proofs.md): such a minimum exists, of the very network and data of the run, at most as far away as the "
-    "store says; a local one is of L(., V) where the hidden layer is trained. Where descent would go is not proved."
+    "Proved (docs/proofs.md): such a minimum exists, of the very network and data of the run, at most as far away as "
+    "the store says; a local one is of L(., V) where the hidden layer is trained. Where descent would go is not proved."
 )
 
 
@@ -71,8 +71,8 @@ def _dynamics(study: ProtocolStudy) -> str:
 
 
 def text_map(summary: xr.Dataset) -> str:
-    """The probabilities as characters: d0 down, d1 across; "." for 0, "#" for 1, digits for tenths (rounded down), blank for
-    cells without a run.
+    """The probabilities as characters: d0 down, d1 across; "." for 0, "#" for 1, digits for tenths (rounded down),
+    blank for cells without a run.
     """
     tenths = np.floor(10 * summary["probability"].values + 1e-9)
     d1 = [str(size) for size in summary["d1"].values]

@@ -48,15 +48,15 @@ class ConvergenceMap(ProtocolStudy):
 
     prove: bool = flag(
         Switch(),
-        "decide the end of every run by a theorem, in float64: verdict, distance, error and radius of a minimum that is "
-        "proved to be nearby (docs/proved_maps.md)",
+        "decide the end of every run by a theorem, in float64: verdict, distance, error and radius of a minimum that "
+        "is proved to be nearby (docs/proved_maps.md)",
         False,
         group="proofs",
     )
     keep_proofs: bool = flag(
         Switch(),
-        "with --prove: keep the certificates of the tiles that are trained now, in the folder proofs beside the results, "
-        "for scripts/verify_proofs",
+        "with --prove: keep the certificates of the tiles that are trained now, in the folder proofs beside the "
+        "results, for scripts/verify_proofs",
         False,
         group="proofs",
         decides=False,

@@ -249,7 +249,7 @@ def try_own_laws(protocol: Protocol, sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def resize(run: Run, params: Params, d0: int, d1: int) -> Run:
-    """Runs with other weights and more or less padding, stacked along a leading axis; with NumPy, so nothing compiles."""
+    """Runs with other weights and more or less padding, stacked along a leading axis; by NumPy, which compiles nothing."""
 
     def fit(array: Any, *sizes: int) -> Any:
         array = array[(slice(None), *(slice(0, size) for size in sizes))]
@@ -261,8 +261,8 @@ def resize(run: Run, params: Params, d0: int, d1: int) -> Run:
 
 
 # Drawing and measuring are done with more padding than training, up to a power of two: padding changes no draw and no
-# count, and so a sweep compiles few programs for them. The random number generator alone takes longer to compile than the
-# training. They are kept here, because they outlive the programs of the tiles.
+# count, and so a sweep compiles few programs for them. The random number generator alone takes longer to compile than
+# the training. They are kept here, because they outlive the programs of the tiles.
 
 
 def roomy(sizes: tuple[int, int]) -> tuple[int, int]:

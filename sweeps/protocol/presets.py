@@ -179,7 +179,8 @@ class Conditions:
     )
     path_tolerance: float = flag(
         Number(1e-12, 1),
-        "with --dynamics=inclusion: largest estimated error, relative to the path's length, see relu_sgd.inclusion.solve",
+        "with --dynamics=inclusion: largest error of all steps, relative to the path's length, see "
+        "relu_sgd.inclusion.solve",
         group="training",
     )
     precision: str = flag(
@@ -267,8 +268,8 @@ def preset(name: str, trained_layers: TrainedLayers, **changes: Any) -> Protocol
 def relative_tolerance(criterion: str, tolerance: float, num_samples: int) -> float:
     """A criterion as a bound on the relative error, for N samples with labels +-1.
 
-    "scaled_mean_squared_error" bounds MSE / sqrt(N), with MSE = ||Y - Yhat||^2 / (N d2) and ||Y||^2 = N d2, so the relative
-    error is below sqrt(tolerance sqrt(N)): 0.188 at N = 200.
+    "scaled_mean_squared_error" bounds MSE / sqrt(N), with MSE = ||Y - Yhat||^2 / (N d2) and ||Y||^2 = N d2, so the
+    relative error is below sqrt(tolerance sqrt(N)): 0.188 at N = 200.
     """
     return tolerance if criterion == "relative_error" else math.sqrt(tolerance * math.sqrt(num_samples))
 

@@ -239,7 +239,7 @@ def measure_tile(protocol: Protocol, tile: Tile, runs: Run, ends: End) -> dict[s
 
 
 def network_cost(tile: Tile) -> float:
-    """A rough measure of the longest possible time of a tile over (d0, d1): runs x (products + a constant a neuron and a step)."""
+    """A rough measure of a tile's longest possible time: runs x (products + a constant a neuron and a step)."""
     d0, d1 = padded(tile)
     return tile.num_runs * ((d0 + 20) * d1 + 200)
 
@@ -307,7 +307,8 @@ def train_tile(
     """
     begun = time.perf_counter()
     runs = draw_tile(protocol, tile)
-    # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle late.
+    # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle
+    # late.
     order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun

@@ -1,13 +1,14 @@
 """Many runs on the devices of one process: a mesh, shard_map over it, and lanes inside every device.
 
-A device trains its networks side by side in lanes, in chunks of steps; between two chunks the lanes that are done are read
-off and given the next runs, by the host: what is compiled is a chunk and nothing else, and a sweep compiles one for every
-tile. A CPU wants a handful of lanes, to spread the cost of starting an operation over several small networks while they stay
-inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after another. Either
-way a run asks itself at every step, inside the compiled loop, whether it is done (`relu_sgd.Dynamics`). No collective
-runs inside a compiled chunk.
+A device trains its networks side by side in lanes, in chunks of steps; between two chunks the lanes that are done are
+read off and given the next runs, by the host: what is compiled is a chunk and nothing else, and a sweep compiles one
+for every tile. A CPU wants a handful of lanes, to spread the cost of starting an operation over several small networks
+while they stay inside the core's cache; a GPU or TPU wants hundreds. With one lane the networks are trained one after
+another. Either way a run asks itself at every step, inside the compiled loop, whether it is done
+(`relu_sgd.Dynamics`). No collective runs inside a compiled chunk.
 
-Pure functions that are not interrupted are mapped in batches, the next when all of the last are done (`map_on_devices`).
+Pure functions that are not interrupted are mapped in batches, the next when all of the last are done
+(`map_on_devices`).
 """
 
 import dataclasses
@@ -111,9 +112,9 @@ def begin(dynamics: Dynamics) -> Callable[[Start], Lane]:
 def default_lanes(backend: str, num_weights: int = 0, *, interruptible: bool = True) -> int:
     """How many runs a device trains side by side unless told otherwise.
 
-    512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for larger ones:
-    the more lanes, the cheaper the start of an operation is for each of them, and the more of them are idle at a tile's
-    end; 1 for functions that are mapped, which wait for each other.
+    512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for
+    larger ones: the more lanes, the cheaper the start of an operation is for each of them, and the more of them are
+    idle at a tile's end; 1 for functions that are mapped, which wait for each other.
     """
     if backend != "cpu":
         return 512
@@ -199,7 +200,7 @@ def _mesh(devices: list[jax.Device] | None) -> Mesh:
 def _mapped(
     key: Hashable, function: Callable[[PyTree], Record], inputs: PyTree, mesh: Mesh, lanes: int
 ) -> tuple[Record, Timings]:
-    """All inputs in one compiled program, dealt out over the devices; on each so many side by side, then as many again."""
+    """All inputs in one compiled program, dealt out over the devices, on each so many side by side at a time."""
     # Dealt out like cards, so that neighbours, which take about as long, go to different devices. Repeats of the last
     # one fill the last round.
     count, num_devices = _count(inputs), mesh.size
@@ -260,8 +261,8 @@ def _is_on_host(states: State) -> bool:
 def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State, State]:
     """Puts other runs into some lanes; what was there, on the host, and the new states.
 
-    On a CPU it is done with NumPy: the programs for it would take as long to compile as the chunk itself. Elsewhere only the
-    lanes that change travel.
+    On a CPU it is done with NumPy: the programs for it would take as long to compile as the chunk itself. Elsewhere
+    only the lanes that change travel.
     """
     sharding = jax.tree.map(lambda leaf: leaf.sharding, states)
     if _is_on_host(states):

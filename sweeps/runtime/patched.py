@@ -85,8 +85,8 @@ def check() -> None:
             value = getattr(module, key)
             if inspect.isfunction(value) and not value.__module__.startswith("relu_sgd"):
                 raise UsageError(
-                    f"{name}.{key} was replaced by {value.__module__}.{value.__qualname__}, which the configuration does not "
-                    "name: results would pass for those of the original"
+                    f"{name}.{key} was replaced by {value.__module__}.{value.__qualname__}, which the configuration "
+                    "does not name: results would pass for those of the original"
                 )
 
 
@@ -110,8 +110,8 @@ def _compare(theirs: tuple[tuple[str, str], ...]) -> None:
     different = [name for name, value in theirs if own.get(name, value) != value]
     if different:
         raise UsageError(
-            f"{different[0]} was changed after it was imported, which worker processes do not see and the configuration "
-            "does not name; nothing was computed"
+            f"{different[0]} was changed after it was imported, which worker processes do not see and the "
+            "configuration does not name; nothing was computed"
         )
 
 
