@@ -249,7 +249,7 @@ def try_own_laws(protocol: Protocol, sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def resize(run: Run, params: Params, d0: int, d1: int) -> Run:
-    """Runs with other weights and more or less padding, stacked along a leading axis; by NumPy, which compiles nothing."""
+    """Runs with other weights and more or less padding, stacked along a leading axis; NumPy compiles nothing."""
 
     def fit(array: Any, *sizes: int) -> Any:
         array = array[(slice(None), *(slice(0, size) for size in sizes))]

@@ -46,7 +46,7 @@ def _leave_with_parent() -> None:
 
 
 def _begin(counter: Any, cores: list[int], initialize: Callable[[], None]) -> None:
-    """In a new worker: one core, no signals (the parent decides when to leave), and no moment longer than the parent."""
+    """In a new worker: one core, no signals (the parent decides when to leave), and no longer than the parent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
