@@ -3,18 +3,22 @@
 import operator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["finite_arrays", "whole_number"]
+__all__ = ["check_fields", "check_key", "finite_arrays", "whole_number"]
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
     """The value as an int.
 
     Raises:
-      ValueError: it is no whole number (2.5, "3", None), or less than `least`.
+      ValueError: it is no whole number (2.5, "3", None, True), or less than `least`.
     """
     try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None
@@ -23,16 +27,44 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def check_fields(name: str, value: Any, kind: type) -> None:
+    """Whether a value has the arrays of a kind of tuple, `Params` or `Problem`.
+
+    Raises:
+      TypeError: it has not.
+    """
+    fields = kind._fields  # type: ignore[attr-defined]
+    if not all(hasattr(value, field) for field in fields):
+        raise TypeError(f"{name} must be a {kind.__name__} of {' and '.join(fields)}, got {type(value).__name__}")
+    for field in fields:
+        if not hasattr(array := getattr(value, field), "ndim"):
+            raise TypeError(f"{name}.{field} must be an array, got {type(array).__name__}")
+
+
+def check_key(key: Any) -> None:
+    """Whether a value is one random key, also one of the old kind, an array of integers.
+
+    Raises:
+      TypeError: it is not.
+    """
+    if isinstance(key, jax.Array | np.ndarray):
+        is_new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == (0 if is_new else 1) and (is_new or key.dtype == np.uint32):
+            return
+        raise TypeError(f"key must be one random key, as jax.random.key(0), got an array {key.dtype}{key.shape}")
+    raise TypeError(f"key must be one random key, as jax.random.key(0), got {key!r}")
+
+
 def finite_arrays(**arrays: Any) -> list[np.ndarray]:
     """The arrays in float64, in the order given.
 
     Raises:
       ValueError: an entry is NaN or infinite; the message names the array.
     """
-    found = []
+    converted = []
     for name, array in arrays.items():
         array = np.asarray(array, float)
         if not np.isfinite(array).all():
             raise ValueError(f"{name} of shape {array.shape} has entries that are not finite")
-        found.append(array)
-    return found
+        converted.append(array)
+    return converted

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt
 
+from relu_sgd._checks import check_key, whole_number
+
 __all__ = ["VERSION", "balanced_signs", "normal", "signs", "sum_of_squares", "uniform"]
 
 # Another number whenever the values of draws change: results of different ones do not mix.
@@ -30,8 +32,9 @@ Shape = tuple[int | Array, int | Array]
 PaddedShape = tuple[int | None, int | None]
 
 
-def _resolve(shape: Shape, padded_shape: PaddedShape) -> tuple[int, int]:
+def _resolve(key: Key[Array, ""], shape: Shape, padded_shape: PaddedShape) -> tuple[int, int]:
     """The static shape of the result, after checking what is known when the function is traced."""
+    check_key(key)
     resolved = []
     for size, padded in zip(shape, padded_shape, strict=True):
         if isinstance(size, jax.core.Tracer):
@@ -39,9 +42,10 @@ def _resolve(shape: Shape, padded_shape: PaddedShape) -> tuple[int, int]:
                 raise ValueError("a traced size needs a padded size")
             resolved.append(padded)
             continue
+        size = whole_number("a size", size, 0)
         if size < 1 or (padded is not None and padded < size):
             raise ValueError(f"sizes must be positive and padding must not shrink them: got {shape} in {padded_shape}")
-        resolved.append(int(size) if padded is None else padded)
+        resolved.append(size if padded is None else padded)
     return resolved[0], resolved[1]
 
 
@@ -126,9 +130,11 @@ def normal(
     float32 and 2^-43 in float64, never 0, and at most 6.34 and 9.16.
 
     Raises:
-      ValueError: a size is not positive, or a padded size is less than the true one or is missing for a traced one.
+      TypeError: the key is none.
+      ValueError: a size is no whole number from 1 on, or a padded size is less than the true one or is missing for a
+        traced one.
     """
-    padded, num_bits = _resolve(shape, padded_shape), _num_bits()
+    padded, num_bits = _resolve(key, shape, padded_shape), _num_bits()
     words = _words(key, shape[1], padded, num_bits)
     # The probability is m / 2^(num_bits + 1), m odd: the middle of one of 2^(num_bits - 1) equal parts of (0, 1/2).
     m = words << 1 | 1
@@ -155,7 +161,7 @@ def uniform(
 
     They are the odd multiples of 2^-24 in float32 and 2^-53 in float64, so neither 0 nor 1 in absolute value.
     """
-    padded, num_bits = _resolve(shape, padded_shape), _num_bits()
+    padded, num_bits = _resolve(key, shape, padded_shape), _num_bits()
     digits = jnp.finfo(jnp.result_type(float)).nmant + 1
     words = _words(key, shape[1], padded, num_bits) >> (num_bits - digits)
     odd = 2 * words.astype(f"int{num_bits}") + (1 - 2**digits)
@@ -166,7 +172,7 @@ def signs(
     key: Key[Array, ""], shape: Shape, padded_shape: PaddedShape = (None, None)
 ) -> Float[Array, "padded_rows padded_columns"]:
     """Independent entries, +1 or -1 with probability 1/2 each, padded with zeros as in `normal`; the same errors."""
-    padded = _resolve(shape, padded_shape)
+    padded = _resolve(key, shape, padded_shape)
     return jnp.where(_inside(shape, padded), jnp.where(_words(key, shape[1], padded, 32) >> 31 == 0, 1.0, -1.0), 0.0)
 
 
@@ -177,7 +183,7 @@ def balanced_signs(
 
     With an odd number of rows the extra one is -1. The same errors.
     """
-    padded = _resolve(shape, padded_shape)
+    padded = _resolve(key, shape, padded_shape)
     inside = _inside(shape, padded)
     # Padding sorts last (of equals the first row comes first), so true rows have the ranks that they have without it.
     order = jnp.where(inside, _words(key, shape[1], padded, 32), jnp.uint32(2**32 - 1))

@@ -10,12 +10,14 @@ from types import ModuleType
 __all__ = ["lazily"]
 
 
-def lazily(package: str, path: Iterable[str], names: Iterable[str]) -> tuple[Callable[[str], ModuleType], Callable]:
+def lazily(
+    package: str, path: Iterable[str], names: Iterable[str]
+) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
     """A package's `__getattr__` and `__dir__`, by which its public submodules are attributes of it (PEP 562).
 
     Args:
       package: the name of the package, `__name__` there.
-      path: where its submodules are, `__path__` there.
+      path: the folders of its submodules, `__path__` there.
       names: what it has besides, `__all__` there.
     """
     submodules = sorted(module.name for module in pkgutil.iter_modules(list(path)) if not module.name.startswith("_"))

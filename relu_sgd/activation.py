@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-__all__ = ["relu", "relu_with_slopes"]
+__all__ = ["relu"]
 
 
 @jax.custom_jvp
@@ -20,26 +20,14 @@ def _relu(x: Array, at_zero: Array) -> Array:
 
 
 @_relu.defjvp
-def _relu_jvp(primals, tangents):
+def _relu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     x, at_zero = primals
     x_dot, _ = tangents
-    # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign, and
-    # lets a NaN through. The slope is selected before it multiplies, so that an infinite x stays out of the reverse mode.
+    # What is neither positive nor negative is 0 or NaN: adding x leaves `at_zero` as it is at a zero of either sign,
+    # and lets a NaN through. The slope is selected before it multiplies, so that an infinite x stays out of the
+    # reverse mode.
     slope = jnp.where(x > 0, 1, jnp.where(x < 0, 0, at_zero + jax.lax.stop_gradient(x)))
     return jnp.maximum(x, 0), slope * x_dot
-
-
-@jax.custom_jvp
-def relu_with_slopes(x: Float[Array, "*shape"], slopes: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """max(x, 0), whose derivative is `slopes`: for an element of the subdifferential that is chosen elsewhere."""
-    del slopes
-    return jnp.maximum(x, 0)
-
-
-@relu_with_slopes.defjvp
-def _relu_with_slopes_jvp(primals, tangents):
-    x, slopes = primals
-    return jnp.maximum(x, 0), slopes * tangents[0]
 
 
 def relu(x: Real[ArrayLike, "*shape"], at_zero: Real[ArrayLike, "*#shape"] = 0.0) -> Float[Array, "*shape"]:

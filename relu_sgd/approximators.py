@@ -18,7 +18,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Real
 
 from relu_sgd import network
-from relu_sgd._checks import whole_number
+from relu_sgd._algebra import matmul
+from relu_sgd._checks import check_fields, check_key, whole_number
 from relu_sgd.activation import relu
 from relu_sgd.network import SampleLosses
 from relu_sgd.problem import Problem
@@ -64,11 +65,11 @@ def _cross_entropy(outputs: Array, labels: Array) -> Array:
     return optax.losses.softmax_cross_entropy(outputs, labels)
 
 
-# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f), the quadratic hinge
-# 1/2 max(0, 1 - y f)^2 and the logistic loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the cross-entropy of two or more outputs as logits
-# with labels that are probabilities (one-hot, for classes). Each raises ValueError where outputs and labels differ in
-# shape, and where labels that are known when it is traced are not what it is for. Labels that are traced, as under
-# jit, it cannot see.
+# The loss of a sample from its outputs and labels: half the squared error; the hinge max(0, 1 - y f), the quadratic
+# hinge 1/2 max(0, 1 - y f)^2 and the logistic loss log(1 + exp(-y f)) for labels +-1, summed over the outputs; the
+# cross-entropy of two or more outputs as logits with labels that are probabilities (one-hot, for classes). Each raises
+# ValueError where outputs and labels differ in shape, and where labels that are known when it is traced are not what
+# it is for. Labels that are traced, as under jit, it cannot see.
 LOSSES: dict[str, SampleLoss] = {
     "squared": _squared,
     "hinge": _hinge,
@@ -124,8 +125,11 @@ class Approximator:
         """theta_0, in the precision of the problem.
 
         Raises:
+          TypeError: the key is none, or the problem is of another kind.
           ValueError: the approximator has no law of its own for it.
         """
+        check_key(key)
+        check_fields("problem", problem, Problem)
         if self.initializer is None:
             raise ValueError(
                 "this approximator has no initializer; those of the paper's network are in `initialization`"
@@ -157,9 +161,11 @@ class Approximator:
             rows follow their samples.
 
         Raises:
+          TypeError: the problem is of another kind.
           ValueError: `at_zero` has rows, but not N, or the labels are known when traced and are none for a loss of
             `LOSSES`.
         """
+        check_fields("problem", problem, Problem)
         _check_labels(self.sample_loss, problem.Y)
         num_samples = problem.X.shape[0]
         has_rows = jnp.ndim(at_zero) > 1 and jnp.shape(at_zero)[0] != 1
@@ -188,7 +194,7 @@ def shallow(loss: str | SampleLoss = "squared") -> Approximator:
       ValueError: the loss is none of `LOSSES`.
     """
     return Approximator(
-        predict_inputs=lambda params, X, at_zero: network.matmul(relu(network.matmul(X, params.W), at_zero), params.V),
+        predict_inputs=lambda params, X, at_zero: matmul(relu(matmul(X, params.W), at_zero), params.V),
         preactivations_of=network.preactivations,
         sample_loss=_loss(loss),
     )
@@ -206,7 +212,7 @@ class DeepReLU(nn.Module):
     """A fully connected network with a chosen slope of relu at 0 in every hidden layer.
 
     Attributes:
-      widths: of the hidden layers, in order.
+      widths: the hidden layers' widths, in order.
       num_outputs: d2.
       at_zero: the slope of relu at 0, in [0, 1].
       use_bias: whether the layers have biases; the paper's has none.
@@ -247,7 +253,7 @@ def deep(
     """A deep ReLU network, with a law for its start, `Approximator.init`.
 
     Args:
-      widths: of the hidden layers, in order; at least one.
+      widths: the hidden layers' widths, in order; at least one.
       num_outputs: d2.
       loss: one of `LOSSES`, or a function as `Approximator.sample_loss`.
       use_bias: whether the layers have biases, 0 at the start.

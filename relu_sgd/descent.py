@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real, ScalarLike
 
-from relu_sgd._checks import whole_number
+from relu_sgd._checks import check_fields, check_key, whole_number
+from relu_sgd._normalization import normalize
 from relu_sgd.clarke.selections import Selection
 from relu_sgd.dynamics import Status
-from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, normalize, sample_losses
+from relu_sgd.network import Normalization, Params, SampleLosses, TrainedLayers, sample_losses
 from relu_sgd.problem import Problem
 
 __all__ = [
@@ -45,8 +46,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       objective: what step k + 1 descends on, on its samples and in its normalization; a number.
-      gradient: of the objective, a pytree like the trained weights.
-      losses: of all samples, of shape (N,).
+      gradient: the objective's gradient, a pytree like the trained weights.
+      losses: the losses of all samples, of shape (N,).
     """
 
     objective: Float[Array, ""]
@@ -59,30 +60,47 @@ Evaluator: TypeAlias = Callable[[Any, Int[Array, ""]], Evaluation]
 
 
 def _tolerance(value: ScalarLike) -> ScalarLike:
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
-        raise ValueError(f"a tolerance must be positive, or nothing is below it; got {value}")
+    if isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iuf" or not 0 < array < np.inf:
+        raise ValueError(
+            f"a tolerance must be positive and finite, or nothing or everything is below it; got {value!r}"
+        )
     return value
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SquaredErrorCriterion:
+    """A criterion that takes the losses for half squared errors."""
+
+    holds: Criterion
+
+    def __call__(self, losses: Float[Array, " N"], problem: Any) -> Bool[Array, ""]:
+        return self.holds(losses, problem)
+
+
 def relative_error_below(tolerance: ScalarLike) -> Criterion:
-    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3).
+    """The paper's criterion, ||Y - Yhat||_F / ||Y||_F < tolerance (Section 6.2, with 2.5e-3); for squared losses.
 
     Raises:
-      ValueError: the tolerance is known when traced and is not positive; so for all criteria here.
+      ValueError: the tolerance is known when traced and is no positive and finite number; so for all criteria here.
     """
     tolerance = _tolerance(tolerance)
-    return lambda losses, problem: jnp.sqrt(2 * jnp.sum(losses)) / jnp.linalg.norm(problem.Y) < tolerance
+    return _SquaredErrorCriterion(
+        lambda losses, problem: jnp.sqrt(2 * jnp.sum(losses)) / jnp.linalg.norm(problem.Y) < tolerance
+    )
 
 
 def mean_squared_error_below(tolerance: ScalarLike) -> Criterion:
-    """The released code's criterion, MSE / sqrt(N) < tolerance.
+    """The released code's criterion, MSE / sqrt(N) < tolerance; for squared losses.
 
     For labels +-1 it is the relative error below sqrt(tolerance sqrt(N)): 0.188 at N = 200 with 2.5e-3, 75 times laxer
     than the paper's.
     """
     tolerance = _tolerance(tolerance)
-    return lambda losses, problem: (
-        normalize(losses, problem.Y.shape[1], "mean") < tolerance * jnp.sqrt(problem.Y.shape[0])
+    return _SquaredErrorCriterion(
+        lambda losses, problem: normalize(losses, problem.Y.shape[1], "mean") < tolerance * jnp.sqrt(problem.Y.shape[0])
     )
 
 
@@ -108,7 +126,7 @@ class DescentState(NamedTuple):
       evaluated: whether theta_k has been evaluated; False at the start, before `Descent.advance_to` was called. What
         follows is then without meaning (the losses are infinite).
       optimizer_state: the optimizer's state for the trained weights.
-      gradient: the gradient that the next step takes, of the trained weights at theta_k.
+      gradient: the gradient with respect to the trained weights at theta_k, which the next step takes.
       objective: the function whose gradient that is, at theta_k: on the samples of the next step, in its normalization.
       loss: L(theta_k), the sum of the losses of all samples (1/2 ||Y - Yhat||_F^2 unless told otherwise), whatever the
         objective and the batch.
@@ -144,7 +162,7 @@ def gradient_norm_below(tolerance: ScalarLike) -> StoppingRule:
     """The stopping rule ||gradient|| < tolerance: the Euclidean norm over all trained weights, of the step's objective.
 
     Raises:
-      ValueError: the tolerance is known when traced and is not positive.
+      ValueError: the tolerance is known when traced and is no positive and finite number.
     """
     tolerance = _tolerance(tolerance)
     return lambda state: optax.tree.norm(state.gradient) < tolerance
@@ -159,8 +177,9 @@ class DescentResult(NamedTuple):
     """What `descend` returns; fields as in `DescentState`, and:
 
     Attributes:
-      status: the first that applies: PENDING when theta_0 was never evaluated, DIVERGED when the last loss is not finite,
-        CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does, STEP_LIMIT.
+      status: the first that applies: PENDING when theta_0 was never evaluated, DIVERGED when the last loss is not
+        finite, CONVERGED when the criterion holds at the last theta, STOPPED when the stopping rule does,
+        MAX_STEPS_REACHED.
       steps: the number of updates made.
       measured_at: the step of every record, or None when nothing is measured. After a run has stopped, its last
         record is repeated.
@@ -177,7 +196,7 @@ class DescentResult(NamedTuple):
     measurements: PyTree = None
 
 
-def _takes(function: Callable, *arguments: Any, **keywords: Any) -> bool:
+def _takes(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> bool:
     """Whether a function can be called like this; True where Python cannot tell."""
     try:
         inspect.signature(function).bind(*arguments, **keywords)
@@ -188,13 +207,7 @@ def _takes(function: Callable, *arguments: Any, **keywords: Any) -> bool:
     return True
 
 
-def _nodes(tree: PyTree) -> list[Any]:
-    """The tree and all trees in it that are tuples, lists or dictionaries."""
-    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
-    return [tree] + [node for child in children for node in _nodes(child)]
-
-
-def _check_scalar(name: str, kind: Any, function: Callable, *arguments: Any) -> jax.ShapeDtypeStruct:
+def _check_scalar(name: str, kind: Any, function: Callable[..., Any], *arguments: Any) -> jax.ShapeDtypeStruct:
     """What a function returns for such arguments, when it can be called and returns one value of a kind."""
     wanted = "truth value" if kind is bool else "float"
     try:
@@ -260,11 +273,17 @@ class Descent:
                 raise ValueError("a selection of slopes is for the shallow network with the squared loss")
             if not _takes(self.losses, None, at_zero=0.0):
                 raise ValueError("losses must take a problem and the keyword at_zero, and return the map to the losses")
-            if self.normalization == "mean" and not getattr(self.losses, "is_squared", False):
-                raise ValueError(
-                    "normalization='mean' is the mean of squared errors, for the squared loss alone; "
-                    "the mean of the losses is 'sample_mean'"
-                )
+            if not getattr(self.losses, "is_squared", False):
+                if self.normalization == "mean":
+                    raise ValueError(
+                        "normalization='mean' is the mean of squared errors, for the squared loss alone; "
+                        "the mean of the losses is 'sample_mean'"
+                    )
+                if isinstance(self.criterion, _SquaredErrorCriterion):
+                    raise ValueError(
+                        "the criterion is one of squared errors, for the squared loss alone; "
+                        "for other losses there is mean_loss_below"
+                    )
 
     def _check_objective(self) -> None:
         """Whether everything about samples is left out."""
@@ -274,7 +293,7 @@ class Descent:
             "normalization": self.normalization != "half_sum",
             "at_zero": callable(self.at_zero) or np.ndim(self.at_zero) > 0 or self.at_zero != 0,
         }
-        if names := [name for name, given in contradictions.items() if given]:
+        if names := [name for name, is_set in contradictions.items() if is_set]:
             raise ValueError(f"an objective is a function of theta as a whole; leave out {', '.join(names)}")
 
     def _trained(self, params: Any) -> PyTree:
@@ -285,7 +304,7 @@ class Descent:
     def _with_trained(self, params: Any, trained: PyTree) -> Any:
         return params._replace(W=trained) if self.trained_layers == "hidden" else trained
 
-    def _objective(self, problem: Any, key: Any) -> tuple[Callable, Callable]:
+    def _objective(self, problem: Any, key: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """What the steps descend on.
 
         Returns:
@@ -293,14 +312,14 @@ class Descent:
           and one of theta, the losses of all samples.
         """
         if self.objective is not None:
-            given = () if problem is None else (problem,)
+            data = () if problem is None else (problem,)
             total = self.objective
 
             def whole(trained: PyTree, params: Any, step: Int[Array, ""]) -> tuple[Array, Array]:
-                value = jnp.asarray(total(self._with_trained(params, trained), *given))
+                value = jnp.asarray(total(self._with_trained(params, trained), *data))
                 return value, value[None]
 
-            return whole, lambda params: jnp.asarray(total(params, *given))[None]
+            return whole, lambda params: jnp.asarray(total(params, *data))[None]
 
         num_samples, d2 = problem.Y.shape
         if self.batch_size is not None and self.batch_size > num_samples:
@@ -309,6 +328,8 @@ class Descent:
             raise ValueError("mini-batches need a key")
         if key is None and callable(self.at_zero):
             raise ValueError("a selection of slopes needs a key")
+        if key is not None:
+            check_key(key)
         losses_of = self.losses(problem) if callable(self.at_zero) else self.losses(problem, at_zero=self.at_zero)
         # No step has this number, so that slopes and mini-batches are independent.
         choices: Any = key if key is None else jax.random.fold_in(key, np.uint32(2**32 - 1))
@@ -345,13 +366,26 @@ class Descent:
 
         return evaluate
 
+    def _check_kinds(self, problem: Any, params: Any) -> None:
+        """Whether theta, and the training set where there is one, are of the right kind."""
+        if self.objective is None and problem is not None and not hasattr(problem, "Y"):
+            check_fields("problem", problem, Problem)
+        if self.losses is sample_losses and self.objective is None and problem is not None:
+            check_fields("params", params, Params)
+        leaves = jax.tree.leaves(self._trained(params))
+        if not leaves:
+            raise TypeError(f"params must be theta_0, a pytree of arrays, got {params!r}")
+        for leaf in leaves:
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(f"the trained weights must be floats, got {jnp.result_type(leaf)}")
+
     def _check_losses(self, problem: Any, params: Any) -> jax.ShapeDtypeStruct:
         """The shape of the losses of all samples, when it is right, and so is that of a batch."""
         if self.objective is not None:
-            given = () if problem is None else (problem,)
-            if not _takes(self.objective, params, *given):
+            data = () if problem is None else (problem,)
+            if not _takes(self.objective, params, *data):
                 raise ValueError(f"the objective must take {'theta' if problem is None else 'theta and the problem'}")
-            value = _check_scalar("objective", jnp.floating, self.objective, params, *given)
+            value = _check_scalar("objective", jnp.floating, self.objective, params, *data)
             return jax.ShapeDtypeStruct((1,), value.dtype)
         if problem is None:
             raise ValueError("without an objective of its own a descent needs a problem")
@@ -412,19 +446,22 @@ class Descent:
         Args:
           problem: the training set; with an objective of one's own, what it takes besides theta, or None.
           params: theta_0.
-          key: of the mini-batches and of a selection.
+          key: the random key for mini-batches and a selection.
 
         Raises:
+          TypeError: params, problem or key are of another kind.
           ValueError: shapes do not fit, the batch exceeds N, mini-batches or a selection have no key, what was given
             as losses, objective, criterion, stopping rule or kernel is not of the right kind, or the optimizer is
             optax.lookahead.
         """
+        self._check_kinds(problem, params)
         problem = jax.tree.map(jnp.asarray, problem)
         losses = self._check_losses(problem, params)
         self._objective(problem, key)  # Sizes and key.
         trained = self._trained(params)
         optimizer_state = self.optimizer.init(trained)
-        if any(isinstance(node, optax.LookaheadState) for node in _nodes(optimizer_state)):
+        is_lookahead = lambda node: isinstance(node, optax.LookaheadState)
+        if any(map(is_lookahead, jax.tree.leaves(optimizer_state, is_leaf=is_lookahead))):
             raise ValueError("optax.lookahead needs parameters of its own kind, and is not for descend")
         infinite = jnp.full((), jnp.inf, losses.dtype)
         begun = DescentState(
@@ -488,8 +525,8 @@ class Descent:
         """On to an absolute step, or to where the run ends by itself; theta_0 is evaluated on the way.
 
         Args:
-          state: where to go on from; one of another descent goes through `take_over` first.
-          step: how many updates shall have been made, counted from theta_0; traced or not.
+          state: the state to go on from; one of another descent goes through `take_over` first.
+          step: the number of updates to have been made, counted from theta_0; traced or not.
           fixed_length: the most updates to make now, as an int, for a loop of fixed length, which reverse-mode
             differentiation can go through; None for a loop that ends when it can.
 
@@ -549,7 +586,7 @@ class Descent:
             state = jax.lax.while_loop(is_due, take_step, state)
         else:
 
-            def step_if_due(_, state: DescentState) -> DescentState:
+            def step_if_due(_: Array, state: DescentState) -> DescentState:
                 due = is_due(state)
                 return jax.tree.map(lambda old, new: jnp.where(due, new, old), state, take_step(state))
 
@@ -559,7 +596,7 @@ class Descent:
 
     def result(self, state: DescentState) -> DescentResult:
         """How a run that takes no more steps ended."""
-        status = jnp.where(state.stopped, Status.STOPPED, Status.STEP_LIMIT)
+        status = jnp.where(state.stopped, Status.STOPPED, Status.MAX_STEPS_REACHED)
         status = jnp.where(state.meets, Status.CONVERGED, status)
         status = jnp.where(jnp.isfinite(state.loss), status, Status.DIVERGED)
         return DescentResult(
@@ -612,15 +649,16 @@ def descend(
       trained_layers: "both", or "hidden" to keep V fixed.
       batch_size: b samples drawn uniformly without replacement and independently at every step (L^b of Section 5);
         None for all N. The loss over all samples is evaluated at every step all the same.
-      key: of the mini-batches, and of a selection; the mini-batches are the same whatever `at_zero` is.
+      key: the random key for mini-batches and a selection; the mini-batches are the same whatever `at_zero` is.
       at_zero: slope of relu at 0, in [0, 1], broadcast to N x d1; or a `selections.Selection`, which chooses at every
         step.
-      criterion: which theta is a success, e.g. `relative_error_below(2.5e-3)`; None for none.
+      criterion: the criterion of success, e.g. `relative_error_below(2.5e-3)`; None for none.
       stop: "first_passage" stops at the first theta that meets the criterion, theta_0 included; "never" goes on, and
         the criterion is then judged at the last theta. Either way a run stops when its loss is not finite.
-      stopping_rule: when to stop besides, whether theta is a success or not: from a `DescentState` (step k, params,
-        gradient, losses, problem) to a truth value, asked at theta_0 and after every update. `gradient_norm_below` and
-        `zero_loss` are two. A run that it ends is STOPPED, or CONVERGED where the criterion holds as well.
+      stopping_rule: a rule to stop by besides, whether theta is a success or not: from a `DescentState` (step k,
+        params, gradient, losses, problem) to a truth value, asked at theta_0 and after every update.
+        `gradient_norm_below` and `zero_loss` are two. A run that it ends is STOPPED, or CONVERGED where the criterion
+        holds as well.
       losses: an `Approximator`, for other networks and losses than the paper's; or any function from (problem,
         at_zero=...) to a map from (theta, samples=None) to the losses of the samples, of shape (N,), or of those whose
         indices are given.
@@ -637,6 +675,7 @@ def descend(
       A `DescentResult`.
 
     Raises:
+      TypeError: params, problem or key are of another kind.
       ValueError: shapes do not fit, an option is not one of the allowed values, a number is out of its range, or
         `losses`, objective, criterion, stopping rule, kernel or optimizer are not of the right kind.
     """

@@ -1,40 +1,27 @@
-"""How much the differential changes from one network to the next: of the predictions, and of the loss (Section 6.2, Figures 3e, 3j).
+"""How much the differential changes from one network to the next: of the predictions, and of the loss (Section 6.2,
+Figures 3e, 3j).
 
-The paper's text means the Jacobian DY of the predictions, its released code the gradient of the loss; they are far apart, so both are here.
+The paper's text means the Jacobian DY of the predictions, its released code the gradient of the loss; they are far
+apart, so both are here.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from relu_sgd.network import (
-    Params,
-    TrainedLayers,
-    gram_of_factor,
-    hidden_layer,
-    jacobian_gram,
-    matmul,
-    outer_gram,
-    preactivations,
-)
+from relu_sgd._algebra import gram_of_factor, matmul, norm_from_gram, outer_gram
+from relu_sgd.network import Params, TrainedLayers, hidden_layer, jacobian_gram, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = [
     "jacobian_difference_gram",
-    "least_singular_value",
-    "operator_norm",
+    "least_hidden_singular_value",
     "relative_gradient_change",
     "relative_jacobian_change",
 ]
 
 
-def operator_norm(gram: Float[Array, "rows rows"]) -> Float[Array, ""]:
-    """||J|| from J J^T."""
-    # The singular values of a symmetric matrix are the absolute values of its eigenvalues, and JAX finds them without the vectors.
-    return jnp.sqrt(jnp.linalg.svdvals(gram)[0])
-
-
-def least_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
+def least_hidden_singular_value(params: Params, problem: Problem) -> Float[Array, ""]:
     """alpha_0 = sigma_min(H^T) of (8), to the square root of rounding; 0 where d1 < N, by rank.
 
     Raises:
@@ -51,13 +38,13 @@ def jacobian_difference_gram(
 ) -> Float[Array, "rows rows"]:
     """(J' - J)(J' - J)^T for the Jacobians of the predictions at two networks; rows as in `network.jacobian_gram`.
 
-    For d2 = 1, (X X^T) o (D D^T) + (H' - H)(H' - H)^T with D = M' dg(v') - M dg(v), the second term only where V is trained: O(N^2 d1), and no matrix with
-    as many columns as there are weights.
+    For d2 = 1, (X X^T) o (D D^T) + (H' - H)(H' - H)^T with D = M' dg(v') - M dg(v), the second term only where V is
+    trained: O(N^2 d1), and no matrix with as many columns as there are weights.
 
     Args:
       before, after: the networks.
       problem: the training set.
-      trained_layers: with respect to which weights; slopes at 0 are 0.
+      trained_layers: the weights of the Jacobian, "both" layers or the "hidden" one; slopes at 0 are 0.
 
     Raises:
       ValueError: the shapes do not fit.
@@ -81,16 +68,17 @@ def relative_jacobian_change(
     """
     whole = jacobian_gram(before, problem, trained_layers=trained_layers)
     difference = jacobian_difference_gram(before, after, problem, trained_layers=trained_layers)
-    return operator_norm(difference) / operator_norm(whole)
+    return norm_from_gram(difference) / norm_from_gram(whole)
 
 
 def _spectral_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     rows, columns = matrix.shape
-    return operator_norm(matmul(matrix, matrix.T) if rows <= columns else matmul(matrix.T, matrix))
+    return norm_from_gram(matmul(matrix, matrix.T) if rows <= columns else matmul(matrix.T, matrix))
 
 
 def relative_gradient_change(before: PyTree, after: PyTree) -> Float[Array, ""]:
-    """The relative differential change of the released code: max over layers of ||g' - g||_2 over max over layers of ||g||_2.
+    """The relative differential change of the released code: max over layers of ||g' - g||_2 over max over layers of
+    ||g||_2.
 
     Args:
       before, after: gradients of the objective, a matrix a layer; ||.||_2 is the spectral norm.

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 __all__ = ["Dynamics", "Status", "Stepwise"]
 
-State = TypeVar("State")
-Result = TypeVar("Result", covariant=True)
+StateT = TypeVar("StateT")
+ResultT = TypeVar("ResultT", covariant=True)
 
 
 class Status(enum.IntEnum):
@@ -18,7 +18,7 @@ class Status(enum.IntEnum):
 
     PENDING = 0
     CONVERGED = 1  # The criterion of success holds at the end.
-    STEP_LIMIT = 2
+    MAX_STEPS_REACHED = 2
     DIVERGED = 3  # The loss is not finite.
     STOPPED = 4  # A stopping rule ended it, short of the criterion.
     REACHED = 5  # The inclusion: the final time, or the error that was asked for.
@@ -27,7 +27,7 @@ class Status(enum.IntEnum):
     UNDECIDED = 8  # The inclusion: its velocity is not known, or errors have grown too large to tell.
 
 
-class Dynamics(Protocol[State, Result]):
+class Dynamics(Protocol[StateT, ResultT]):
     """A run as pure functions, which jit and vmap go through.
 
     The state is a pytree of arrays and holds all that is needed to go on, the problem and the random key included.
@@ -35,55 +35,55 @@ class Dynamics(Protocol[State, Result]):
     it reuses compiled programs where the dynamics are equal and cannot change, as a frozen dataclass.
     """
 
-    def init(self, problem: PyTree, params: PyTree, key: Key[Array, ""] | None = None) -> State:
+    def init(self, problem: PyTree, params: PyTree, key: Key[Array, ""] | None = None) -> StateT:
         """The state at step 0.
 
         Args:
           problem: the training set, or any pytree that describes what is solved.
           params: theta_0, any pytree.
-          key: of whatever the run draws.
+          key: the random key for whatever the run draws.
         """
         ...
 
-    def advance_to(self, state: State, step: int | Int[Array, ""]) -> State:
+    def advance_to(self, state: StateT, step: int | Int[Array, ""]) -> StateT:
         """On to an absolute step; it takes no step of a state that is done, and none where it is there already.
 
         The state is asked at every step, and at step 0, whether it is done.
         """
         ...
 
-    def done(self, state: State) -> Bool[Array, ""]:
+    def done(self, state: StateT) -> Bool[Array, ""]:
         """Whether the run has ended by itself, and takes no more steps."""
         ...
 
-    def result(self, state: State) -> Result:
+    def result(self, state: StateT) -> ResultT:
         """What is kept of a run that takes no more steps."""
         ...
 
 
-class Stepwise(abc.ABC, Generic[State, Result]):
+class Stepwise(abc.ABC, Generic[StateT, ResultT]):
     """`Dynamics` made of single steps: with `init`, `take_step`, `done` and `result` there is `advance_to`.
 
     The state must have an attribute `step`, the number of steps taken: 0 at first, and one more after every step.
     """
 
     @abc.abstractmethod
-    def init(self, problem: PyTree, params: PyTree, key: Key[Array, ""] | None = None) -> State:
+    def init(self, problem: PyTree, params: PyTree, key: Key[Array, ""] | None = None) -> StateT:
         """The state at step 0; see `Dynamics.init`."""
 
     @abc.abstractmethod
-    def take_step(self, state: State) -> State:
+    def take_step(self, state: StateT) -> StateT:
         """The state one step on."""
 
     @abc.abstractmethod
-    def done(self, state: State) -> Bool[Array, ""]:
+    def done(self, state: StateT) -> Bool[Array, ""]:
         """Whether the run has ended by itself."""
 
     @abc.abstractmethod
-    def result(self, state: State) -> Result:
+    def result(self, state: StateT) -> ResultT:
         """What is kept of the run."""
 
-    def advance_to(self, state: State, step: int | Int[Array, ""]) -> State:
+    def advance_to(self, state: StateT, step: int | Int[Array, ""]) -> StateT:
         """On to an absolute step, or to where the run is done."""
         going: Any = lambda now: (now.step < step) & ~self.done(now)
         return jax.lax.while_loop(going, self.take_step, state)

@@ -1,14 +1,17 @@
 """The laws that the initial weights W0 and V0 are drawn from (Section 6, Assumptions 4.1 and G.1).
 
-Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key and
-the true sizes alone, to the bit (see `relu_sgd._draws`). Sizes may be traced where the padded size is given. All raise
-ValueError as `relu_sgd._draws` does.
+Every law takes the key that it consumes, the true sizes and, by keyword, the padded ones; a draw depends on the key
+and the true sizes alone, to the bit (see `relu_sgd._draws`). Sizes may be traced where the padded size is given. All
+raise TypeError where the key is none, and ValueError where a size is no whole number from 1 on or does not fit its
+padded one.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, ScalarLike
 
 from relu_sgd import _draws as draws
+from relu_sgd._checks import whole_number
 
 __all__ = [
     "balanced_sign_output",
@@ -87,6 +90,9 @@ def balanced_sign_output(
       magnitude: 1/sqrt(d1) when None, as in Section 6; Assumption G.1 takes ||y|| / sqrt(N d1).
       padded_d1: number of rows of the result; those from d1 on are zero.
     """
+    d2 = whole_number("d2", d2)
+    if not isinstance(d1, jax.core.Tracer):
+        d1 = whole_number("d1", d1)
     index = jnp.arange(d1 if padded_d1 is None else padded_d1)[:, None]
     signs = jnp.where(index < d1 // 2, 1.0, jnp.where(index < d1, -1.0, 0.0))
     return _magnitude(magnitude, d1) * jnp.broadcast_to(signs, (index.size, d2))

@@ -1,8 +1,8 @@
 """What is read off a network, or off two consecutive ones (Section 6).
 
-Where a network is padded with neurons that do not exist, `neurons` marks the true ones and the others never count. For networks other than
-the paper's, `preactivations_of` and `predict_of` say how they are evaluated: `Approximator.preactivations` and `.predict`; the neurons
-are then all units of all layers.
+Where a network is padded with neurons that do not exist, `neurons` marks the true ones and the others never count. For
+networks other than the paper's, `preactivations_of` and `predict_of` say how they are evaluated:
+`Approximator.preactivations` and `.predict`; the neurons are then all units of all layers.
 """
 
 from collections.abc import Callable
@@ -125,11 +125,12 @@ def _mixed(values: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 def pattern_fingerprint(
     params: Any, problem: Problem, *, neurons: Neurons = None, preactivations_of: Preactivations = preactivations
 ) -> UInt32[Array, "2"]:
-    """64 bits that stand for the activation pattern: equal patterns have equal ones, and different ones differ but for chance.
+    """64 bits that stand for the activation pattern: equal patterns have equal ones, and different ones differ but for
+    chance.
 
-    Twice, with different fixed pseudo-random words for the neurons: the words of a sample's active neurons are added up, and the sums of all samples are scattered
-    and added up. Two of n different patterns agree with probability about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without
-    keeping their patterns.
+    Twice, with different fixed pseudo-random words for the neurons: the words of a sample's active neurons are added
+    up, and the sums of all samples are scattered and added up. Two of n different patterns agree with probability
+    about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without keeping their patterns.
     """
     active = activation_pattern(params, problem, preactivations_of=preactivations_of)
     active = active if neurons is None else active & neurons

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
-from relu_sgd.activation import relu, relu_with_slopes
+from relu_sgd._algebra import hidden_jacobian_gram, matmul, outer_gram
+from relu_sgd._checks import check_fields
+from relu_sgd._normalization import Normalization, normalize
+from relu_sgd.activation import relu
 from relu_sgd.problem import Problem
 
 __all__ = [
@@ -21,21 +24,14 @@ __all__ = [
     "Params",
     "SampleLosses",
     "TrainedLayers",
-    "gram_of_factor",
-    "hidden_jacobian_gram",
     "hidden_layer",
     "jacobian_gram",
     "loss",
-    "loss_scale",
-    "matmul",
-    "normalize",
-    "outer_gram",
     "preactivations",
     "predict",
     "sample_losses",
 ]
 
-Normalization: TypeAlias = Literal["half_sum", "mean", "sample_mean"]
 TrainedLayers: TypeAlias = Literal["hidden", "both"]
 
 
@@ -55,13 +51,10 @@ class Params(NamedTuple):
 SampleLosses: TypeAlias = Callable[..., Float[Array, " samples"]]
 
 
-def matmul(a: ArrayLike, b: ArrayLike) -> Array:
-    """The product a b, in the highest precision that the backend has."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 def _check(params: Params, problem: Problem) -> None:
-    (W, V), (X, Y) = params, problem
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
+    W, V, X, Y = params.W, params.V, problem.X, problem.Y
     if not (
         X.ndim == Y.ndim == W.ndim == V.ndim == 2
         and X.shape[0] == Y.shape[0]
@@ -75,18 +68,11 @@ def _check(params: Params, problem: Problem) -> None:
         )
 
 
-def outer_gram(matrix: Float[Array, "rows columns"]) -> Float[Array, "rows rows"]:
-    """A A^T, in three quarters of the operations of a general product: the two blocks off the diagonal are one."""
-    half = matrix.shape[0] // 2
-    first, second = matrix[:half], matrix[half:]
-    across = matmul(first, second.T)
-    return jnp.block([[matmul(first, first.T), across], [across.T, matmul(second, second.T)]])
-
-
 def preactivations(params: Params, problem: Problem) -> Float[Array, "N d1"]:
     """Z = X W.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: the shapes of `params` and `problem` do not fit each other.
     """
     _check(params, problem)
@@ -105,33 +91,17 @@ def predict(params: Params, problem: Problem, *, at_zero: Real[ArrayLike, "*#sha
     return matmul(hidden_layer(params, problem, at_zero=at_zero), params.V)
 
 
-def loss_scale(num_samples: int, d2: int, normalization: Normalization) -> float:
-    """The objective divided by the half sum: 1 for "half_sum", 2 / (samples d2) for "mean", 1 / samples for
-    "sample_mean".
-
-    Raises:
-      ValueError: `normalization` is none of them.
-    """
-    if normalization == "half_sum":
-        return 1.0
-    if normalization == "mean":
-        return 2 / (num_samples * d2)
-    if normalization == "sample_mean":
-        return 1 / num_samples
-    raise ValueError(f"normalization must be one of {get_args(Normalization)}, got {normalization!r}")
+@jax.custom_jvp
+def _relu_with_slopes(x: Float[Array, "*shape"], slopes: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """max(x, 0), whose derivative is `slopes`: for an element of the subdifferential that is chosen elsewhere."""
+    del slopes
+    return jnp.maximum(x, 0)
 
 
-def normalize(losses: Float[ArrayLike, " samples"], d2: int, normalization: Normalization) -> Float[Array, ""]:
-    """The objective that a step descends on, from the sample losses 1/2 ||Y_i - Yhat_i||^2.
-
-    "half_sum" is their sum, the paper's L (and L^b on a mini-batch, Section 5). "mean" is the mean squared error over
-    all entries, (2 / (samples d2)) times the sum, which the authors' released code descends on. "sample_mean" is the
-    mean of the sample losses, whatever they are.
-
-    Raises:
-      ValueError: `normalization` is none of them.
-    """
-    return jnp.sum(losses) * loss_scale(jnp.shape(losses)[0], d2, normalization)
+@_relu_with_slopes.defjvp
+def _relu_with_slopes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, slopes = primals
+    return jnp.maximum(x, 0), slopes * tangents[0]
 
 
 @jax.custom_jvp
@@ -176,6 +146,7 @@ def sample_losses(
       A function of `params` and, optionally, of the indices of the wanted samples; it raises ValueError when the
       shapes do not fit.
     """
+    check_fields("problem", problem, Problem)
     inputs, labels = problem.X.T, problem.Y.T
     # D X is faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (tried with
     # 256-bit registers in float32).
@@ -185,14 +156,14 @@ def sample_losses(
         _check(params, problem)
         x, X = (inputs, problem.X) if samples is None else (inputs[:, samples], problem.X[samples])
         y = labels if samples is None else labels[:, samples]
-        chosen = at_zero if slopes is None else slopes
-        if jnp.ndim(chosen):
-            chosen = jnp.broadcast_to(chosen, (problem.X.shape[0], params.W.shape[1])).T
-            chosen = chosen if samples is None else chosen[:, samples]
+        slope = at_zero if slopes is None else slopes
+        if jnp.ndim(slope):
+            slope = jnp.broadcast_to(slope, (problem.X.shape[0], params.W.shape[1])).T
+            slope = slope if samples is None else slope[:, samples]
         # The barrier keeps XLA from folding the transpose into the products, which are faster without it.
         WT = jax.lax.optimization_barrier(params.W.T)
         Z = _product(WT, x, X) if whole_registers else matmul(WT, x)
-        hidden = relu(Z, chosen) if slopes is None else relu_with_slopes(Z, jnp.asarray(chosen, Z.dtype))
+        hidden = relu(Z, slope) if slopes is None else _relu_with_slopes(Z, jnp.asarray(slope, Z.dtype))
         return 0.5 * jnp.sum((y - matmul(params.V.T, hidden)) ** 2, axis=0)
 
     return losses
@@ -211,21 +182,6 @@ def loss(
       ValueError: the shapes do not fit, or `normalization` or `at_zero` is not allowed.
     """
     return normalize(sample_losses(problem, at_zero=at_zero)(params), problem.Y.shape[1], normalization)
-
-
-def hidden_jacobian_gram(
-    slopes: Float[Array, "N d1"], V: Float[Array, "d1 d2"], X: Float[Array, "N d0"]
-) -> Float[Array, "rows rows"]:
-    """J J^T for the Jacobian J of Yhat with respect to W, from the slopes of relu; rows as for `jacobian_gram`."""
-    # Row (i, a) of the factor is M_i: times V_:a, so that its Gram matrix is the sum over neurons.
-    return gram_of_factor(slopes[:, None, :] * V.T, X)
-
-
-def gram_of_factor(factor: Float[Array, "N d2 d1"], X: Float[Array, "N d0"]) -> Float[Array, "rows rows"]:
-    """J J^T for J with rows kron(X_i, factor_ia): the Gram matrix of the factor times that of X, entry by entry."""
-    num_samples, d2, _ = factor.shape
-    rows = factor.reshape(num_samples * d2, -1)
-    return outer_gram(rows) * jnp.kron(matmul(X, X.T), jnp.ones((d2, d2), factor.dtype))
 
 
 def jacobian_gram(

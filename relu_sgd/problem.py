@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, ScalarLike
 
 from relu_sgd import _draws as draws
+from relu_sgd._checks import whole_number
 
 __all__ = [
     "Problem",
@@ -49,7 +50,8 @@ def sphere_rows(
       padded_d0: number of columns of the result; those from d0 on are zero.
 
     Raises:
-      ValueError: a size is not positive, or `padded_d0` is less than d0.
+      TypeError: the key is none.
+      ValueError: a size is no whole number from 1 on, or `padded_d0` is less than d0.
     """
     return _normalize_rows(draws.normal(key, (num_samples, d0), (None, padded_d0)), radius)
 
@@ -69,9 +71,10 @@ def balanced_labels(key: Key[Array, ""], num_samples: int, d2: int = 1) -> Float
     """In every column, a uniformly random half of the labels is +1 and the other half is -1 (Section 6).
 
     Raises:
-      ValueError: N is odd.
+      TypeError: the key is none.
+      ValueError: N is odd, or a size is no whole number from 1 on.
     """
-    if num_samples % 2:
+    if whole_number("num_samples", num_samples) % 2:
         raise ValueError(f"balanced labels need an even number of samples, got N = {num_samples}")
     return draws.balanced_signs(key, (num_samples, d2))
 

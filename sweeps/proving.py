@@ -10,16 +10,18 @@ descent would go there is not claimed.
 (a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
 (b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k;
 (c) its last `WATCHED` iterates move around theta*: no hyperplane Z_ij = 0 separates all of them from theta*. That is,
-    where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs of samples that theta* fits exactly
-    do not count, since there the theorem lets signs change);
+    where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs of samples that theta* fits
+    exactly do not count, since there the theorem lets signs change);
 (d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*.
 
-(b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions that
-meet there. (a), (c) and (d) are seen. That descent with a finite step would stay is neither: now and then its steps cross
-hyperplanes beyond that union. How many of the runs that stop so would have converged is measured in docs/proved_maps.md.
+(b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions
+that meet there. (a), (c) and (d) are seen. That descent with a finite step would stay is neither: now and then its
+steps cross hyperplanes beyond that union. How many of the runs that stop so would have converged is measured in
+docs/proved_maps.md.
 
-A run is looked at every `LOOK` steps of its own, and tried for the first time when its loss has stalled; after a try that
-fails it is left alone until it has taken three times as many steps. So what happens to it depends on the run alone.
+A run is looked at every `LOOK` steps of its own, and tried for the first time when its loss has stalled; after a try
+that fails it is left alone until it has taken three times as many steps. So what happens to it depends on the run
+alone.
 """
 
 import functools
@@ -138,8 +140,8 @@ def decide_end(
 
 
 def may_chatter(params: Any, problem: Any, step: float) -> Any:
-    """N x d1, which preactivations a step of descent may carry across 0: the pull of sample i alone on W_j moves Z_ij by
-    step |c_ij| ||x_i||^2. It is a guess at what changes sign for ever, for the search to begin with.
+    """N x d1, which preactivations a step of descent may carry across 0: the pull of sample i alone on W_j moves Z_ij
+    by step |c_ij| ||x_i||^2. It is a guess at what changes sign for ever, for the search to begin with.
     """
     (W, V), (X, Y) = params, problem
     Z = X @ W

@@ -120,9 +120,9 @@ class Tile:
         return math.prod(self.shape)
 
     def slices(self, grid: Mapping[str, Sequence[Any]]) -> tuple[slice, ...]:
-        """Where the tile lies in the arrays of its variant, given the axes of the whole grid."""
+        """Where the tile lies in the arrays of its variant, given the grid's axes, and its seeds where not from 0."""
         starts = [grid[name].index(values[0]) for name, values in self.axes.items()]
-        starts.append(self.seeds.start)
+        starts.append(self.seeds.start - grid.get("seed", range(1))[0])
         return tuple(slice(start, start + size) for start, size in zip(starts, self.shape, strict=True))
 
     def cells(self) -> Iterator[dict[str, Any]]:

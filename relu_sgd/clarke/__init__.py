@@ -1,5 +1,5 @@
-"""The subdifferential of the loss: the product set of Lemma A.4, the true Clarke set of a neuron (`hull`), and which element a step of
-descent takes (`selections`).
+"""The subdifferential of the loss: the product set of Lemma A.4, the true Clarke set of a neuron (`hull`), and which
+element a step of descent takes (`selections`).
 """
 
 from relu_sgd import _submodules

@@ -12,16 +12,18 @@ eight units of rounding unless told otherwise.
 """
 
 import enum
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, ScalarLike
 
+from relu_sgd._algebra import matmul
 from relu_sgd._checks import whole_number
+from relu_sgd._normalization import loss_scale
 from relu_sgd.clarke._zonotope import nearest_point
-from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, loss_scale, matmul, preactivations
+from relu_sgd.network import Normalization, Params, TrainedLayers, hidden_layer, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = ["Exactness", "Membership", "MinimumNorm", "Subdifferential", "kink_sides", "subdifferential"]
@@ -62,7 +64,7 @@ class Membership(NamedTuple):
 
     Attributes:
       contains: whether the distance is within the tolerance.
-      distance: from the point to the set.
+      distance: the distance from the point to the set.
       slopes: N x d1, of the element that is nearest to the point: the certificate of membership.
       direction: u, from that element to the point. When the point is outside, <point, u> exceeds the set's support in
         the direction u by `margin` > 0, which proves it.
@@ -144,8 +146,8 @@ class Subdifferential(NamedTuple):
         if jnp.shape(slopes) != self.sides.shape:
             raise ValueError(f"slopes must be N x d1 = {self.sides.shape}, got {jnp.shape(slopes)}")
         padded = jnp.concatenate([slopes, jnp.zeros((1, slopes.shape[1]), slopes.dtype)])
-        chosen = padded[self.samples, jnp.arange(self.samples.shape[0])[:, None]]
-        return self._at(chosen)
+        coefficients = padded[self.samples, jnp.arange(self.samples.shape[0])[:, None]]
+        return self._at(coefficients)
 
     def support(self, direction: Params) -> Float[Array, ""]:
         """Max over g in the set of <g, direction>; where the set is exact, Clarke's directional derivative of L."""
@@ -205,12 +207,12 @@ class Subdifferential(NamedTuple):
 
     def _nearest(self, point: Params) -> tuple[Params, Float[Array, "N d1"], Float[Array, ""]]:
         """The element nearest to a point, its slopes, and the sum of the duality gaps."""
-        found = jax.vmap(nearest_point)((self.fixed.W - point.W).T, self.generators)
+        nearest = jax.vmap(nearest_point)((self.fixed.W - point.W).T, self.generators)
         num_samples, d1 = self.sides.shape
-        slopes = jnp.zeros((num_samples + 1, d1), found.coefficients.dtype)
-        slopes = slopes.at[self.samples, jnp.arange(d1)[:, None]].set(found.coefficients)[:-1]
+        slopes = jnp.zeros((num_samples + 1, d1), nearest.coefficients.dtype)
+        slopes = slopes.at[self.samples, jnp.arange(d1)[:, None]].set(nearest.coefficients)[:-1]
         slopes = jnp.where(self.sides > 0, 1, jnp.where(self.sides < 0, 0, slopes))
-        return self._at(found.coefficients), slopes, self._checked(jnp.sum(found.gap))
+        return self._at(nearest.coefficients), slopes, self._checked(jnp.sum(nearest.gap))
 
 
 def _exactness(
@@ -229,7 +231,7 @@ def _exactness(
     present = (lengths > 0) & (coefficients != 0)
     columns = jnp.where(present, rows.T / jnp.where(lengths > 0, lengths, 1), 0)  # d0 x K, unit columns.
 
-    def eliminate(state, _):
+    def eliminate(state: Any, _: None) -> tuple[Any, None]:
         matrix, used, basis, unsure = state
         # The largest entry outside the rows that have a pivot already.
         left = jnp.where(used[:, None], 0, jnp.abs(matrix))
@@ -279,8 +281,8 @@ def subdifferential(
       params: theta.
       problem: the training set.
       trained_layers: "both", or "hidden" when V is fixed (then the V-block is {0}).
-      normalization: of the loss.
-      tolerance: of a zero preactivation, relative to ||X_i|| ||W_j||; see `kink_sides`.
+      normalization: the loss's normalization.
+      tolerance: the size of a preactivation that counts as zero, relative to ||X_i|| ||W_j||; see `kink_sides`.
       max_kinks: room for the kinks of one neuron, N when None. The cost of the methods grows with its cube. Kinks with
         c_ij exactly 0 need no room: they add nothing to the set.
 
@@ -303,8 +305,8 @@ def subdifferential(
     fixed_V = -scale * matmul(H.T, E) if trained_layers == "both" else jnp.zeros_like(V)
 
     at_kink = ((sides == 0) & (C != 0)).T  # d1 x N
-    found, samples = jax.lax.top_k(at_kink.astype(jnp.int8), room)
-    is_kink = found > 0
+    marks, samples = jax.lax.top_k(at_kink.astype(jnp.int8), room)
+    is_kink = marks > 0
     rows = jnp.where(is_kink[:, :, None], X[samples], 0)
     coefficients = jnp.where(is_kink, jnp.take_along_axis(C.T, samples, axis=1), 0)
     # E is a difference of Y and a sum over d1 neurons; c is a sum over d2 outputs.

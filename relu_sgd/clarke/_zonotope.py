@@ -6,7 +6,7 @@ about sqrt(eps) away where a coefficient and its multiplier are both 0 (no stric
 method, which mostly takes one or two steps from there, goes on to the accuracy of the arithmetic.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
     def largest_step(value: Array, change: Array) -> Array:
         return jnp.minimum(1.0, jnp.min(jnp.where(change < 0, -value / jnp.where(change < 0, change, -1), jnp.inf)))
 
-    def iterate(state):
+    def iterate(state: Any) -> Any:
         r, low, high, iterations, _ = state
         slack = 1 - r
         gradient = gradient_at(r)
@@ -106,7 +106,7 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, (r, low, high))
         return *kept, iterations + 1, good
 
-    def unfinished(state):
+    def unfinished(state: Any) -> Array:
         r, low, high, iterations, good = state
         product = jnp.dot(r, low) + jnp.dot(1 - r, high)
         return (product > eps * 0.1) & (iterations < _MAX_ITERATIONS) & good
@@ -131,7 +131,7 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
         gradient = gradient_at(r)
         return jnp.where(idle, 0, jnp.where(free, jnp.abs(gradient), jnp.where(r < 0.5, -gradient, gradient)))
 
-    def move(state):
+    def move(state: Any) -> Any:
         r, free, iterations, _ = state
         system = jnp.where(free[:, None] & free, Q, 0) + jnp.where(free, jnp.sqrt(eps) * 1e-2, 1.0) * identity
         factor = jnp.linalg.cholesky(system)

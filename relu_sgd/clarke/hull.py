@@ -1,8 +1,8 @@
 """The Clarke subdifferential itself, one neuron at a time, for small numbers of kinks.
 
--d/dW_j L is the convex hull of the gradients over the activation patterns that a small move of W_j can produce, that is,
-over the cells of the arrangement of hyperplanes {u : X_i u = 0} (Rademacher's form of the definition (20)). Lemma A.4's set
-allows every pattern. Here the patterns are enumerated, on the host, in NumPy and SciPy.
+-d/dW_j L is the convex hull of the gradients over the activation patterns that a small move of W_j can produce, that
+is, over the cells of the arrangement of hyperplanes {u : X_i u = 0} (Rademacher's form of the definition (20)). Lemma
+A.4's set allows every pattern. Here the patterns are enumerated, on the host, in NumPy and SciPy.
 """
 
 import dataclasses
@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import nnls
 
+from relu_sgd._normalization import loss_scale
 from relu_sgd.clarke._product_set import kink_sides
-from relu_sgd.network import Normalization, Params, loss_scale
+from relu_sgd.network import Normalization, Params
 from relu_sgd.problem import Problem
 
 __all__ = ["ClarkeHull", "achievable_patterns", "clarke_hull", "rays"]
@@ -35,15 +36,15 @@ def rays(units: Float[np.ndarray, "K d0"]) -> Float[np.ndarray, "rays d0"] | Non
         return np.concatenate([basis, -basis])
     subsets = np.array(list(itertools.combinations(range(len(units)), rank - 1)), int).reshape(-1, rank - 1)
     _, sizes, vectors = np.linalg.svd((units @ basis.T)[subsets])
-    found = vectors[np.all(sizes > _PARALLEL, axis=1), -1] @ basis
-    return np.concatenate([found, -found])
+    directions = vectors[np.all(sizes > _PARALLEL, axis=1), -1] @ basis
+    return np.concatenate([directions, -directions])
 
 
 def achievable_patterns(rows: Float[np.ndarray, "K d0"], max_kinks: int = 16) -> Bool[np.ndarray, "patterns K"]:
     """Which of the rows a vector u can have positive products with, when it has product 0 with none.
 
-    Every such cell of the arrangement of the hyperplanes {u : X_i u = 0} has a ray on its boundary, and next to a ray there lie
-    the cells of the rows that it has product 0 with.
+    Every such cell of the arrangement of the hyperplanes {u : X_i u = 0} has a ray on its boundary, and next to a ray
+    there lie the cells of the rows that it has product 0 with.
 
     Args:
       rows: none of them 0.
@@ -65,7 +66,7 @@ def _cells(units: np.ndarray) -> np.ndarray:
     """The sign vectors of the arrangement's cells."""
     if np.linalg.matrix_rank(units, tol=_PARALLEL) == len(units):
         return np.array(list(itertools.product((-1, 1), repeat=len(units))), int)
-    found = []
+    blocks = []
     directions = rays(units)
     if directions is None:
         raise ValueError(f"{len(units)} kinks have too many rays")
@@ -76,8 +77,8 @@ def _cells(units: np.ndarray) -> np.ndarray:
         near = _cells(units[at])
         cells = np.repeat(products[None], len(near), axis=0)
         cells[:, at] = near
-        found.append(cells)
-    return np.unique(np.concatenate(found), axis=0)
+        blocks.append(cells)
+    return np.unique(np.concatenate(blocks), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ class ClarkeHull:
     samples: np.ndarray
 
     def weights(self, point: Float[np.ndarray, " d0"]) -> Float[np.ndarray, " patterns"]:
-        """Of the vertices, not negative and with sum 1, for the point of the hull that is nearest to a point."""
+        """The vertices' weights, not negative and with sum 1, for the point of the hull that is nearest to a point."""
         # Convex weights by non-negative least squares, with their sum held at 1 by a heavy row.
         offsets = self.vertices - np.asarray(point, float)
         scale = max(np.abs(offsets).max(), np.finfo(float).tiny)

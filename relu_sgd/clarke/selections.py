@@ -42,7 +42,7 @@ def minimum_norm(max_kinks: int = 8, tolerance: float | None = None) -> Selectio
 
     Args:
       max_kinks: room for the kinks of one neuron; those beyond it get slope 1/2.
-      tolerance: of a zero preactivation, see `clarke.kink_sides`.
+      tolerance: the relative size of a preactivation that counts as zero, see `clarke.kink_sides`.
 
     Raises:
       ValueError: `max_kinks` is no whole number from 1 on.
@@ -56,11 +56,11 @@ def minimum_norm(max_kinks: int = 8, tolerance: float | None = None) -> Selectio
         product = subdifferential(params, problem, trained_layers="hidden", tolerance=tolerance, max_kinks=room)
         has_room = jnp.zeros((num_samples + 1, d1), bool).at[product.samples, jnp.arange(d1)[:, None]].set(True)[:-1]
         # Most steps meet no kink, and then there is nothing to solve.
-        found = jax.lax.cond(
+        least_norm = jax.lax.cond(
             jnp.any(has_room),
             lambda: product.minimum_norm().slopes,
             lambda: jnp.where(product.sides > 0, 1, 0).astype(params.W.dtype),
         )
-        return jnp.where((product.sides == 0) & ~has_room, 0.5, found)
+        return jnp.where((product.sides == 0) & ~has_room, 0.5, least_norm)
 
     return slopes

@@ -1,4 +1,6 @@
-"""Solutions of the differential inclusion (3) of the paper: `solve`, and `event_driven`, a reference that locates every event."""
+"""Solutions of the differential inclusion (3) of the paper: `solve`, and `event_driven`, a reference that locates
+every event.
+"""
 
 from relu_sgd import _submodules
 from relu_sgd.inclusion._solve import Solution, Status, solve

@@ -1,8 +1,10 @@
-"""The inclusion while its pattern is fixed: which preactivations are active, and which are held at 0 on the lines of their rows.
+"""The inclusion while its pattern is fixed: which preactivations are active, and which are held at 0 on the lines of
+their rows.
 
-Samples whose rows are positive multiples of one row act as one sample, and those on the other side of the same line through the
-origin share its kink: per neuron one surface, and one multiplier. In a fixed pattern theta' is a polynomial of theta, so Taylor's
-series of the solution follows from a recursion. The pattern lasts as long as its margins are positive, which are smooth too.
+Samples whose rows are positive multiples of one row act as one sample, and those on the other side of the same line
+through the origin share its kink: per neuron one surface, and one multiplier. In a fixed pattern theta' is a
+polynomial of theta, so Taylor's series of the solution follows from a recursion. The pattern lasts as long as its
+margins are positive, which are smooth too.
 """
 
 from typing import NamedTuple
@@ -13,17 +15,17 @@ from jaxtyping import Float, Int
 from relu_sgd.clarke.hull import rays
 from relu_sgd.inclusion._kink_faces import Field, projection
 
-__all__ = ["Lines", "Mode", "Series", "training_lines"]
+__all__ = ["Mode", "Series", "TrainingLines", "training_lines"]
 
 _ORDER = 30
 
 
-class Lines(NamedTuple):
+class TrainingLines(NamedTuple):
     """The training set with one row for every direction, and the lines through the origin that the rows lie on.
 
     Attributes:
-      X, Y: M x d0 and M x d2, M <= N: X_i = a_i u with a_i > 0 for i in a group becomes sqrt(sum a_i^2) u, with the label
-        sum a_i Y_i / sqrt(sum a_i^2). The loss changes by a constant. Without rows that are 0.
+      X, Y: M x d0 and M x d2, M <= N: X_i = a_i u with a_i > 0 for i in a group becomes sqrt(sum a_i^2) u, with the
+        label sum a_i Y_i / sqrt(sum a_i^2). The loss changes by a constant. Without rows that are 0.
       line, orientation: M, the line of each row, and whether it points along (1) or against (-1) its unit vector.
       units: L x d0.
       sample_line, sample_orientation: N, the same for the samples; orientation 0 for rows that are 0.
@@ -48,7 +50,7 @@ class Lines(NamedTuple):
         return Field(self.units[at], above, below, (sides[self.line] * self.orientation > 0) @ pulls)
 
 
-def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -> Lines:
+def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -> TrainingLines:
     """Of a training set; rows count as parallel up to rounding."""
     lengths = np.linalg.norm(X, axis=1)
     units = np.zeros((0, X.shape[1]))
@@ -70,7 +72,7 @@ def training_lines(X: Float[np.ndarray, "N d0"], Y: Float[np.ndarray, "N d2"]) -
         rows[row] = sign * size * units[number]
         labels[row] = lengths[members] @ Y[members] / size
     row_line, row_orientation = np.array(groups, int).reshape(-1, 2).T
-    return Lines(rows, labels, row_line, row_orientation, units, line, orientation)
+    return TrainingLines(rows, labels, row_line, row_orientation, units, line, orientation)
 
 
 class Series(NamedTuple):
@@ -88,7 +90,9 @@ class Series(NamedTuple):
     unit: float
 
     def window(self) -> float:
-        """How long the series may be summed: until its last terms are as large as what rounding leaves of each neuron."""
+        """How long the series may be summed: until its last terms are as large as what rounding leaves
+        of each neuron.
+        """
         terms = np.linalg.norm(self.W, axis=1) + np.linalg.norm(self.V, axis=2)  # (order + 1) x d1
         window = np.inf
         for k in (len(terms) - 2, len(terms) - 1):
@@ -112,12 +116,12 @@ class Mode:
     """A fixed pattern of L x d1 sides: 1 or -1, or 0 for a line that a neuron is held on.
 
     Attributes:
-      margin_neurons: the neuron of each margin. All margins are positive inside the mode: the distances from 0 of what is not
-        held; and for a held neuron, the growth of the loss along every ray by which it could let go.
+      margin_neurons: the neuron of each margin. All margins are positive inside the mode: the distances from 0 of what
+        is not held; and for a held neuron, the growth of the loss along every ray by which it could let go.
       is_watched: whether the margins tell when the mode ends; they do not for a neuron that has too many rays.
     """
 
-    def __init__(self, lines: Lines, sides: np.ndarray, both: bool, before: "Mode | None" = None) -> None:
+    def __init__(self, lines: TrainingLines, sides: np.ndarray, both: bool, before: "Mode | None" = None) -> None:
         """A mode, which takes over from another one what they have in common."""
         self.lines, self.sides, self.both = lines, sides, both
         self.active = (sides[lines.line] * lines.orientation[:, None] > 0).astype(float)
@@ -132,7 +136,9 @@ class Mode:
         self.margin_neurons = np.array([*self.loose[:, 1], *growing], int)
 
     def _face(self, j: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """d0 x d0, the projection onto the face that holds a neuron; rays x M, what each c_ij adds to the growth along a ray."""
+        """d0 x d0, the projection onto the face that holds a neuron; rays x M, what each c_ij adds to the growth along
+        a ray.
+        """
         X, orientation = self.lines.X, self.lines.orientation
         held = self.lines.units[self.sides[:, j] == 0]
         if not len(held):

@@ -1,12 +1,14 @@
-"""How one neuron leaves a point on its kinks: the solutions of v(t)' in -dL for a short time, one neuron at a time, on the host.
+"""How one neuron leaves a point on its kinks: the solutions of v(t)' in -dL for a short time, one neuron at a time, on
+the host.
 
-About such a point, with everything else held fixed, the loss is a positively homogeneous and piecewise linear function psi of
-the neuron's displacement u, on the cells of the arrangement of the lines' hyperplanes. A solution from u = 0 either stays there,
-within the span of the lines, or leaves along a critical direction: u = t v with v in -d psi(v). (|u| u' has a radial part
--psi(u) and a tangential part that descends psi on the sphere: in logarithmic time every solution emanates from a critical point,
-and if it does not stay there it ends in another one of lower psi.) So the solution is unique if and only if there is exactly one
-such v, 0 included; and v = 0 alone if and only if psi >= 0, which the rays of the arrangement decide: psi is linear on the
-cones that they span. d psi is the Clarke subdifferential, the hull of the cells' gradients, not the product set of Lemma A.4.
+About such a point, with everything else held fixed, the loss is a positively homogeneous and piecewise linear function
+psi of the neuron's displacement u, on the cells of the arrangement of the lines' hyperplanes. A solution from u = 0
+either stays there, within the span of the lines, or leaves along a critical direction: u = t v with v in -d psi(v).
+(|u| u' has a radial part -psi(u) and a tangential part that descends psi on the sphere: in logarithmic time every
+solution emanates from a critical point, and if it does not stay there it ends in another one of lower psi.) So the
+solution is unique if and only if there is exactly one such v, 0 included; and v = 0 alone if and only if psi >= 0,
+which the rays of the arrangement decide: psi is linear on the cones that they span. d psi is the Clarke
+subdifferential, the hull of the cells' gradients, not the product set of Lemma A.4.
 """
 
 import itertools
@@ -33,7 +35,8 @@ class Field(NamedTuple):
 
     Attributes:
       units: K x d0, the lines' directions.
-      above, below: K, what a line adds to the velocity, along its unit vector, on its positive side and on its negative one.
+      above, below: K, what a line adds to the velocity, along its unit vector, on its positive side and on its
+        negative one.
       free: d0, the velocity without them.
     """
 
@@ -62,8 +65,8 @@ class Continuation(NamedTuple):
 
     Attributes:
       velocity: d0.
-      options: each K sides: 1, -1, or 0 where the line is held. More than one when speeds and multipliers vanish together, so
-        that the first order does not decide; then none of them is sure.
+      options: each K sides: 1, -1, or 0 where the line is held. More than one when speeds and multipliers vanish
+        together, so that the first order does not decide; then none of them is sure.
       is_sure: whether the only option is a solution.
     """
 
@@ -95,14 +98,16 @@ def _least_norm(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """The least velocity over slopes in [0, 1], and those slopes."""
     start, moves = field.velocity(-np.ones(len(field.units))), (field.above - field.below)[:, None] * field.units
     # Of all slopes that hold still, those of least norm where they are allowed.
-    found = np.linalg.lstsq(moves.T, -start, rcond=_RANK)[0]
-    if (found < 0).any() or (found > 1).any():
-        found = lsq_linear(moves.T, -start, bounds=(0, 1), method="bvls", tol=1e-15).x
-    return start + found @ moves, found
+    least = np.linalg.lstsq(moves.T, -start, rcond=_RANK)[0]
+    if (least < 0).any() or (least > 1).any():
+        least = lsq_linear(moves.T, -start, bounds=(0, 1), method="bvls", tol=1e-15).x
+    return start + least @ moves, least
 
 
 def slopes(field: Field) -> Float[np.ndarray, " K"]:
-    """Slopes in [0, 1] with which the lines hold the neuron: those of the Clarke hull's element nearest to 0 in their span."""
+    """Slopes in [0, 1] with which the lines hold the neuron: those of the Clarke hull's element nearest to 0 in their
+    span.
+    """
     within = field._replace(free=field.free - projection(field.units) @ field.free)
     if _is_product(field) or len(field.units) > _MOST_LINES_WITH_CELLS:
         return np.clip(_least_norm(within)[1], 0, 1)
@@ -177,7 +182,7 @@ def continuations(field: Field, tolerance: float) -> list[Continuation] | Status
     convex = np.flatnonzero(jumps <= tolerance)
     if 3 ** len(concave) > _MOST_SIGNS:
         return Status.UNDECIDED
-    found: list[Continuation] = []
+    continued: list[Continuation] = []
     # With the signs at the concave lines given, psi is convex on the rest, and has one critical direction.
     for signs in itertools.product((-1, 0, 1), repeat=len(concave)):
         sides = -np.ones(len(jumps), int)
@@ -202,7 +207,7 @@ def continuations(field: Field, tolerance: float) -> list[Continuation] | Status
                 sides = reached.copy()
                 sides[reached == 0] = option
                 options.append(sides)
-            found.append(there._replace(options=tuple(options)))
-    if sum(continuation.is_sure for continuation in found) > 1:
+            continued.append(there._replace(options=tuple(options)))
+    if sum(continuation.is_sure for continuation in continued) > 1:
         return Status.BRANCHING
-    return found or Status.UNDECIDED
+    return continued or Status.UNDECIDED

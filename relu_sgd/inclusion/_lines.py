@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from relu_sgd.network import matmul
+from relu_sgd._algebra import matmul
 from relu_sgd.problem import Problem
 
 __all__ = ["Lines", "merge"]
@@ -26,7 +26,7 @@ class Lines(NamedTuple):
       first: the first sample on the ray of every sample; itself for X_i = 0.
       multiplicity: the number of samples that were merged into this one, 0 for those that were merged into another and
         for X_i = 0.
-      opposite: for two opposite rays the place of the other; N elsewhere.
+      opposite: the place of the other one of two opposite rays; N elsewhere.
       ratio: kappa = ||X_q|| / ||X_p||, for the opposite ray q of p; 0 elsewhere.
       leads: whether a sample stands for its line: the place of its kink.
       offset: the loss of the training set minus that of the merged one.

@@ -74,8 +74,8 @@ def solve_slopes(
       base: their speeds with slope 0 at all of them.
       c: c_ij. Where c_ij > 0 the relation may not depend on the speed, or there need not be a solution.
       start: slopes to begin with.
-      relation: of the speed with own slope 0, the jump c_ij ||x_i||^2 of the speed to slope 1, and `data`: the slope,
-        elementwise. It may not decrease with the speed, nor grow faster than the speed over -jump.
+      relation: a function of the speed with own slope 0, the jump c_ij ||x_i||^2 of the speed to slope 1, and `data`:
+        the slope, elementwise. It may not decrease with the speed, nor grow faster than the speed over -jump.
       data: d1 x K each, what the relation depends on besides.
 
     Returns:
@@ -96,8 +96,8 @@ def solve_slopes(
         def evaluate(slopes: Array) -> tuple[Array, Array]:
             """What the slopes miss of the relation, and its derivative times -jump: 1 where a kink sticks to 0."""
             now = speed + _per_neuron(others, jump_rate * slopes)
-            asked, derivative = jax.jvp(lambda now: relation(now, jump, *rest), (now,), (jnp.ones_like(now),))
-            return jnp.where(present, asked - slopes, 0), jnp.clip(jnp.where(attracts, -derivative * jump, 0), 0, 1)
+            wanted, derivative = jax.jvp(lambda now: relation(now, jump, *rest), (now,), (jnp.ones_like(now),))
+            return jnp.where(present, wanted - slopes, 0), jnp.clip(jnp.where(attracts, -derivative * jump, 0), 0, 1)
 
         def newton(slopes: Array, missed: Array, share: Array, late: Array) -> Array:
             # Later on only what sticks moves, as far as the first bound: like a sweep, that cannot undo what was

@@ -31,18 +31,19 @@ step is taken again up to the event. The energy identity takes no part in that: 
 locates every event, for small problems.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
+from relu_sgd._algebra import hidden_jacobian_gram, matmul
 from relu_sgd.clarke import kink_sides
 from relu_sgd.dynamics import Status
 from relu_sgd.inclusion._lines import merge
 from relu_sgd.inclusion._step import SlidingStep, State, Velocity, squared_norm
-from relu_sgd.network import Params, TrainedLayers, hidden_jacobian_gram, matmul, preactivations
+from relu_sgd.network import Params, TrainedLayers, preactivations
 from relu_sgd.problem import Problem
 
 __all__ = ["Solution", "Status", "solve"]
@@ -58,7 +59,7 @@ class Solution(NamedTuple):
     """A solution at the times that were asked for; after an early stop, the last state is repeated with its own time.
 
     Attributes:
-      times: of the flow of L = 1/2 ||Y - Yhat||_F^2, which has the dimension of 1 / (||X||^2 ||V||^2).
+      times: flow times of L = 1/2 ||Y - Yhat||_F^2, which has the dimension of 1 / (||X||^2 ||V||^2).
       params: W: times x d0 x d1, V: times x d1 x d2.
       loss: L.
       sliding: times x N x d1, which preactivations are held at 0 (none of a sample X_i = 0).
@@ -68,10 +69,10 @@ class Solution(NamedTuple):
       resting: the number of neurons that rest at W_j = 0; their preactivations do not count as sliding.
       crossings, entries, exits: so far, preactivations that went through 0, began to slide, ceased to.
       pattern_changes: so far, changes of the activation pattern Z > 0.
-      path_length: of theta, from 0 to t.
-      estimated_error: of theta: the root of the sum of the squares of the steps' estimated errors; with both layers
-        their sum, if that is larger, which follows how errors grow along the solution between its events. Growth at
-        crossings with c_ij > 0 is not in it.
+      path_length: the length of theta's path from 0 to t.
+      estimated_error: theta's estimated error: the root of the sum of the squares of the steps' estimated errors; with
+        both layers their sum, if that is larger, which follows how errors grow along the solution between its events.
+        Growth at crossings with c_ij > 0 is not in it.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, 0 for a solution (Lemma A.2, whose second display lacks
         the square).
       balance_residual: the largest change of ||W_j||^2 - ||V_j||^2 over the neurons, 0 for a solution; NaN when V is
@@ -107,7 +108,9 @@ class Solution(NamedTuple):
     branched_at: Float[Array, ""]
 
 
-def _check_arguments(params: Params, problem: Problem, times, step_size, tolerance: float, max_steps: int) -> None:
+def _check_arguments(
+    params: Params, problem: Problem, times: Any, step_size: Any, tolerance: float, max_steps: int
+) -> None:
     preactivations(params, problem)  # Shapes.
     for name, array in (*params._asdict().items(), *problem._asdict().items()):
         if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
@@ -154,7 +157,7 @@ def solve(
       problem: the training set.
       times: increasing, when to record; or one number, the final time, recorded alone.
       trained_layers: "both", or "hidden" when V is fixed.
-      step_size: of every step; adapted when None.
+      step_size: the length of every step; adapted when None.
       tolerance: for adapted steps, the largest root of the sum of the squares of their errors relative to
         `path_length`, at every time. Where `estimated_error` has grown beyond the root of the tolerance, relative to
         the path, which solution it is counts as undecided.
@@ -222,8 +225,8 @@ def solve(
         if step_size is not None:
             # Events that found no room would be lost: the step is taken in two.
             retry = state._replace(rejected=state.rejected + 1, step_size=h / 2, velocity=give_up(state, step.fails, h))
-            given = jnp.asarray(step_size, dtype)
-            return choose(step.fails, retry, new._replace(step_size=given, longest=given))
+            fixed_size = jnp.asarray(step_size, dtype)
+            return choose(step.fails, retry, new._replace(step_size=fixed_size, longest=fixed_size))
         # Errors of different steps add up like their squares. What earlier steps have not used of their share is left
         # to later ones, but no step may be off by much of its own length.
         path = state.path + step.length
@@ -258,7 +261,7 @@ def solve(
         )
         return choose(good | ~state.started, new, retry)
 
-    def record(state: State, until: Array) -> tuple[State, dict]:
+    def record(state: State, until: Array) -> tuple[State, dict[str, Any]]:
         unfinished = lambda state: ~state.started | ((state.time < until) & ~stopped(state) & ~solved(state))
         state = jax.lax.while_loop(unfinished, lambda state: advance(state, until), state)
         state = state._replace(time=jnp.where(solved(state) & ~stopped(state), until, state.time))
@@ -296,7 +299,7 @@ def solve(
     balance = lambda p: jnp.sum(p.W**2, axis=-2) - jnp.sum(p.V**2, axis=-1)
     drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
     now = state.velocity
-    status = jnp.where(state.time >= final, Status.REACHED, Status.STEP_LIMIT)
+    status = jnp.where(state.time >= final, Status.REACHED, Status.MAX_STEPS_REACHED)
     met = jnp.sqrt(2 * (now.loss + lines.offset)) < relative_error * label_norm
     status = jnp.where(met, Status.REACHED, status)
     status = jnp.where(now.undecided & stop_at_branching, Status.UNDECIDED, status)

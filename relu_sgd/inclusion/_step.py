@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8
 
+from relu_sgd._algebra import matmul
 from relu_sgd.inclusion._lines import Lines
 from relu_sgd.inclusion._multipliers import Kinks, compact, solve_slopes
-from relu_sgd.network import Params, TrainedLayers, matmul
+from relu_sgd.network import Params, TrainedLayers
 
 __all__ = ["SlidingStep", "State", "Step", "Velocity", "squared_norm"]
 
@@ -354,7 +355,7 @@ class SlidingStep:
         reached = jnp.where(meets, reached, 1)
         explicit = jnp.where(sides_there > 0, reached, jnp.where(sides_there < 0, 1 - reached, slopes_there))
 
-        def relation(speed, jump, Z, side, explicit):
+        def relation(speed: Array, jump: Array, Z: Array, side: Array, explicit: Array) -> Array:
             return jnp.where(jump > 0, explicit, _averaged_slope(Z, side, speed, jump, h)[0])
 
         solved, converged = solve_slopes(

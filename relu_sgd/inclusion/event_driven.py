@@ -1,27 +1,29 @@
-"""The differential inclusion (3) with every event located: a reference for `inclusion.solve`, for small and moderate problems.
+"""The differential inclusion (3) with every event located: a reference for `inclusion.solve`, for small and moderate
+problems.
 
-Between two events the pattern is fixed: which preactivations are active, and which are held at 0. There theta' is a polynomial of
-theta, so Taylor's series of the solution follows from a recursion, and is summed as far as rounding lets it. An event is a
-preactivation that reaches 0, or a held one that begins to let go; its time is found to rounding.
+Between two events the pattern is fixed: which preactivations are active, and which are held at 0. There theta' is a
+polynomial of theta, so Taylor's series of the solution follows from a recursion, and is summed as far as rounding lets
+it. An event is a preactivation that reaches 0, or a held one that begins to let go; its time is found to rounding.
 
-Solution concept: theta' in -dL(theta) with the Clarke subdifferential, the hull of the gradients nearby, also where Lemma A.4's
-product set is larger. Samples whose rows are positive multiples of one row act as one sample, and those on the other side of
-the same line through the origin share its kink: one multiplier holds them all. What a neuron does at a kink, or where several
-meet, is decided by `kink_faces`; where speeds and multipliers vanish together, by the first of their Taylor coefficients that does
-not. It stops where solutions branch, and where neither that nor the only solution could be established. float64, on the host.
+Solution concept: theta' in -dL(theta) with the Clarke subdifferential, the hull of the gradients nearby, also where
+Lemma A.4's product set is larger. Samples whose rows are positive multiples of one row act as one sample, and those on
+the other side of the same line through the origin share its kink: one multiplier holds them all. What a neuron does at
+a kink, or where several meet, is decided by `kink_faces`; where speeds and multipliers vanish together, by the first
+of their Taylor coefficients that does not. It stops where solutions branch, and where neither that nor the only
+solution could be established. float64, on the host.
 """
 
 import dataclasses
 import itertools
 import math
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.optimize import brentq
 
-from relu_sgd.inclusion._fixed_pattern import Lines, Mode, Series, training_lines
+from relu_sgd.inclusion._fixed_pattern import Mode, Series, TrainingLines, training_lines
 from relu_sgd.inclusion._kink_faces import continuations, projection, slopes
 from relu_sgd.inclusion._solve import Status
 from relu_sgd.network import Params, TrainedLayers, preactivations
@@ -33,8 +35,8 @@ Kind = Literal["crossing", "entry", "exit"]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 # Where margins are looked at within a window of Taylor's series, as a share of it.
 _SHARES = np.linspace(0, 1, 129)
-# What is below these counts as 0, relative to a neuron's own size: what may be rounding, what may belong to the same event,
-# and speeds and multipliers whose sign the next order decides.
+# What is below these counts as 0, relative to a neuron's own size: what may be rounding, what may belong to the same
+# event, and speeds and multipliers whose sign the next order decides.
 _ROUNDING, _SAME, _TIED = 1e-13, 1e-10, 1e-9
 _MOST_MODES = 4096
 
@@ -61,11 +63,12 @@ class EventDrivenSolution:
     Attributes:
       times, params, loss: as in `inclusion.Solution`.
       sliding: times x N x d1, which preactivations are held at 0, those of neurons that rest at W_j = 0 included.
-      slopes: times x N x d1, r_ij: 1 where active, 0 where not or X_i = 0, the multiplier where held. One choice of them where
-        held lines are dependent. The slopes of X_i and of -X_i add up to 1.
+      slopes: times x N x d1, r_ij: 1 where active, 0 where not or X_i = 0, the multiplier where held. One choice of
+        them where held lines are dependent. The slopes of X_i and of -X_i add up to 1.
       energy_residual: L(0) - L(t) - integral of ||theta'||^2, by Gauss's quadrature between events.
       events: all of them, in order, those of the time 0 apart; one for every sample whose preactivation takes part.
-      status: REACHED; STEP_LIMIT after `max_events`; BRANCHING; UNDECIDED; DIVERGED where theta is not finite any more.
+      status: REACHED; MAX_STEPS_REACHED after `max_events`; BRANCHING; UNDECIDED; DIVERGED where theta is not finite
+        any more.
       stopped_at: the time reached.
     """
 
@@ -84,10 +87,10 @@ def _first_event(margins: np.ndarray, floors: np.ndarray, share: float = 1.0) ->
     """The first share of the window at which a polynomial falls below its floor, and which; None if none does."""
     heights = margins - np.eye(len(margins), 1) * floors
     values = (_SHARES[:, None] ** np.arange(len(margins))) @ heights
-    found: list[tuple[float, int]] = []
+    falls: list[tuple[float, int]] = []
     for m in np.flatnonzero((values < 0).any(axis=0)):
         after = int(np.argmax(values[:, m] < 0))
-        found.append((_root(heights[:, m], _SHARES[max(after - 1, 0)], _SHARES[after]), int(m)))
+        falls.append((_root(heights[:, m], _SHARES[max(after - 1, 0)], _SHARES[after]), int(m)))
     # One that dips and returns between two looks: the parabola through three of them is below.
     before, middle, after_ = values[:-2], values[1:-1], values[2:]
     bend = before - 2 * middle + after_
@@ -98,8 +101,8 @@ def _first_event(margins: np.ndarray, floors: np.ndarray, share: float = 1.0) ->
         depths = (looks[:, None] ** np.arange(len(heights))) @ heights[:, m]
         if depths.min() < 0:
             first = int(np.argmax(depths < 0))
-            found.append((_root(heights[:, m], looks[first - 1], looks[first]), int(m)))
-    return min(found) if found else None
+            falls.append((_root(heights[:, m], looks[first - 1], looks[first]), int(m)))
+    return min(falls) if falls else None
 
 
 def _root(polynomial: np.ndarray, left: float, right: float) -> float:
@@ -142,17 +145,17 @@ def _settle(mode: Mode, W: np.ndarray, V: np.ndarray, at_kink: np.ndarray) -> Mo
         field = lines.field(E @ output, sides[:, j])
         size = np.abs(field.above).sum() + np.abs(field.below).sum() + np.linalg.norm(field.free)
         tolerance = _TIED * size + _SAME * scale * resolution[j]
-        found = continuations(field, tolerance)
-        if isinstance(found, Status):
-            return found
+        continued = continuations(field, tolerance)
+        if isinstance(continued, Status):
+            return continued
         own = []
-        for continuation in found:
+        for continuation in continued:
             for option in continuation.options:
-                chosen = sides[:, j].copy()
-                chosen[at] = option
-                own.append((chosen, continuation.is_sure))
+                new_sides = sides[:, j].copy()
+                new_sides[at] = option
+                own.append((new_sides, continuation.is_sure))
                 is_convex &= continuation.is_sure or bool((field.above - field.below < -tolerance).all())
-        is_convex &= len(found) == 1
+        is_convex &= len(continued) == 1
         choices.append(own)
     if math.prod(map(len, choices)) == 1:
         return _with_sides(mode, neurons, tuple(own[0] for own in choices))
@@ -176,17 +179,17 @@ def _settle(mode: Mode, W: np.ndarray, V: np.ndarray, at_kink: np.ndarray) -> Mo
 
 def _with_sides(mode: Mode, neurons: np.ndarray, candidate: tuple[tuple[np.ndarray, bool], ...]) -> Mode:
     sides = mode.sides.copy()
-    for j, (chosen, _) in zip(neurons, candidate, strict=True):
-        sides[:, j] = chosen
+    for j, (new_sides, _) in zip(neurons, candidate, strict=True):
+        sides[:, j] = new_sides
     return Mode(mode.lines, sides, mode.both, mode)
 
 
 def _begins_inside(mode: Mode, series: Series, neurons: np.ndarray, at_kink: np.ndarray) -> bool:
     """Whether the first Taylor coefficient of every margin that rounding does not explain is positive."""
-    asked = np.isin(mode.margin_neurons, neurons)
-    asked[: len(mode.loose)] &= at_kink[tuple(mode.loose.T)]
+    of_neurons = np.isin(mode.margin_neurons, neurons)
+    of_neurons[: len(mode.loose)] &= at_kink[tuple(mode.loose.T)]
     _, sizes = mode.sizes(series.W[0], series.V[0])
-    coefficients = mode.margins(series)[:, asked] / np.where(sizes > 0, sizes, 1)[asked]
+    coefficients = mode.margins(series)[:, of_neurons] / np.where(sizes > 0, sizes, 1)[of_neurons]
     significant = np.abs(coefficients) > _TIED
     first = np.take_along_axis(coefficients, np.argmax(significant, axis=0)[None], axis=0)
     return bool(((first > 0) | ~significant.any(axis=0)).all())
@@ -211,10 +214,11 @@ def solve(
 
     Args:
       params, problem, times, trained_layers, kink_tolerance: as for `inclusion.solve`.
-      max_events: where to stop.
+      max_events: the number of events after which to stop.
 
     Raises:
-      ValueError: shapes do not fit, something is not finite, times are negative or do not increase, or an option is not allowed.
+      ValueError: shapes do not fit, something is not finite, times are negative or do not increase, or an option is
+        not allowed.
     """
     jax.eval_shape(preactivations, params, problem)  # Shapes.
     W, V, X, Y = (np.array(array, float) for array in (*params, *problem))
@@ -245,7 +249,7 @@ def solve(
     else:
         mode = settled
     events: list[Event] = []
-    records: list[tuple] = []
+    records: list[tuple[Any, ...]] = []
     standstill = 0
     for until in times:
         while now < until and status == Status.REACHED:
@@ -262,15 +266,15 @@ def solve(
             # What begins a little below 0 by rounding must fall further.
             floors = 2 * np.minimum(margins[0], 0) - _ROUNDING * sizes
             shares = (window / series.unit) ** np.arange(len(margins))[:, None]
-            found = _first_event(margins * shares, floors)
-            duration = window if found is None else found[0] * window
+            event = _first_event(margins * shares, floors)
+            duration = window if event is None else event[0] * window
             dissipated += duration / 2 * float(_WEIGHTS @ series.squared_speeds(duration / 2 * (_NODES + 1)))
             standstill = standstill + 1 if now + duration == now else 0
             now = until if duration == until - now else now + duration
             W, V = series.at(duration)
-            if found is None:
+            if event is None:
                 continue
-            at_kink = _arrived(mode, series, margins, sizes, duration, found[1])
+            at_kink = _arrived(mode, series, margins, sizes, duration, event[1])
             W = _onto(lines, W, at_kink)
             settled = _settle(mode, W, V, at_kink)
             if isinstance(settled, Status):
@@ -279,7 +283,7 @@ def solve(
             events.extend(_events(lines, mode.sides, settled.sides, now))
             mode = settled
             if len(events) >= max_events:
-                status = Status.STEP_LIMIT
+                status = Status.MAX_STEPS_REACHED
         if now < until:
             break
         records.append((now, W, V, loss(W, V), *_pattern(lines, mode, W, V), initial - loss(W, V) - dissipated))
@@ -298,7 +302,7 @@ def solve(
     )
 
 
-def _onto(lines: Lines, W: np.ndarray, at_kink: np.ndarray) -> np.ndarray:
+def _onto(lines: TrainingLines, W: np.ndarray, at_kink: np.ndarray) -> np.ndarray:
     """W with what rounding has left of the preactivations that are at 0 taken away."""
     W = W.copy()
     for j in np.flatnonzero(at_kink.any(axis=0)):
@@ -308,7 +312,9 @@ def _onto(lines: Lines, W: np.ndarray, at_kink: np.ndarray) -> np.ndarray:
 
 
 def _arrived(mode: Mode, series: Series, margins: np.ndarray, sizes: np.ndarray, t: float, first: int) -> np.ndarray:
-    """L x d1, the lines that the neurons of the event are on: the one whose margin fell first, and those that arrive with it."""
+    """L x d1, the lines that the neurons of the event are on: the one whose margin fell first, and those that arrive
+    with it.
+    """
     W, V = series.at(t)
     k = np.arange(len(margins))
     values, slopes_ = ((t / series.unit) ** k) @ margins, (k[1:] * (t / series.unit) ** k[:-1]) @ margins[1:]
@@ -322,16 +328,16 @@ def _arrived(mode: Mode, series: Series, margins: np.ndarray, sizes: np.ndarray,
     return near & np.isin(np.arange(W.shape[1]), mode.margin_neurons[arriving])
 
 
-def _events(lines: Lines, before: np.ndarray, after: np.ndarray, now: float) -> list[Event]:
-    found = []
+def _events(lines: TrainingLines, before: np.ndarray, after: np.ndarray, now: float) -> list[Event]:
+    events = []
     for line, j in np.argwhere(before != after):
         kind: Kind = "exit" if before[line, j] == 0 else "entry" if after[line, j] == 0 else "crossing"
         members = np.flatnonzero((lines.sample_line == line) & (lines.sample_orientation != 0))
-        found += [Event(float(now), int(i), int(j), kind) for i in members]
-    return found
+        events += [Event(float(now), int(i), int(j), kind) for i in members]
+    return events
 
 
-def _pattern(lines: Lines, mode: Mode, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pattern(lines: TrainingLines, mode: Mode, W: np.ndarray, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """N x d1, which preactivations of the samples are held, and their slopes."""
     along = (mode.sides > 0).astype(float)
     c = (lines.Y - mode.hidden(W) @ V) @ V.T

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from relu_sgd._checks import check_fields
 from relu_sgd.network import Params, TrainedLayers
 from relu_sgd.problem import Problem
 from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both_layers
@@ -56,6 +57,8 @@ class _Arrays(NamedTuple):
 
 
 def _checked(params: Params, problem: Problem) -> _Arrays:
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
     named = {"X": problem.X, "Y": problem.Y, "W": params.W, "V": params.V}
     arrays = {name: np.asarray(array) for name, array in named.items()}
     X, Y, W, V = arrays.values()
@@ -81,17 +84,17 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 
 
 def _attempts(
-    given: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
+    arrays: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
 ) -> Iterator[tuple[Proof, bool]]:
-    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the theorem
-    that local minima of these layers want.
+    """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the
+    theorem that local minima of these layers want.
     """
-    X, Y, W, V = given
+    X, Y, W, V = arrays
     active = X @ W > 0
     E = Y - np.where(active, X @ W, 0.0) @ V
     labels = float(np.sum(Y**2))
     both = trained_layers == "both"
-    starts: list[_Start] = [] if chattering is None else [_held(given, E, chattering)]
+    starts: list[_Start] = [] if chattering is None else [_held(arrays, E, chattering)]
     if not (brief and starts):
         starts.append(_Start(None, _FEW_ITERATIONS if brief else _ITERATIONS))
     close = float(np.sum(E**2)) < _CLOSE**2 * labels and not brief
@@ -100,7 +103,7 @@ def _attempts(
     # Where samples that neurons act on are not fitted, V is seldom stationary at a minimum for V fixed.
     moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
     if moves_V:
-        yield from _stationary_points(given, starts)
+        yield from _stationary_points(arrays, starts)
     if brief and moves_V:
         return
     damped = [_Start(None, _ITERATIONS, 1e-2)] if not (moves_V or brief) else []
@@ -111,21 +114,21 @@ def _attempts(
         if proof.verdict == Verdict.UNDECIDED:
             yield verify(X, Y, W, candidate, trained_layers, classes_fit=False), not both
     if both and not moves_V:
-        yield from _stationary_points(given, starts)
+        yield from _stationary_points(arrays, starts)
 
 
-def _stationary_points(given: _Arrays, starts: list[_Start]) -> Iterator[tuple[Proof, bool]]:
-    X, Y, W, V = given
+def _stationary_points(arrays: _Arrays, starts: list[_Start]) -> Iterator[tuple[Proof, bool]]:
+    X, Y, W, V = arrays
     for held, iterations, _ in starts:
         yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held, iterations)), True
 
 
-def _held(given: _Arrays, E: Float[np.ndarray, "N d2"], chattering: Bool[np.ndarray, "N d1"]) -> _Start:
+def _held(arrays: _Arrays, E: Float[np.ndarray, "N d2"], chattering: Bool[np.ndarray, "N d1"]) -> _Start:
     """The kinks to begin with: of what chatters, that which L pushes back from either side, and of no neuron so much
     that nothing would be left of it.
     """
-    held = chattering & (E @ given.V.T < 0)
-    return _Start(held & (held.sum(axis=0) < given.X.shape[1]), _FEW_ITERATIONS)
+    held = chattering & (E @ arrays.V.T < 0)
+    return _Start(held & (held.sum(axis=0) < arrays.X.shape[1]), _FEW_ITERATIONS)
 
 
 def decide(
@@ -151,23 +154,24 @@ def decide(
       brief: search once and in few steps, from `chattering` if it is given: enough where a run has settled.
 
     Returns:
-      The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers, by
-      Theorem 3, whose reason is the one that counts there.
+      The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers,
+      by Theorem 3, whose reason is the one that counts there.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
         value.
     """
-    given = _checked(params, problem)
+    arrays = _checked(params, problem)
     if trained_layers not in ("hidden", "both"):
         raise ValueError(f"trained_layers must be hidden or both, got {trained_layers!r}")
     held = None
     if chattering is not None:
         held = np.asarray(chattering)
-        if held.dtype != bool or held.shape != (len(given.X), given.W.shape[1]):
+        if held.dtype != bool or held.shape != (len(arrays.X), arrays.W.shape[1]):
             raise ValueError(f"chattering must be Boolean, N x d1, got {held.dtype}, {held.shape}")
     first: Proof | None = None
-    for proof, counts in _attempts(given, trained_layers, held, brief):
+    for proof, counts in _attempts(arrays, trained_layers, held, brief):
         if proof.verdict != Verdict.UNDECIDED:
             return proof
         first = proof if counts and first is None else first
@@ -201,5 +205,5 @@ def local_minimum(
 
     It is a spurious one where zero loss is possible, which this does not decide. Arguments and errors as for `decide`.
     """
-    found = decide(params, problem, trained_layers=trained_layers, chattering=chattering)
-    return _only(Verdict.LOCAL_MINIMUM, found, "the minimum below theta has zero loss")
+    proof = decide(params, problem, trained_layers=trained_layers, chattering=chattering)
+    return _only(Verdict.LOCAL_MINIMUM, proof, "the minimum below theta has zero loss")

@@ -37,10 +37,10 @@ from relu_sgd.proofs.rounding import (
     UNIT_ROUNDOFF,
     at_least,
     at_most,
+    eigenvalue_bound,
     frobenius,
     gamma,
-    least_eigenvalue,
-    least_singular_value,
+    singular_value_bound,
     spectral_norm,
 )
 from relu_sgd.proofs.search import Candidate, FreeNeurons, multipliers_of
@@ -236,8 +236,8 @@ def verify_both_layers(
     theta, for the distance.
 
     W' is the projection of W onto the constraints, ||W' - W|| <= delta = ||K W|| / sigma_K; the setting holds at (W',
-    V), so every computed quantity gets what
-    moving by delta can change: E by ||X|| ||V|| delta, H by ||X|| delta, and so on. Rounding as in `verification`.
+    V), so every computed quantity gets what moving by delta can change: E by ||X|| ||V|| delta, H by ||X|| delta, and
+    so on. Rounding as in `verification`.
     """
     W, V = candidate.W, candidate.V
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
@@ -262,7 +262,7 @@ def verify_both_layers(
         if not rows_of_kinks.spans(X[independent[:, j]], X[S[:, j] & ~independent[:, j]]):
             return undecided(f"the rows of X at the kinks of neuron {j} are nearly dependent, and not exactly")
     at_kinks = np.argwhere(independent)
-    sigma_K = least_singular_value(np.eye(V.shape[0])[at_kinks[:, 1]], X[at_kinks[:, 0]])
+    sigma_K = singular_value_bound(np.eye(V.shape[0])[at_kinks[:, 1]], X[at_kinks[:, 0]])
     if sigma_K <= 0:
         return undecided("the rows of X at the kinks of a neuron are not proved independent")
     off = np.where(independent, np.abs(at.Z) + at.Z_error, 0.0)
@@ -308,7 +308,7 @@ def verify_both_layers(
         + mixed_error
         + 4 * UNIT_ROUNDOFF * (frobenius(hessian) + 2 * frobenius(mixed))
     )
-    convexity = least_eigenvalue(hessian, float(second_order_error))
+    convexity = eigenvalue_bound(hessian, float(second_order_error))
     if convexity <= 0:
         return undecided("L is not proved to be convex along the kinks, across the rescalings")
 
@@ -349,7 +349,7 @@ def verify_both_layers(
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.where(S, np.where(at.C < 0, np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
     moved = np.sqrt(frobenius(W - W_before) ** 2 + frobenius(V - V_before) ** 2)
-    found = dataclasses.replace(
+    proof = dataclasses.replace(
         undecided(""),
         kinks=S,
         active=active,
@@ -362,19 +362,19 @@ def verify_both_layers(
         margins={"sign": room, "slope": kappa, "coefficient": np.inf},
     )
     if not kappa > 0:
-        return dataclasses.replace(found, reason="a slope of a kink is not proved to lie in (0, 1)")
+        return dataclasses.replace(proof, reason="a slope of a kink is not proved to lie in (0, 1)")
     if not room > 0:
-        return dataclasses.replace(found, reason="a sign off the kinks is not proved")
+        return dataclasses.replace(proof, reason="a sign off the kinks is not proved")
     if not 2 * inner < radius:
         return dataclasses.replace(
-            found, reason=f"the minimum is proved within {inner:.1e}, and L to grow within {radius:.1e} only"
+            proof, reason=f"the minimum is proved within {inner:.1e}, and L to grow within {radius:.1e} only"
         )
     if not loss[0] > 0:
-        return dataclasses.replace(found, reason="the loss of the minimum is not proved to be positive")
+        return dataclasses.replace(proof, reason="the loss of the minimum is not proved to be positive")
     # Every theta near theta* can be rescaled into the slice, at most 7.5 times as far away, where the length of every
     # neuron allows it.
     shortest = float(np.min(at_least(lengths)))
     reach = min((radius - inner) / 10, shortest / 12 - error) * (1 - 2.0**-20)
     if not reach > 0:
-        return dataclasses.replace(found, reason="a neuron is too short to be rescaled safely")
-    return dataclasses.replace(found, verdict=Verdict.LOCAL_MINIMUM, radius=reach)
+        return dataclasses.replace(proof, reason="a neuron is too short to be rescaled safely")
+    return dataclasses.replace(proof, verdict=Verdict.LOCAL_MINIMUM, radius=reach)

@@ -15,7 +15,7 @@ def basis(X: Float[np.ndarray, "N d0"], kinks: Bool[np.ndarray, "N d1"]) -> Bool
     """Of every neuron's kinks, some with rows that look linearly independent and span the others (nothing is proved
     here).
     """
-    chosen = np.zeros_like(kinks)
+    in_basis = np.zeros_like(kinks)
     for j in np.flatnonzero(kinks.any(axis=0)):
         indices = np.flatnonzero(kinks[:, j])
         norms = np.linalg.norm(X[indices], axis=1)
@@ -24,8 +24,8 @@ def basis(X: Float[np.ndarray, "N d0"], kinks: Bool[np.ndarray, "N d1"]) -> Bool
             continue
         _, triangle, order = scipy.linalg.qr((X[indices] / norms[norms > 0, None]).T, mode="economic", pivoting=True)
         rank = int(np.sum(np.abs(np.diag(triangle)) > _RANK_TOLERANCE))
-        chosen[indices[order[:rank]], j] = True
-    return chosen
+        in_basis[indices[order[:rank]], j] = True
+    return in_basis
 
 
 def _rank(rows: Float[np.ndarray, "rows d0"]) -> int:
@@ -66,7 +66,7 @@ def leaders(
     """For every neuron the first one that has its pattern and an output row exactly parallel to its; -1 for those that
     are not `among` the ones asked about.
     """
-    found = np.full(len(among), -1)
+    leader = np.full(len(among), -1)
     first: dict[bytes, list[tuple[int, list[fractions.Fraction]]]] = {}
     for j in np.flatnonzero(among):
         row = [fractions.Fraction(float(entry)) for entry in V[j]]
@@ -76,7 +76,7 @@ def leaders(
             for k, other in known
             if all(row[a] * other[b] == row[b] * other[a] for a in range(len(row)) for b in range(a))
         )
-        found[j] = next(parallel, j)
-        if found[j] == j:
+        leader[j] = next(parallel, j)
+        if leader[j] == j:
             known.append((int(j), row))
-    return found
+    return leader

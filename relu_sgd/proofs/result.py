@@ -82,8 +82,8 @@ def save_certificate(
     """A proof and its problem as an npz file (or into an open one), which a checker can decide again without this
     package; with theta, `params`, the distance too.
 
-    Arrays X, Y, W, V, kinks, active, slopes, multipliers, fitted, and those of theta, theta_W, theta_V; verdict and trained_layers as strings; numbers error, radius
-    and loss.
+    Arrays X, Y, W, V, kinks, active, slopes, multipliers, fitted, and those of theta, theta_W, theta_V; verdict and
+    trained_layers as strings; numbers error, radius and loss.
     """
     fields = {field.name: getattr(proof, field.name) for field in dataclasses.fields(proof)}
     margins = {f"margin_{name}": value for name, value in fields.pop("margins").items()}

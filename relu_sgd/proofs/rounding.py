@@ -26,10 +26,10 @@ __all__ = [
     "UNIT_ROUNDOFF",
     "at_least",
     "at_most",
+    "eigenvalue_bound",
     "frobenius",
     "gamma",
-    "least_eigenvalue",
-    "least_singular_value",
+    "singular_value_bound",
     "spectral_norm",
 ]
 
@@ -75,18 +75,16 @@ def spectral_norm(matrix: Float[np.ndarray, "rows columns"]) -> float:
     return float(at_most(np.sqrt(frobenius(small.T @ small) + rounding)))
 
 
-def least_eigenvalue(computed: Float[np.ndarray, "n n"], error: float) -> float:
+def eigenvalue_bound(computed: Float[np.ndarray, "n n"], error: float) -> float:
     """A lower bound of the least eigenvalue of a symmetric matrix G with ||G - computed|| <= error (operator norm);
     -inf where none is found.
 
     With any c and any L, G = c I + L L^T + (G - computed) + (computed - c I - L L^T) and L L^T is positive
-    semidefinite, so lambda_min(G) >= c - error -
-    ||computed - c I - L L^T||_F. c is a little below a computed eigenvalue and L a computed Cholesky factor of
-    computed - c I. The last norm is
-    at most that of the computed matrix plus gamma_n ||L||_F^2 for the product, (R1) with || |L| |L|^T ||_F <=
-    ||L||_F^2, plus 3 u (||computed||_F +
-    c sqrt(n) + ||fl(L L^T)||_F) for the two subtractions. Symmetry of `computed` is not used: eigenvalues of G are
-    those of its symmetric part.
+    semidefinite, so lambda_min(G) >= c - error - ||computed - c I - L L^T||_F. c is a little below a computed
+    eigenvalue and L a computed Cholesky factor of computed - c I. The last norm is at most that of the computed matrix
+    plus gamma_n ||L||_F^2 for the product, (R1) with || |L| |L|^T ||_F <= ||L||_F^2, plus 3 u (||computed||_F + c
+    sqrt(n) + ||fl(L L^T)||_F) for the two subtractions. Symmetry of `computed` is not used: eigenvalues of G are those
+    of its symmetric part.
     """
     n = len(computed)
     if n == 0:
@@ -109,14 +107,13 @@ def least_eigenvalue(computed: Float[np.ndarray, "n n"], error: float) -> float:
     return float(bound) * (1 - _SLACK) if bound > 0 else -np.inf
 
 
-def least_singular_value(factors: Float[np.ndarray, "rows d1"], rows: Float[np.ndarray, "rows d0"]) -> float:
+def singular_value_bound(factors: Float[np.ndarray, "rows d1"], rows: Float[np.ndarray, "rows d0"]) -> float:
     """A lower bound of the least singular value of the matrix whose rows are kron(f_r, x_r); 0 where none is found,
     inf without rows.
 
     Its Gram matrix is (F F^T) o (X X^T). Entry (r, s) is computed from two inner products and a product: error at most
-    gamma_{d0 + d1 + 1} (|f_r| . |f_s|)
-    (|x_r| . |x_s|) <= gamma_{d0 + d1 + 1} p_r p_s, p_r = ||f_r|| ||x_r||, and the matrix with entries p_r p_s has
-    Frobenius norm sum of p_r^2.
+    gamma_{d0 + d1 + 1} (|f_r| . |f_s|) (|x_r| . |x_s|) <= gamma_{d0 + d1 + 1} p_r p_s, p_r = ||f_r|| ||x_r||, and the
+    matrix with entries p_r p_s has Frobenius norm sum of p_r^2.
     """
     if len(rows) == 0:
         return np.inf
@@ -125,4 +122,4 @@ def least_singular_value(factors: Float[np.ndarray, "rows d1"], rows: Float[np.n
     gram = (factors @ factors.T) * (rows @ rows.T)
     norms = np.sum(factors * factors, axis=1) * np.sum(rows * rows, axis=1)
     error = gamma(factors.shape[1] + rows.shape[1] + 1) * at_most(np.sum(norms))
-    return float(at_least(np.sqrt(max(least_eigenvalue(gram, float(at_most(error))), 0.0))))
+    return float(at_least(np.sqrt(max(eigenvalue_bound(gram, float(at_most(error))), 0.0))))

@@ -57,11 +57,11 @@ class FreeDirections(NamedTuple):
 
     def expand(self, step: Float[np.ndarray, " free"], d1: int) -> Float[np.ndarray, "d0 d1"]:
         """The change of W for coefficients of the directions."""
-        found = np.zeros((len(self.basis), d1))
+        change = np.zeros((len(self.basis), d1))
         first = np.flatnonzero(np.diff(self.owner, prepend=-1))
         if len(first):
-            found[:, self.owner[first]] = np.add.reduceat(self.basis * step, first, axis=1)
-        return found
+            change[:, self.owner[first]] = np.add.reduceat(self.basis * step, first, axis=1)
+        return change
 
     def project(self, W: Float[np.ndarray, "d0 d1"], kinks: Bool[np.ndarray, "N d1"]) -> Float[np.ndarray, "d0 d1"]:
         """W on the kinks' constraints; neurons without kinks stay."""
@@ -174,7 +174,7 @@ def multipliers_of(
     [c, 0] where rows are dependent.
     """
     gradient = X.T @ np.where(active, C, 0.0)
-    found = np.zeros_like(C)
+    multipliers = np.zeros_like(C)
     for j in np.flatnonzero(kinks.any(axis=0)):
         indices = np.flatnonzero(kinks[:, j])
         rows = X[indices].T
@@ -188,8 +188,8 @@ def multipliers_of(
                 if bounded.cost <= 1e-20 * max(1.0, float(np.sum(gradient[:, j] ** 2))):
                     solution = bounded.x
                     break
-        found[indices, j] = solution
-    return found
+        multipliers[indices, j] = solution
+    return multipliers
 
 
 def descend_to_minimum(
@@ -387,10 +387,10 @@ def _depends(
     X: Float[np.ndarray, "N d0"], kinks: Bool[np.ndarray, " N"], others: Bool[np.ndarray, " N"]
 ) -> Bool[np.ndarray, " N"]:
     """Which of the others have a row that is in the span of the kinks' rows, to rounding."""
-    found = np.zeros(len(X), bool)
+    dependent = np.zeros(len(X), bool)
     if kinks.any() and others.any():
         q = scipy.linalg.orth(X[kinks].T, rcond=1e-9)
         rows = X[others]
         outside = np.linalg.norm(rows - (rows @ q) @ q.T, axis=1)
-        found[others] = outside <= 1e-9 * np.linalg.norm(rows, axis=1)
-    return found
+        dependent[others] = outside <= 1e-9 * np.linalg.norm(rows, axis=1)
+    return dependent

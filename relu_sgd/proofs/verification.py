@@ -3,7 +3,8 @@ for.
 
 Setting. Z = X W; V_j is row j of V; a neuron with V_j = 0 and a sample with x_i = 0 have no say and are left out. S is
 a set of pairs (i, j), M_ij = 1 where (i, j) is active (Z_ij > 0, not in S). Samples are divided into I0 and I1 and
-neurons into J0 and J1, where J0 has no active pair in I1; L is fitted exactly on I0, by J0 and by classes, see (5). `error` bounds are of these kinds:
+neurons into J0 and J1, where J0 has no active pair in I1; L is fitted exactly on I0, by J0 and by classes, see (5).
+`error` bounds are of these kinds:
 
 (1) Neurons J1: W*_J1 minimises q(W) = 1/2 sum over I1 of ||Y_i - sum over J1 of M_ij <x_i, W_j> V_j||^2 on the linear
     space N = {<x_i, W_j> = 0 on S}. If A^T A + K^T K >= lambda I, A the Jacobian of q's predictions and K rows of
@@ -46,22 +47,22 @@ from relu_sgd.proofs.rounding import (
     UNIT_ROUNDOFF,
     at_least,
     at_most,
+    eigenvalue_bound,
     frobenius,
     gamma,
-    least_eigenvalue,
-    least_singular_value,
+    singular_value_bound,
     spectral_norm,
 )
 from relu_sgd.proofs.search import Candidate
 
-__all__ = ["Evaluation", "evaluate", "no_proof", "power_of_two", "verify"]
+__all__ = ["Enclosure", "evaluate", "no_proof", "power_of_two", "verify"]
 
 # Samples with errors below this, relative to the labels, are tried as interpolated ones.
 _INTERPOLATED = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Enclosure:
     """The network on the linear pieces of a pattern, computed, and bounds of the rounding in it.
 
     Attributes:
@@ -84,7 +85,7 @@ def evaluate(
     W: Float[np.ndarray, "d0 d1"],
     V: Float[np.ndarray, "d1 d2"],
     active: Bool[np.ndarray, "N d1"],
-) -> Evaluation:
+) -> Enclosure:
     """Z, E and C on the linear pieces where `active` says which neurons act."""
     (d0, d1), d2 = W.shape, V.shape[1]
     Z, size = X @ W, np.abs(X) @ np.abs(W)
@@ -96,7 +97,7 @@ def evaluate(
     C_error = gamma(d2) * (np.abs(E) @ np.abs(V).T) + E_error @ np.abs(V).T
     # For d2 = 1 and E exact the sign of the product is exact; where a factor is 0 so is the product.
     exact = np.all(E_error == 0, axis=1)[:, None] & np.all((E[:, None, :] == 0) | (V[None] == 0), axis=2)
-    return Evaluation(Z, at_most(gamma(d0) * size), E, E_error, E @ V.T, np.where(exact, 0.0, at_most(C_error)))
+    return Enclosure(Z, at_most(gamma(d0) * size), E, E_error, E @ V.T, np.where(exact, 0.0, at_most(C_error)))
 
 
 def no_proof(reason: str, candidate: Candidate, layers: TrainedLayers) -> Proof:
@@ -140,8 +141,7 @@ def verify(
     `classes_fit` lets classes of neurons, (5), fit samples of I0; without it only J0 does.
 
     With `trained_layers` "both" a local minimum is one of L(W, V) and is proved here where J1 is empty: where what is
-    not interpolated is out of
-    reach of every neuron, whatever V is.
+    not interpolated is out of reach of every neuron, whatever V is.
     """
     W, V = candidate.W, candidate.V
     active, S, mu = candidate.active, candidate.kinks, candidate.multipliers
@@ -182,7 +182,7 @@ def verify(
     error_1, mu_error, E_change = 0.0, 0.0, 0.0
     if moving.any():
         at_kinks = np.argwhere(independent & rigid)
-        sigma_K = least_singular_value(np.eye(W.shape[1])[at_kinks[:, 1]], X[at_kinks[:, 0]])
+        sigma_K = singular_value_bound(np.eye(W.shape[1])[at_kinks[:, 1]], X[at_kinks[:, 0]])
         if sigma_K <= 0:
             return undecided("the rows of X at the kinks of a neuron are not proved independent")
         neurons = np.flatnonzero(moving)
@@ -196,7 +196,7 @@ def verify(
         K[np.arange(len(at_kinks)), :, np.searchsorted(neurons, at_kinks[:, 1])] = X[at_kinks[:, 0]] * scale
         both = np.vstack([A, K.reshape(len(at_kinks), A.shape[1])])
         # An entry of A has one rounding, and an entry of the Gram matrix sums len(both) products.
-        convexity = least_eigenvalue(both.T @ both, float(at_most(gamma(len(both) + 2) * frobenius(both) ** 2)))
+        convexity = eigenvalue_bound(both.T @ both, float(at_most(gamma(len(both) + 2) * frobenius(both) ** 2)))
         if convexity <= 0:
             return undecided("the Jacobian along the kinks is not proved to have full column rank")
         T = np.where(acts_on_I1 & moving, at.C, 0.0) + np.where(S & rigid, mu, 0.0)
@@ -221,8 +221,8 @@ def verify(
     if np.any(uncovered[I0]):
         return undecided("an output of an interpolated sample depends on no neuron that is free to fit it")
     if len(rows):  # A sample that repeats another one asks for nothing new.
-        asked = np.hstack([X[rows[:, 0]], Y[rows[:, 0], rows[:, 1]][:, None], rows[:, 1:]]) + 0.0
-        rows = rows[np.sort(np.unique(asked, axis=0, return_index=True)[1])]
+        constraints = np.hstack([X[rows[:, 0]], Y[rows[:, 0], rows[:, 1]][:, None], rows[:, 1:]]) + 0.0
+        rows = rows[np.sort(np.unique(constraints, axis=0, return_index=True)[1])]
     at_kinks = np.argwhere(independent & loose)
     if len(rows) + len(at_kinks):
         fit = np.where(active[rows[:, 0]] & loose, V.T[rows[:, 1]], 0.0)
@@ -240,7 +240,7 @@ def verify(
                 np.zeros(len(same) * X.shape[1]),
             ]
         )
-        sigma = least_singular_value(factors * scales[:, None], inputs)
+        sigma = singular_value_bound(factors * scales[:, None], inputs)
         if sigma <= 0:
             return undecided(
                 "the equations of the fitted samples and of the kinks are not proved to have full row rank "
@@ -287,8 +287,8 @@ def verify(
     reach = float(np.min(np.where(I1[:, None], room, np.inf), initial=np.inf))
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.where(S, np.where(rigid & (at.C < 0), np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
-    found = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & rigid, mu, 0.0), fitted=I0, **bounds)
-    blank = dataclasses.replace(undecided(""), **found)  # type: ignore[arg-type]
+    values = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & rigid, mu, 0.0), fitted=I0, **bounds)
+    blank = dataclasses.replace(undecided(""), **values)
     if not margins["sign"] > 0:
         return dataclasses.replace(blank, reason="a sign off the kinks is not proved")
     if not margins["slope"] >= 0:

@@ -2,44 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float
 from scipy.integrate import quad
 
-from relu_sgd._checks import finite_arrays, whole_number
+from relu_sgd._checks import check_fields, finite_arrays, whole_number
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
+from relu_sgd.theory._streaming import neuron_chunks
 from relu_sgd.theory.path_certificate import PathCertificate
 
-__all__ = ["Certificate", "certificate", "certificate_of", "drift_bounds", "hidden_gram", "neuron_chunks"]
-
-
-def neuron_chunks(W: Float[np.ndarray, "d0 d1"], size: int = 4096) -> Iterator[np.ndarray]:
-    """The neurons of W, `size` at a time.
-
-    Raises:
-      ValueError: the size is no whole number, or less than 1.
-    """
-    size = whole_number("chunk", size)
-    for start in range(0, W.shape[1], size):
-        yield np.asarray(W[:, start : start + size], float)
-
-
-def hidden_gram(X: Float[np.ndarray, "N d0"], chunks: Iterable[np.ndarray]) -> Float[np.ndarray, "N N"]:
-    """H H^T for H = relu(X W), with the neurons streamed: memory for one chunk, however many there are.
-
-    Args:
-      X: the samples.
-      chunks: parts of W, d0 x any, see `neuron_chunks`; they may be drawn on the way.
-    """
-    X = np.asarray(X, float)
-    total = np.zeros((len(X), len(X)))
-    for W in chunks:
-        hidden = np.maximum(X @ W, 0)
-        total += hidden @ hidden.T
-    return total
+__all__ = ["Certificate", "certificate", "certificate_of", "drift_bounds"]
 
 
 def _smallest_singular_value(X: np.ndarray, chunks: Callable[[], Iterable[np.ndarray]], gram: np.ndarray) -> float:
@@ -252,10 +227,13 @@ def certificate(params: Params, problem: Problem, *, chunk: int = 4096) -> Certi
       chunk: neurons at a time.
 
     Raises:
+      TypeError: `params` or `problem` is of another kind.
       ValueError: the shapes do not fit, an entry is not finite, chunk is no whole number from 1 on, or a number of the
         certificate is out of float64's range.
     """
     chunk = whole_number("chunk", chunk)
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
     W, V, X, Y = finite_arrays(W=params.W, V=params.V, X=problem.X, Y=problem.Y)
     if not (
         X.ndim == Y.ndim == W.ndim == V.ndim == 2
@@ -287,16 +265,16 @@ def certificate(params: Params, problem: Problem, *, chunk: int = 4096) -> Certi
         )
 
 
-def drift_bounds(found: Certificate, integral: Float[np.ndarray, "*times"]) -> dict[str, Float[np.ndarray, "*times"]]:
+def drift_bounds(start: Certificate, integral: Float[np.ndarray, "*times"]) -> dict[str, Float[np.ndarray, "*times"]]:
     """Lemma 3.1's bounds along a solution, from the integral Lbar(t) of sqrt(L) along it.
 
     Returns:
       "theta": (5), of ||theta(t) - theta(0)||. "hidden": (6) divided by ||X||, of ||W(t) - W(0)||_F. "hidden_sharp": a
       sharper one of the same, ||V0|| sinh(k Lbar) + ||W0|| (cosh(k Lbar) - 1) with k = sqrt(2) ||X||.
     """
-    z = found.operator_norm * np.asarray(integral, float)
+    z = start.operator_norm * np.asarray(integral, float)
     k = math.sqrt(2) * z
-    hidden, output = found.hidden_norm, found.output_norm
+    hidden, output = start.hidden_norm, start.output_norm
     growth = lambda exponent: np.exp(np.minimum(exponent, 700))
     return {
         "theta": k * (hidden + output) * growth(k),

@@ -8,12 +8,13 @@ computed.
 
 import enum
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, ScalarLike
+from scipy.optimize import bisect
 
 __all__ = ["ComparisonSolution", "Outcome", "blow_up_threshold", "lemma_3_3", "solve_comparison"]
 
@@ -34,9 +35,9 @@ class ComparisonSolution(NamedTuple):
     """A solution of (9).
 
     Attributes:
-      y: at the times that were asked for; NaN after a blow-up.
+      y: the values at the given times; NaN after a blow-up.
       outcome: an `Outcome`.
-      end: when the outcome was known.
+      end: the time at which the outcome was known.
     """
 
     y: Float[Array, " times"]
@@ -44,18 +45,18 @@ class ComparisonSolution(NamedTuple):
     end: Float[Array, ""]
 
 
-def _exponent(t, y, constants):
+def _exponent(t: Any, y: Array, constants: tuple[Array, ...]) -> Array:
     alpha, _, c, c1, c2, factor = constants
     # Beyond 600 the exponential is out of range, and the outcome has long been known.
     growth = (c1 * y + c2 * y**2) * jnp.exp(jnp.minimum(c * y**2, 600.0))
     return factor * alpha * t * growth - alpha**2 * t
 
 
-def _field(t, y, constants):
+def _field(t: Any, y: Array, constants: tuple[Array, ...]) -> Array:
     return constants[1] * jnp.exp(jnp.minimum(_exponent(t, y, constants), 2 * _EXPLODING))
 
 
-def _known(t, y, args, **_):
+def _known(t: Any, y: Array, args: tuple[Array, ...], **_: Any) -> Array:
     exponent = _exponent(t, y, args)
     return (exponent > _EXPLODING) | (exponent < _SETTLED)
 
@@ -78,7 +79,7 @@ def solve_comparison(
       times: increasing, in [0, t_max], where y is wanted.
       a, c, c1, c2: the other constants of (7) and (8).
       factor: 1 as printed, 2 as Figure 1 was drawn.
-      t_max: where to give up.
+      t_max: the time at which to give up.
 
     Raises:
       RuntimeError: JAX runs in 32 bits.
@@ -143,9 +144,9 @@ def blow_up_threshold(
     """The alpha below which solutions of (9) blow up and above which they stay bounded, by bisection.
 
     Args:
-      low, high: where it is looked for.
+      low, high: the interval that is searched.
       a, c, c1, c2, factor: as for `solve_comparison`.
-      tolerance: of the result.
+      tolerance: the error allowed in the result.
 
     Raises:
       ValueError: solutions do not blow up at `low` or are not bounded at `high`.
@@ -158,8 +159,5 @@ def blow_up_threshold(
         raise ValueError(
             f"the threshold is not in ({low}, {high}), where solutions must blow up below and stay bounded above"
         )
-    while high - low > tolerance:
-        middle = 0.5 * (low + high)
-        # Undecided within t_max is so close to the threshold that either end will do.
-        low, high = (low, middle) if outcome(middle) == Outcome.BOUNDED else (middle, high)
-    return 0.5 * (low + high)
+    # Undecided within t_max is so close to the threshold that either end will do.
+    return bisect(lambda alpha: 1 if outcome(alpha) == Outcome.BOUNDED else -1, low, high, xtol=tolerance)

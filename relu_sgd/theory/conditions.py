@@ -15,11 +15,12 @@ from jaxtyping import Float
 
 from relu_sgd.network import Params, TrainedLayers
 from relu_sgd.problem import Problem
-from relu_sgd.theory.certificate import Certificate, certificate, hidden_gram, neuron_chunks
+from relu_sgd.theory._start_arrays import StartArrays, start_arrays
+from relu_sgd.theory._streaming import hidden_gram, neuron_chunks
+from relu_sgd.theory.certificate import Certificate, certificate
 from relu_sgd.theory.flip_certificate import FlipCertificate, flip_certificate
 from relu_sgd.theory.hidden_layer import HiddenCertificate, hidden_certificate
 from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
-from relu_sgd.theory.start import Start, start_of
 
 __all__ = ["Condition", "board", "slack"]
 
@@ -34,17 +35,19 @@ class Condition:
 
     Attributes:
       name: what it is called here.
-      source: where it stands, with its number.
-      dynamics: of what it speaks, "inclusion" (3) or full-batch "descent" (14) without momentum.
+      source: the place where it stands, with its number.
+      dynamics: the dynamics that it speaks of, "inclusion" (3) or full-batch "descent" (14) without momentum.
       unmet: hypotheses that the start, the data or the set-up do not meet.
-      left_side: to be below the limit; inf where nothing could meet it; None where it cannot be evaluated.
+      left_side: the number that has to be below the limit; inf where nothing could meet it; None where it cannot be
+        evaluated.
       limit: see `left_side`.
       rate: L(t) <= L(0) exp(-rate t), t in units of flow time; None where it holds nothing, or promises none.
       drift: bound of ||theta(t) - theta(0)|| for all t; None likewise.
       path: bound of the length of theta's path; None likewise.
       hidden_path: the same of W's.
       learning_rate: up to which a condition on descent holds, and at which its rate is meant.
-      probability: with which it holds at least, over the law of W0 that it assumes; 1 for what holds for certain.
+      probability: the least probability with which it holds, over the law of W0 that it assumes; 1 for what holds for
+        certain.
       reason: why there is no left side.
       details: the certificate that the numbers are from.
     """
@@ -109,36 +112,36 @@ def board(
     """  # fmt: skip
     if trained_layers not in ("both", "hidden"):
         raise ValueError(f"trained_layers must be 'both' or 'hidden', got {trained_layers!r}")
-    start = start_of(params, problem)
+    start = start_arrays(params, problem)
     both = () if trained_layers == "both" else ("V is trained",)
     hidden = () if trained_layers == "hidden" else ("V is fixed",)
     rows = (*_both_layers(start, both, chunk), *_hidden_layer(start, hidden), *_literature(both, hidden))
     return tuple(row._where_it_holds() for row in rows)
 
 
-def _both_layers(start: Start, unmet: tuple[str, ...], chunk: int) -> tuple[Condition, ...]:
+def _both_layers(start: StartArrays, unmet: tuple[str, ...], chunk: int) -> tuple[Condition, ...]:
     W, V, X, Y = start
-    found = certificate(Params(W, V), Problem(X, Y), chunk=chunk)  # type: ignore[arg-type]
+    at_start = certificate(Params(W, V), Problem(X, Y), chunk=chunk)  # type: ignore[arg-type]
     gram = hidden_gram(X, neuron_chunks(W, chunk))
     rounding = sum(gram.shape[:1] + W.shape[1:]) * np.finfo(float).eps * float(np.trace(gram))
-    found = dataclasses.replace(found, alpha=math.sqrt(max(found.alpha**2 - rounding, 0.0)))
-    numbers = found.operator_norm, found.a, found.alpha
+    at_start = dataclasses.replace(at_start, alpha=math.sqrt(max(at_start.alpha**2 - rounding, 0.0)))
+    numbers = at_start.operator_norm, at_start.a, at_start.alpha
     local, path = LocalCriterion(*numbers), PathCertificate(*numbers)
     descent = DescentCertificate(
         *numbers,
         hidden_layer_norm=math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0)),
         output_norm=float(np.linalg.norm(V, 2)),
     )
-    paper: dict[str, Any] = dict(unmet=unmet, rate=found.alpha**2, drift=found.drift, details=found)
+    paper: dict[str, Any] = dict(unmet=unmet, rate=at_start.alpha**2, drift=at_start.drift, details=at_start)
     by_path: dict[str, Any] = dict(
         unmet=unmet, rate=path.rate, drift=path.path, path=path.path, hidden_path=path.hidden_path
     )
     rate = -math.log1p(-descent.decrease) / descent.learning_rate if descent.holds else None
     return (
-        Condition("(11)", "Polaczyk and Cyranka 2023, Theorem 3.4", left_side=found.F, limit=1 / 8, **paper),
-        Condition("(10)", "Polaczyk and Cyranka 2023, Lemma 3.3", left_side=found.left_side_10, **paper),
+        Condition("(11)", "Polaczyk and Cyranka 2023, Theorem 3.4", left_side=at_start.F, limit=1 / 8, **paper),
+        Condition("(10)", "Polaczyk and Cyranka 2023, Lemma 3.3", left_side=at_start.left_side_10, **paper),
         # What it promises is Theorem B's, which it implies.
-        Condition("sharp", "theory/certificate.py", left_side=found.left_side_sharp, **by_path, details=found),
+        Condition("sharp", "theory/certificate.py", left_side=at_start.left_side_sharp, **by_path, details=at_start),
         Condition(
             "local criterion",
             "Chatterjee 2022, arXiv 2203.16462, for the output layer; the inclusion in place of a C^2 loss",
@@ -155,17 +158,17 @@ def _both_layers(start: Start, unmet: tuple[str, ...], chunk: int) -> tuple[Cond
     )  # fmt: skip
 
 
-def _hidden_layer(start: Start, unmet: tuple[str, ...]) -> tuple[Condition, ...]:
+def _hidden_layer(start: StartArrays, unmet: tuple[str, ...]) -> tuple[Condition, ...]:
     W, V, X, Y = start
     flips = Condition("flips", "docs/conditions.md, Theorem D", unmet=unmet)
     appendix = Condition("(54)", "Polaczyk and Cyranka 2023, Appendix G, with explicit constants", unmet=unmet)
     if V.shape[1] != 1:
         reason = f"it is for d2 = 1, and d2 is {V.shape[1]}"
         return tuple(dataclasses.replace(row, unmet=(*row.unmet, "d2 = 1"), reason=reason) for row in (flips, appendix))
-    found = flip_certificate(Params(W, V), Problem(X, Y))  # type: ignore[arg-type]
+    certified = flip_certificate(Params(W, V), Problem(X, Y))  # type: ignore[arg-type]
     flips = dataclasses.replace(
-        flips, left_side=found.left_side, rate=found.rate, drift=found.path, path=found.path, hidden_path=found.path,
-        details=found,
+        flips, left_side=certified.left_side, rate=certified.rate, drift=certified.path, path=certified.path,
+        hidden_path=certified.path, details=certified,
     )  # fmt: skip
     if len(X) < 2 or not np.allclose(np.linalg.norm(X, axis=1), 1, rtol=0, atol=1e-5):
         unmet = (*unmet, "N >= 2 rows of norm 1")
@@ -215,7 +218,7 @@ def slack(
       problem: the training set.
       times: increasing from 0, in flow time of L = 1/2 ||Y - Yhat||_F^2; iterate k of descent is at k eta.
       trained_layers: as in `board`.
-      dynamics: of which conditions: "descent" with the learning rate of its row, every iterate or some.
+      dynamics: the conditions' dynamics: "descent" with the learning rate of its row, every iterate or some.
 
     Returns:
       By condition, then by what is bounded: "loss", "drift", "path", "path of W" where they are promised. "path" and
@@ -233,7 +236,7 @@ def slack(
     W, V = np.asarray(path.W, float), np.asarray(path.V, float)
     if W.ndim != 3 or V.ndim != 3 or len(W) != len(times) or len(V) != len(times):
         raise ValueError(f"need {len(times)} x d0 x d1 and {len(times)} x d1 x d2, got {W.shape} and {V.shape}")
-    rows = board(Params(W[0], V[0]), problem, trained_layers=trained_layers)  # type: ignore[arg-type]
+    rows = board(Params(W[0], V[0]), problem, trained_layers=trained_layers)
     X, Y = (np.asarray(array, float) for array in problem)
     hidden = [np.maximum(X @ weights, 0) for weights in W]
     loss = np.array([0.5 * np.sum((Y - layer @ output) ** 2) for layer, output in zip(hidden, V, strict=True)])
@@ -246,7 +249,7 @@ def slack(
         "path of W": np.cumsum(W_steps),
     }
     alpha: Float[np.ndarray, " times"] | None = None
-    found: dict[str, dict[str, np.ndarray]] = {}
+    slacks: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
         if not row.holds or row.dynamics != dynamics:
             continue
@@ -268,5 +271,5 @@ def slack(
             along["neurons"] = (allowed - np.linalg.norm(W - W[0], axis=1)).min(axis=1)
             changed = np.array([(X @ weights > 0) != (X @ W[0] > 0) for weights in W])
             along["signs"] = -np.sum(changed & ~details.flips, axis=(1, 2)).astype(float)
-        found[row.name] = along
-    return found
+        slacks[row.name] = along
+    return slacks

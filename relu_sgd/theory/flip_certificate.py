@@ -9,6 +9,7 @@ eigenvalue. rho(t) is the integral of sigma ||E||. A neuron moves by at most |v_
 |z_ij| <= ||x_i|| |v_j| rho} can get another sign than at the start.
 """
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -19,8 +20,8 @@ from jaxtyping import Bool
 
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
+from relu_sgd.theory._start_arrays import start_arrays
 from relu_sgd.theory.gram import operator_norm
-from relu_sgd.theory.start import start_of
 
 __all__ = ["FlipCertificate", "flip_certificate"]
 
@@ -36,7 +37,7 @@ class FlipCertificate:
         lambda gets to 0, or before it.
       radius: rho_e: neuron j moves by less than |v_j| rho_e. inf where nothing is promised.
       least_lambda: lambda up to rho_e; 0 where nothing is promised.
-      flips: which signs may change, N x d1; all where nothing is promised.
+      flips: the signs that may change, N x d1; all where nothing is promised.
       output_norm: ||v||.
     """
 
@@ -149,12 +150,13 @@ def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int =
     Args:
       params: theta, with d2 = 1.
       problem: the training set.
-      max_evaluations: of lambda, in each of the two passes.
+      max_evaluations: the most evaluations of lambda in each of the two passes.
 
     Raises:
-      ValueError: as `start.start_of`, d2 is not 1, or max_evaluations is less than 1.
+      ValueError: the shapes do not fit, an array is empty, an entry is not finite, d2 is not 1, or max_evaluations is
+        less than 1.
     """
-    W, V, X, Y = start_of(params, problem)
+    W, V, X, Y = start_arrays(params, problem)
     if V.shape[1] != 1:
         raise ValueError(f"Theorem D is for d2 = 1, got d2 = {V.shape[1]}")
     if max_evaluations < 1:
@@ -165,10 +167,10 @@ def flip_certificate(params: Params, problem: Problem, *, max_evaluations: int =
     output_norm = float(np.linalg.norm(v))
     if error == 0:
         return FlipCertificate(0.0, at.lambda_0, math.inf, 0.0, at.lambda_0, np.zeros(z.shape, bool), output_norm)
-    found = _pass(at, error, math.inf, max_evaluations)
-    reach, radius = found.reach, found.radius
+    first = _pass(at, error, math.inf, max_evaluations)
+    reach, radius = first.reach, first.radius
     if math.isfinite(radius):
-        radius = min(radius, _pass(at, error, found.end, max_evaluations).radius)
+        radius = min(radius, _pass(at, error, first.end, max_evaluations).radius)
     flips = at.needed < radius if math.isfinite(radius) else np.ones(z.shape, bool)
     least = at.least_eigenvalue(flips) if math.isfinite(radius) else 0.0
     return FlipCertificate(error, at.lambda_0, reach, radius, least, flips, output_norm)
@@ -189,17 +191,14 @@ def _pass(at: _Flips, error: float, end: float, max_evaluations: int) -> _Pass:
     # lambda is constant up to the next jump, with all that is in reach before it.
     before = functools.cache(lambda index: at.least_eigenvalue(at.needed < jumps[index]))
     # How many of the pieces between jumps have a positive lambda, which falls from each to the next.
-    low, high = 0, len(jumps)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if before(middle) > 0 else (low, middle)
-    if low == 0:
+    num_positive = bisect.bisect_left(range(len(jumps)), True, key=lambda index: before(index) <= 0)
+    if num_positive == 0:
         return _Pass(0.0, math.inf, math.inf)
-    chosen = (
-        np.unique(np.linspace(0, low - 1, max_evaluations).round().astype(int)) if low > max_evaluations else range(low)
-    )
-    values = np.array([before(int(index)) for index in chosen])
-    edges = np.concatenate([[0.0], jumps[list(chosen)]])
+    pieces = np.arange(num_positive)
+    if num_positive > max_evaluations:
+        pieces = np.unique(np.linspace(0, num_positive - 1, max_evaluations).round().astype(int))
+    values = np.array([before(index) for index in pieces.tolist()])
+    edges = np.concatenate([[0.0], jumps[pieces]])
     integral = np.concatenate([[0.0], np.cumsum(np.diff(edges) * values)])
     sigma = functools.cache(lambda index: at.sigma(at.needed < edges[index]))
     last = len(edges) - 1

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import gammaln
+from scipy.special import eval_hermitenorm, gammaln
 
 from relu_sgd._checks import finite_arrays, whole_number
 
@@ -177,17 +177,12 @@ def truncated_gram(X: Matrix, level: float, num_draws: int, seed: int = 0) -> Gr
 
 
 def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """The probabilists' Hermite polynomial h_k of (30), by h_{k+1} = z h_k - k h_{k-1}.
+    """The probabilists' Hermite polynomial h_k of (30), h_{k+1} = z h_k - k h_{k-1}.
 
     Raises:
       ValueError: k is negative.
     """
-    k = whole_number("k", k, 0)
-    z = np.asarray(z, float)
-    before, now = np.zeros_like(z), np.ones_like(z)
-    for order in range(k):
-        before, now = now, z * now - order * before
-    return now
+    return np.asarray(eval_hermitenorm(whole_number("k", k, 0), np.asarray(z, float)))
 
 
 def hermite_coefficient(k: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from relu_sgd._checks import finite_arrays, whole_number
-from relu_sgd.theory.certificate import neuron_chunks
+from relu_sgd.theory._streaming import neuron_chunks
 from relu_sgd.theory.gram import angles, least_eigenvalue, operator_norm
 from relu_sgd.theory.width_search import smallest_width
 
@@ -23,16 +23,16 @@ __all__ = [
     "corollary_g6_bound",
     "corollary_g6_failure",
     "hidden_certificate",
-    "jacobian_gram",
-    "least_singular_value",
+    "least_jacobian_singular_value",
     "lemma_g4_radius",
     "lemma_g5_bound",
     "lemma_h2_bound",
     "pattern_distance",
-    "population_jacobian_gram",
+    "population_tangent_kernel",
     "population_width",
     "proposition_g7_bounds",
     "smallest_entry",
+    "tangent_kernel",
     "theorem_g2_width",
 ]
 
@@ -60,7 +60,7 @@ def _columns(v: np.ndarray, W: np.ndarray) -> np.ndarray:
     return v
 
 
-def jacobian_gram(
+def tangent_kernel(
     X: Float[np.ndarray, "N d0"], W: Float[np.ndarray, "d0 d1"], v: Float[np.ndarray, " d1"], *, chunk: int = 4096
 ) -> Float[np.ndarray, "N N"]:
     """J J^T = (X X^T) o (R dg(v)^2 R^T), with R_ij = 1 where X_i W_j > 0, `chunk` neurons at a time.
@@ -76,7 +76,7 @@ def jacobian_gram(
     return (X @ X.T) * pattern
 
 
-def least_singular_value(
+def least_jacobian_singular_value(
     X: Float[np.ndarray, "N d0"], W: Float[np.ndarray, "d0 d1"], v: Float[np.ndarray, " d1"]
 ) -> float:
     """beta_0 of Proposition G.7 (beta_s at W = W_s): sigma_min(J^T). 0 where d0 d1 < N, by rank.
@@ -90,7 +90,7 @@ def least_singular_value(
     if W.size < len(X) or largest == 0:
         return 0.0
     # Relative to the largest output, whose square may be out of range.
-    return largest * math.sqrt(max(least_eigenvalue(jacobian_gram(X, W, np.asarray(v, float) / largest)), 0.0))
+    return largest * math.sqrt(max(least_eigenvalue(tangent_kernel(X, W, np.asarray(v, float) / largest)), 0.0))
 
 
 def pattern_distance(first: Bool[np.ndarray, "N d1"], second: Bool[np.ndarray, "N d1"]) -> float:
@@ -234,7 +234,7 @@ def proposition_g7_bounds(
     }
 
 
-def population_jacobian_gram(X: Float[np.ndarray, "N d0"]) -> Float[np.ndarray, "N N"]:
+def population_tangent_kernel(X: Float[np.ndarray, "N d0"]) -> Float[np.ndarray, "N N"]:
     """E J J^T / ||v||^2 over W0 with N(0, sigma^2) entries: (X X^T) o (pi - t) / (2 pi), t the angles (the arc-cosine
     kernel of degree 0).
 
@@ -337,7 +337,7 @@ def hidden_certificate(
         d0=X.shape[1],
         d1=W.shape[1],
         a=float(np.linalg.norm(y - predicted)) / math.sqrt(2),
-        beta=least_singular_value(X, W, v),
+        beta=least_jacobian_singular_value(X, W, v),
         operator_norm=operator_norm(X),
         largest_output=float(np.abs(v).max()),
     )
@@ -347,14 +347,15 @@ def _check_unit_rows(X: np.ndarray) -> None:
     deviation = np.abs(np.linalg.norm(X, axis=1) - 1)
     if not deviation.max() < 1e-5:
         raise ValueError(
-            f"Appendix G wants rows of norm 1; row {int(deviation.argmax())} has {np.linalg.norm(X[deviation.argmax()]):.6g}"
+            f"Appendix G wants rows of norm 1; row {int(deviation.argmax())} has "
+            f"{np.linalg.norm(X[deviation.argmax()]):.6g}"
         )
 
 
 def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -> float:
     """The smallest width with `left_side_54` below 1 under Assumption G.1, with expectations in place of a draw.
 
-    beta_0^2 is lambda_min of `population_jacobian_gram` times ||v||^2 = ||y||^2 / N, and L(0) its mean, ||y||^2 (3/2 -
+    beta_0^2 is lambda_min of `population_tangent_kernel` times ||v||^2 = ||y||^2 / N, and L(0) its mean, ||y||^2 (3/2 -
     1 / (2 pi)) / 2. The width is of order N^5 / d0^4, with a constant of about 1e12: the sixth power of what stands in
     (54).
 
@@ -371,7 +372,7 @@ def population_width(X: Float[np.ndarray, "N d0"], y: Float[np.ndarray, " N"]) -
         raise ValueError(f"need X: N x d0 with N >= 2 and y: N, not 0, got {X.shape} and {y.shape}")
     _check_unit_rows(X)
     label_norm, N = float(np.linalg.norm(y)), len(X)
-    smallest = least_eigenvalue(population_jacobian_gram(X))
+    smallest = least_eigenvalue(population_tangent_kernel(X))
     if smallest <= N * np.finfo(float).eps:
         raise ValueError(f"beta_0 is 0 up to rounding (lambda_min {smallest:.3g}): rows of X are equal, or too close")
     # Half of the outputs are negative, and so the mean of Yhat is 0 and that of ||Yhat||^2 is ||v||^2 times the sum of

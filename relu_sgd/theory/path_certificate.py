@@ -192,13 +192,13 @@ class DescentCertificate:
         top = _largest_output(s, 0.0)
         if not u0 < top:
             return math.inf
-        found = minimize_scalar(
+        minimum = minimize_scalar(
             lambda u: _output_bound(u, s, u0, 0.0) / u,
             bounds=(u0, top),
             method="bounded",
             options={"xatol": 1e-13 * top},
         )
-        return float(found.fun)
+        return float(minimum.fun)
 
     @functools.cached_property
     def _solved(self) -> tuple[float, float] | None:

@@ -75,11 +75,14 @@ RESULTS: tuple[Result, ...] = (
     Result("Nguyen 2021, deep", "GD", "all", True, True, "sub-Gaussian", "N^3", 3),
     Result("Polaczyk and Cyranka 2023", "SGD", "all", True, False, "sub-Gaussian", "N^1.25", 1.25,
            note="Corollary 4.5 and Theorem 5.1 with LeCun's scaling"),
-    Result("Polaczyk and Cyranka 2023, Appendix G", "SGD", "hidden", True, False, "uniform on the sphere", "N^5 / d0^4", 5, -4,
-           in_table=False, note="(49), for d0 in [sqrt(N), N] and d2 = 1; its other term N log(N) / d0 is below N"),
-    Result("Path certificate (docs/conditions.md, Theorem B)", "gradient flow", "all", True, False, "sub-Gaussian", "N", 1,
-           in_table=False, note="LeCun's scaling; widths.path_certificate_width has law, logarithm and failure probability. No new order: "
-           "Chatterjee's local criterion for the output layer gives it too, and Nguyen 2021 has linear widths for some initialisations"),
+    Result("Polaczyk and Cyranka 2023, Appendix G", "SGD", "hidden", True, False, "uniform on the sphere", "N^5 / d0^4",
+           5, -4, in_table=False,
+           note="(49), for d0 in [sqrt(N), N] and d2 = 1; its other term N log(N) / d0 is below N"),
+    Result("Path certificate (docs/conditions.md, Theorem B)", "gradient flow", "all", True, False, "sub-Gaussian",
+           "N", 1, in_table=False,
+           note="LeCun's scaling; widths.path_certificate_width has law, logarithm and failure probability. "
+           "No new order: Chatterjee's local criterion for the output layer gives it too, and Nguyen 2021 has linear "
+           "widths for some initialisations"),
     Result("Dana, Bach and Pillaud-Vivien 2025", "gradient flow", "all", True, False, "weakly interacting", "log N", 0,
            logarithm_power=1, in_table=False, note="for data that are nearly orthogonal"),
 )  # fmt: skip

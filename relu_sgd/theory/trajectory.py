@@ -2,17 +2,13 @@
 
 import numpy as np
 from jaxtyping import Float
+from scipy.integrate import cumulative_trapezoid
 
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
 from relu_sgd.theory.certificate import certificate, drift_bounds
 
 __all__ = ["slack"]
-
-
-def _cumulative(times: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The integral from 0 to every time, by trapezoids."""
-    return np.concatenate([[0.0], np.cumsum(np.diff(times) * (values[1:] + values[:-1]) / 2)])
 
 
 def _length(*paths: Float[np.ndarray, "times rows columns"]) -> Float[np.ndarray, " times"]:
@@ -56,29 +52,29 @@ def slack(
     start, loss, alpha = at[0], np.array([c.a**2 for c in at]), np.array([c.alpha for c in at])
     W_moved = np.linalg.norm(W - W[0], axis=(1, 2))
     moved = np.hypot(W_moved, np.linalg.norm(V - V[0], axis=(1, 2)))
-    integral = _cumulative(times, np.sqrt(loss))
+    integral = cumulative_trapezoid(np.sqrt(loss), times, initial=0)
     bounds = drift_bounds(start, integral)
     growth = (start.c1 * integral + start.c2 * integral**2) * np.exp(np.minimum(start.c * integral**2, 600))
     envelope = start.a * np.exp(np.minimum(start.alpha * times * growth - start.alpha**2 * times, 600))
-    found = {
+    slacks = {
         "(4)": start.operator_norm * W_moved - np.abs(alpha - alpha[0]),
-        "Proposition 2.1": start.a**2 * np.exp(-2 * _cumulative(times, alpha**2)) - loss,
+        "Proposition 2.1": start.a**2 * np.exp(-2 * cumulative_trapezoid(alpha**2, times, initial=0)) - loss,
         "(5)": bounds["theta"] - moved,
         "(6)": start.operator_norm * (bounds["hidden"] - W_moved),
         "(6), sharp": start.operator_norm * (bounds["hidden_sharp"] - W_moved),
         "(9)": envelope - np.sqrt(loss),
     }
     if start.is_certified:
-        found |= {
+        slacks |= {
             "(12)": start.loss_bound(times) - loss,
             "(13)": start.drift - moved,
             "(13), sharp": start.sharp_drift - moved,
         }
     if start.path.holds:
-        found |= {
+        slacks |= {
             "path, alpha": alpha - start.path.least_alpha,
             "path, loss": start.path.loss_bound(times) - loss,
             "path, hidden": start.path.hidden_path - _length(W),
             "path, length": start.path.path - _length(W, V),
         }
-    return found
+    return slacks

@@ -29,15 +29,15 @@ __all__ = [
 # The rows of the board (`conditions`) for both layers, by name; each is below 1 where it certifies, so that they can
 # be compared. "(11)" and "(10)" promise (12) and (13), the others what their certificates say.
 CONDITIONS: Mapping[str, Callable[[Certificate], float]] = {
-    "(11)": lambda found: 8 * found.F,
-    "(10)": lambda found: found.left_side_10,
-    "sharp": lambda found: found.left_side_sharp,
-    "local criterion": lambda found: LocalCriterion(found.operator_norm, found.a, found.alpha).left_side,
-    "path": lambda found: PathCertificate(found.operator_norm, found.a, found.alpha).left_side,
+    "(11)": lambda start: 8 * start.F,
+    "(10)": lambda start: start.left_side_10,
+    "sharp": lambda start: start.left_side_sharp,
+    "local criterion": lambda start: LocalCriterion(start.operator_norm, start.a, start.alpha).left_side,
+    "path": lambda start: PathCertificate(start.operator_norm, start.a, start.alpha).left_side,
     # The left side does not depend on ||H(0)||, which only the step size does.
-    "path, descent": lambda found: (
+    "path, descent": lambda start: (
         DescentCertificate(
-            found.operator_norm, found.a, found.alpha, hidden_layer_norm=found.alpha, output_norm=found.output_norm
+            start.operator_norm, start.a, start.alpha, hidden_layer_norm=start.alpha, output_norm=start.output_norm
         ).left_side
     ),
 }
@@ -140,7 +140,7 @@ def certificates(
       X, Y: the training set.
       widths: increasing.
       scaling: the laws of W0 and V0; None for `Scaling()`.
-      seed: of the neurons.
+      seed: the seed that the neurons are drawn from.
 
     Raises:
       ValueError: the shapes do not fit, an entry is not finite, or the widths are not increasing from 1 on.
@@ -151,11 +151,11 @@ def certificates(
         raise ValueError(f"widths must be increasing and at least 1, got {list(widths)}")
     norm = operator_norm(X)
     sums = _empty(X, Y)
-    found = {}
+    at_width = {}
     for d1 in widths:
         sums = sums.extended(X, d1, seed)
-        found[d1] = sums.certificate(Y, norm, scaling or Scaling())
-    return found
+        at_width[d1] = sums.certificate(Y, norm, scaling or Scaling())
+    return at_width
 
 
 def _empty(X: np.ndarray, Y: np.ndarray) -> _Sums:
@@ -185,9 +185,9 @@ def certified_widths(
     Args:
       X, Y: the training set.
       scaling: the laws of W0 and V0; None for `Scaling()`.
-      seed: of the neurons.
+      seed: the seed that the neurons are drawn from.
       tolerance: the width is certified, and (1 - tolerance) times it is not.
-      max_width: where to give up.
+      max_width: the width at which to give up.
       conditions: names of `CONDITIONS`; all of them unless told otherwise.
 
     Returns:
@@ -207,11 +207,11 @@ def certified_widths(
     norm = operator_norm(X)
     scaling = scaling or Scaling()
     certified = lambda sums, name: CONDITIONS[name](sums.certificate(Y, norm, scaling)) < 1
-    found: dict[str, int | None] = dict.fromkeys(conditions)
+    certified_at: dict[str, int | None] = dict.fromkeys(conditions)
     low, high = _empty(X, Y), _empty(X, Y).extended(X, len(X), seed)
     while True:
         values = high.certificate(Y, norm, scaling)
-        for name in [name for name in found if found[name] is None and CONDITIONS[name](values) < 1]:
+        for name in [name for name in certified_at if certified_at[name] is None and CONDITIONS[name](values) < 1]:
             below, width = low, high.d1
             # Nothing lies below N neurons.
             while low.d1 and width - below.d1 > max(1, tolerance * width):
@@ -220,9 +220,9 @@ def certified_widths(
                     width = middle.d1
                 else:
                     below = middle
-            found[name] = width
-        if all(found.values()) or high.d1 >= max_width:
-            return found
+            certified_at[name] = width
+        if all(certified_at.values()) or high.d1 >= max_width:
+            return certified_at
         low, high = high, high.extended(X, min(2 * high.d1, max_width), seed)
 
 
@@ -296,8 +296,8 @@ def population_widths(
       ValueError: as `population_certificate`.
     """
     at = _population(X, Y, scaling or Scaling(), gram_matrix)
-    found = {}
+    certified_at = {}
     for name, condition in CONDITIONS.items():
         left_side = functools.partial(lambda condition, d1: condition(at(d1)), condition)
-        found[name] = smallest_width(left_side, len(X), 1e30)
-    return found
+        certified_at[name] = smallest_width(left_side, len(X), 1e30)
+    return certified_at

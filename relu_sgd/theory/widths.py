@@ -2,8 +2,7 @@
 the steps of Theorem 5.1.
 
 Where the paper leaves a constant open it is an argument here, 1 unless told otherwise: such a width is an order of
-  magnitude, not a
-promise. `width_search` computes widths that are promises.
+magnitude, not a promise. `width_search` computes widths that are promises.
 """
 
 import math
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 # The constant of Lemma C.1: 16 / (1 - log 2).
-LEMMA_C1_CONSTANT = 16 / (1 - math.log(2))
+_LEMMA_C1_CONSTANT = 16 / (1 - math.log(2))
 
 
 def _check(*, positive: dict[str, float] | None = None, not_negative: dict[str, float] | None = None) -> None:
@@ -43,7 +42,7 @@ def _check(*, positive: dict[str, float] | None = None, not_negative: dict[str, 
             raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
-def check_sizes(num_samples: float, d0: float, delta: float) -> None:
+def _check_sizes(num_samples: float, d0: float, delta: float) -> None:
     """The hypothesis d0 in [N^delta, N], delta in (0, 1), of Theorem 4.3, Corollary 4.5 and Theorem 5.1.
 
     Raises:
@@ -141,10 +140,9 @@ def lemma_c1_width(
     As printed: max(N, C ||X||^2 (psi + log N) / lambda(X) max(1, log(12 ||X||^2 / lambda(X)))), C = 16 / (1 - log 2).
 
     Erratum: its proof bounds P(||relu(Xw)|| >= t) by exp(-t^2 / 2 ||X||^2) and so forgets the mean of the norm, about
-      sqrt(N d0 / 2) for rows of
-    norm sqrt(d0). For d0 = N the printed width is N beyond some N, and at d1 = N alpha_0 is that of a square matrix:
-    alpha_0 / sqrt(d0 d1) tends to 0. Repaired: max(N, 4 t^2 (psi + log N) / ((1 - log 2) lambda(X))) with t of
-    `gram.truncation_level`, which is at least 2 ||X||_F^2.
+    sqrt(N d0 / 2) for rows of norm sqrt(d0). For d0 = N the printed width is N beyond some N, and at d1 = N alpha_0 is
+    that of a square matrix: alpha_0 / sqrt(d0 d1) tends to 0. Repaired: max(N, 4 t^2 (psi + log N) / ((1 - log 2)
+    lambda(X))) with t of `gram.truncation_level`, whose square is at least 2 ||X||_F^2.
 
     Args:
       X: the samples.
@@ -160,7 +158,7 @@ def lemma_c1_width(
     smallest = gram.least_eigenvalue(gram.gram(X)) if lambda_X is None else lambda_X
     level = gram.truncation_level(X, repaired=repaired, lambda_X=smallest)
     # As printed t^2 = 4 ||X||^2 max(1, log(...)), so that both are 4 t^2 (...) / ((1 - log 2) lambda).
-    return max(len(X), LEMMA_C1_CONSTANT / 4 * level**2 * (psi + math.log(len(X))) / smallest)
+    return max(len(X), _LEMMA_C1_CONSTANT / 4 * level**2 * (psi + math.log(len(X))) / smallest)
 
 
 def theorem_4_3_width(
@@ -169,7 +167,7 @@ def theorem_4_3_width(
     """The width of Theorem 4.3, at which alpha_0(0) >= sqrt(c(delta) d0 d1) beta_w.
 
     As printed: max(N, C(delta) N psi log^2(N) / d0). Erratum (see `lemma_c1_width`): it fails at d0 = d1 = N.
-      Repaired: C(delta) N (psi + log N).
+    Repaired: C(delta) N (psi + log N).
 
     Args:
       num_samples, d0: N and the input dimension, d0 in [N^delta, N].
@@ -179,9 +177,9 @@ def theorem_4_3_width(
       repaired: False for the theorem as printed.
 
     Raises:
-      ValueError: see `check_sizes`; psi is less than 1 or the constant is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); psi is less than 1 or the constant is not positive.
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(positive=dict(constant=constant))
     if not psi >= 1:
         raise ValueError(f"psi must be at least 1, got {psi}")
@@ -204,8 +202,7 @@ def corollary_4_5_width(
     """The width of Corollary 4.5 and Theorem 5.1: max(N, C(delta) [d2 N^2.5 / (d0 beta_w^2)]^(1/(1+rho)) log^2(N)).
 
     Erratum: Appendix E drops the first term of F. Repaired: also d1 >= C [d2 N^1.5 / (d0 beta_w^2)]^(1/(1/2+rho))
-      log^2(N), which decides where rho < 1/4 under
-    LeCun's scaling (beta_w^2 = 1 / d0). For rho = 1 the two agree.
+    log^2(N), which decides where rho < 1/4 under LeCun's scaling (beta_w^2 = 1 / d0). For rho = 1 the two agree.
 
     Args:
       num_samples, d0: N and the input dimension, d0 in [N^delta, N]; rows of X have norm sqrt(d0).
@@ -217,9 +214,9 @@ def corollary_4_5_width(
       repaired: False for the corollary as printed.
 
     Raises:
-      ValueError: see `check_sizes`; rho is negative or another number is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); rho is negative or another number is not positive.
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(positive=dict(beta_w=beta_w, d2=d2, constant=constant), not_negative=dict(rho=rho))
     scale = d2 / (d0 * beta_w**2)
     logarithm = math.log(num_samples) ** 2
@@ -259,7 +256,8 @@ def path_certificate_width(
       constant: C(delta).
 
     Raises:
-      ValueError: see `check_sizes`; psi is less than 1, rho is negative or another number is not positive.
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); psi is less than 1, rho is negative or another
+        number is not positive.
     """
     _check(positive=dict(beta_w=beta_w, d2=d2, constant=constant), not_negative=dict(rho=rho))
     well_conditioned = theorem_4_3_width(num_samples, d0, delta=delta, psi=psi, constant=constant)
@@ -299,7 +297,7 @@ def failure_probability(
     Raises:
       ValueError: as `corollary_4_5_width`, or psi is less than 1.
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(positive=dict(beta_w=beta_w, d2=d2), not_negative=dict(rho=rho))
     if psi is None:
         psi = d0 / num_samples * (d2 * num_samples**2.5 / (d0 * beta_w**2)) ** (1 / (1 + rho))
@@ -331,9 +329,8 @@ def num_steps_bound(time: float, num_samples: int, batch_size: int, learning_rat
     """k* of Theorem 5.6: how many steps of mini-batch descent cover the flow time `time`, ceil(N T* / (b eta)).
 
     Erratum: the theorem is printed with floor(1 + N T* / (b eta)), the same but where N T* / (b eta) is whole, and its
-      proof (Appendix F) takes
-    floor((1 + N T* / b) / eta), up to 1 / eta steps more. A step on b of N samples moves by b / N of the flow on
-    average.
+    proof (Appendix F) takes floor((1 + N T* / b) / eta), up to 1 / eta steps more. A step on b of N samples moves by
+    b / N of the flow on average.
 
     Raises:
       ValueError: the time is negative, the learning rate is not positive, or the batch size is not in [1, N].
@@ -370,9 +367,10 @@ def theorem_5_1_num_steps(
       loss_constant, rate_constant: C and c(delta).
 
     Raises:
-      ValueError: see `check_sizes`; a number is not positive, or the batch size is not in [1, N].
+      ValueError: d0 is not in [N^delta, N] or delta not in (0, 1); a number is not positive, or the batch size is not
+        in [1, N].
     """
-    check_sizes(num_samples, d0, delta)
+    _check_sizes(num_samples, d0, delta)
     _check(
         positive=dict(
             beta_w=beta_w, beta_v=beta_v, target=target, learning_rate=learning_rate,

@@ -1,4 +1,6 @@
-"""Typed absl flags: from a flag's text to its value, and back for a flag file. Messages do not name the flag: absl does."""
+"""Typed absl flags: from a flag's text to its value, and back for a flag file. Messages do not name the flag: absl
+does.
+"""
 
 import itertools
 import math
@@ -23,7 +25,7 @@ __all__ = [
 ]
 
 
-class Parser(flags.ArgumentParser, flags.ArgumentSerializer):
+class Parser(flags.ArgumentParser[Any], flags.ArgumentSerializer[Any]):
     """Text to a value, and back; in subclasses `parse` raises ValueError where the text is not allowed."""
 
     def parse(self, argument: str) -> Any:

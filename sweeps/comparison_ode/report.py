@@ -44,7 +44,8 @@ def compute(study: Comparison) -> Mapping[str, pandas.DataFrame]:
         if factor == 1.0:
             if study.half_width >= threshold:
                 raise UsageError(
-                    f"--half_width: {study.half_width:g} is not below the threshold {threshold:.4f}, and alpha is positive"
+                    f"--half_width: {study.half_width:g} is not below the threshold {threshold:.4f}, and alpha is "
+                    "positive"
                 )
             low, high = threshold - study.half_width, threshold + study.half_width
         alphas = np.linspace(low, high, study.num_alpha)
@@ -101,7 +102,8 @@ def report(study: Comparison, results: Results) -> Report:
     del results  # There are none: it takes seconds.
     tables = compute(study)
     caption = (
-        f"a = {study.a:g}, c = {study.c:g}, c1 = {study.c1:g}, c2 = {study.c2:g}, float64. As printed the exponent of (9) "
+        f"a = {study.a:g}, c = {study.c:g}, c1 = {study.c1:g}, c2 = {study.c2:g}, float64. "
+        "As printed the exponent of (9) "
         f"has alpha t; the paper's Figure 1 fits 2 alpha t. Configuration {fingerprint(study.science())}."
     )
     rows = pandas.concat(tables.values(), ignore_index=True)
@@ -116,7 +118,8 @@ def report(study: Comparison, results: Results) -> Report:
         per_alpha = table.groupby("alpha")["outcome"].first()
         counts = ", ".join(f"{count} {outcome}" for outcome, count in per_alpha.value_counts().items())
         lines.append(
-            f"{name}: solutions blow up for alpha below {table['threshold'].iloc[0]:.4f}; of {len(per_alpha)} drawn, {counts}"
+            f"{name}: solutions blow up for alpha below {table['threshold'].iloc[0]:.4f}; "
+            f"of {len(per_alpha)} drawn, {counts}"
         )
     certified = brentq(lambda alpha: min(left_side_10(study, alpha), 1e300) - 1, 1e-3, 1e3)
     lines += [f"(10) certifies boundedness for alpha above {certified:.5f}", caption]

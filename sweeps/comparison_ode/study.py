@@ -2,9 +2,9 @@
 
 python -m sweeps.comparison_ode --out=DIR
 
-Every panel shows y(t) for many alpha, coloured by the left side of (10). As printed the exponent holds alpha t, and with the
-figure's constants the solutions blow up below alpha = 1.7293; with 2 alpha t the threshold is 2.0441, inside the figure's range
-[2.042, 2.045]. DIR gets figures, summary.csv and config.json; it takes seconds and is not resumed.
+Every panel shows y(t) for many alpha, coloured by the left side of (10). As printed the exponent holds alpha t, and
+with the figure's constants the solutions blow up below alpha = 1.7293; with 2 alpha t the threshold is 2.0441, inside
+the figure's range [2.042, 2.045]. DIR gets figures, summary.csv and config.json; it takes seconds and is not resumed.
 """
 
 import dataclasses

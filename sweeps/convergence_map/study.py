@@ -2,8 +2,8 @@
 
 python -m sweeps.convergence_map --protocol=as_written --out=DIR
 
-trains every network of the grid, in every set-up, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The same
-command goes on after an interruption.
+trains every network of the grid, in every set-up, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The
+same command goes on after an interruption.
 """
 
 import dataclasses

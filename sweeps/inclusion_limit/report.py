@@ -28,7 +28,7 @@ def fitted_rate(step_sizes: np.ndarray, distances: np.ndarray) -> float:
 
 
 def _cells(results: Results) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
-    """Every set-up and cell: its columns, and its finished runs."""
+    """Every variant and cell: its columns, and its finished runs."""
     for variant, data in results.items():
         for i, d0 in enumerate(data["d0"].values):
             for j, d1 in enumerate(data["d1"].values):
@@ -38,10 +38,10 @@ def _cells(results: Results) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
 
 
 def summarize(results: Results, step_sizes: tuple[float, ...], horizon: float) -> pandas.DataFrame:
-    """A row per set-up and cell: the rate of convergence with its interval over the seeds, and the inclusion's end.
+    """A row per variant and cell: the rate of convergence with its interval over the seeds, and the inclusion's end.
 
-    Where solutions branch within the horizon descent may follow another one than the inclusion that is computed, and need not
-    come closer to it: those runs have a rate of their own.
+    Where solutions branch within the horizon descent may follow another one than the inclusion that is computed, and
+    need not come closer to it: those runs have a rate of their own.
     """
     rows = []
     for columns, runs in _cells(results):
@@ -74,7 +74,9 @@ def summarize(results: Results, step_sizes: tuple[float, ...], horizon: float) -
 
 
 def count_zeros(results: Results, long_rates: tuple[float, ...]) -> pandas.DataFrame:
-    """A row per set-up, cell and rate of the long descent: its zeros beside what slides, with intervals over the seeds."""
+    """A row per variant, cell and rate of the long descent: its zeros beside what slides, with intervals over the
+    seeds.
+    """
     rows = []
     for columns, all_runs in _cells(results):
         for index, rate in enumerate(long_rates):
@@ -154,7 +156,8 @@ def report(study: Limit, results: Results) -> Report:
     table, zeros = summarize(results, study.step_sizes, study.horizon), count_zeros(results, study.long_rates)
     caption = (
         f"T = {study.horizon:g}, {study.num_seeds} seeds, batch size {study.batch_size or 'N'}, float64; long descent: "
-        f"mean loss, momentum {study.long_momentum:g}, {study.long_steps:,} steps at rate {study.long_rates[0]:g} and as "
+        f"mean loss, momentum {study.long_momentum:g}, {study.long_steps:,} steps at rate {study.long_rates[0]:g} "
+        "and as "
         f"much flow time at others. Configuration {configuration_of(study.science())}."
     )
     show = lambda table: table.to_string(index=False, float_format="%.3g")

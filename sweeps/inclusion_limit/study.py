@@ -1,12 +1,13 @@
-"""Gradient descent against the differential inclusion as the step goes to 0: Theorem 5.5, and whose zeros the paper counts.
+"""Gradient descent against the differential inclusion as the step goes to 0: Theorem 5.5, and whose zeros the paper
+counts.
 
 python -m sweeps.inclusion_limit --out=DIR
 
-From the same start, descent without momentum with every step size, its interpolated process (17) compared with the inclusion on
-[0, T] (at times where both are iterates; mini-batches of b samples run on the time scale N / b); and a long descent with momentum
-on the mean loss, as the released code runs it, whose numerical zeros are compared with the set of preactivations that slide at the
-same flow time, at the released rate and at smaller ones. float64. DIR gets results.zarr, summary.csv, zeros.csv and figures; the
-same command goes on after an interruption.
+From the same start, descent without momentum with every step size, its interpolated process (17) compared with the
+inclusion on [0, T] (at times where both are iterates; mini-batches of b samples run on the time scale N / b); and a
+long descent with momentum on the mean loss, as the released code runs it, whose numerical zeros are compared with the
+set of preactivations that slide at the same flow time, at the released rate and at smaller ones. float64. DIR gets
+results.zarr, summary.csv, zeros.csv and figures; the same command goes on after an interruption.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class Limit(Study):
     statuses: ClassVar = {1: "done", 2: "the inclusion stopped early", 3: "a descent diverged"}
 
     trained_layers: tuple[TrainedLayers, ...] = flag(
-        Several(Choice(CHOICES["trained_layers"])), "set-ups, a comma list of hidden and both", ("hidden",)
+        Several(Choice(CHOICES["trained_layers"])), "variants, a comma list of hidden and both", ("hidden",)
     )
     num_samples: tuple[int, ...] = flag(Several(Whole(1)), "N, a comma list; even, for balanced labels", (40, 100, 200))
     d0: tuple[int, ...] = flag(Sizes(), "input dimensions: start:stop:step with both ends in, or a comma list", (20,))

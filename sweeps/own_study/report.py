@@ -129,7 +129,7 @@ def report(study: OwnStudy, results: Results) -> Report:
     (data,) = results.values()
     table = summarize(study, data)
     caption = (
-        f"{study.run.name}, {study.num_seeds} runs a cell, {study.precision}; intervals of 95 percent. "
+        f"{study.run.name}, {len(study.runs)} runs a cell, {study.precision}; intervals of 95 percent. "
         f"Configuration {configuration_of(study.science())}."
     )
     shares = ["converged" if name == "status" else name for name in _shares(study)]

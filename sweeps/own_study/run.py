@@ -1,11 +1,9 @@
 """`sweep`: a function of one's own as a map."""
 
 import inspect
+import math
 import os
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,30 +13,25 @@ import numpy as np
 from relu_sgd._checks import whole_number
 from sweeps.command import app
 from sweeps.own_study.study import Code, OwnStudy
-from sweeps.runtime import arithmetic, processes, session
+from sweeps.runtime import session
 from sweeps.runtime.store import Store, StoreError
-from sweeps.study import Execution, UsageError
+from sweeps.study import Execution, UsageError, flags_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["sweep"]
 
-_CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
-
 
 def sweep(
     run: Any,
     *,
     axes: Mapping[str, Sequence[Any]],
-    seeds: int,
+    seeds: int | range,
     out: str | Path,
     start: Callable[..., tuple[Any, Any]] | None = None,
     num_steps: int | None = None,
+    measure: Callable[[Any, Any, Any], Mapping[str, Any]] | None = None,
     precision: str | None = None,
     base_seed: int = 0,
     **execution: Any,
@@ -57,10 +50,12 @@ def sweep(
         seeds. Or `relu_sgd.Dynamics`, or a function of **axes that makes them; the dictionary of their result is kept,
         or the numbers in it.
       axes: name to values, all of them whole numbers, numbers or text.
-      seeds: number of runs of a cell.
+      seeds: of the runs of a cell, a range; or their number n, for range(n).
       out: the output folder.
       start: with `Dynamics`, a pure function of (key, **axes) to (params, problem).
       num_steps: with `Dynamics`, the step at which a run ends that has not ended by itself.
+      measure: with `Dynamics`, a pure function of (params, problem, result), of the start and the end of a run, to a
+        dictionary of what is kept besides.
       precision: "float32" or "float64"; JAX's own setting when None.
       base_seed: another one gives other random keys. The key of a run depends on it, on the seed and on the values of
         the axes, and on nothing else.
@@ -75,16 +70,22 @@ def sweep(
     notebook), run in this process alone.
 
     Raises:
-      UsageError: (a ValueError) an argument is not allowed; the folder holds other results; or the file that defines the
-        function was edited since they were begun.
+      UsageError: (a ValueError) an argument is not allowed; the folder holds other results; or the file that defines
+        the function was edited since they were begun.
       SystemExit: SIGINT or SIGTERM came, and the cells in hand are stored.
     """
+    if not isinstance(axes, Mapping):
+        raise UsageError(f"axes: must be a dictionary of names to values, got {axes!r:.60}")
     grid = {name: _axis(name, values) for name, values in axes.items()}
     if not grid:
         raise UsageError("axes: give at least one")
     codes = _codes(run, start, grid)
     if (start is None) != (num_steps is None):
         raise UsageError("start and num_steps belong to Dynamics: give both of them, or neither")
+    if measure is not None:
+        if start is None or not callable(measure):
+            raise UsageError("measure: must be a function of (params, problem, result), and belongs to Dynamics")
+        codes.append(Code.of(measure))
     if precision is None:
         precision = "float64" if jax.config.jax_enable_x64 else "float32"  # type: ignore[attr-defined]
     if precision not in ("float32", "float64"):
@@ -94,17 +95,18 @@ def sweep(
             run=codes[0],
             start=codes[1] if start is not None else None,
             num_steps=0 if num_steps is None else whole_number("num_steps", num_steps),
+            measure=codes[2] if measure is not None else None,
             grid=grid,
-            num_seeds=whole_number("seeds", seeds),
+            runs=_seeds(seeds),
             base_seed=whole_number("base_seed", base_seed, 0),
             precision=precision,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    places = Execution(out=Path(out), **_in_this_process(codes, execution))
-    with _as_a_program():
+    places = _execution(out, _in_this_process(codes, execution))
+    with app.as_a_program():
         try:
-            finished = (places.out / "report.html").exists() and not places.figures_only
+            finished = (places.out / "report.html").exists()
             if not (finished and _is_complete(study, session.open_results(places.out))):
                 app.complete(study, places)
             results = session.open_results(places.out).read("runs")
@@ -119,13 +121,40 @@ def _is_complete(study: OwnStudy, store: Store) -> bool:
     return same and not any(left.any() for left in session.pending(study, store).values())
 
 
-def _axis(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    if not name.isidentifier() or name in ("seed", "key", "status"):
+def _execution(out: Any, given: Mapping[str, Any]) -> Execution:
+    if not isinstance(out, str | os.PathLike) or not str(out):
+        raise UsageError(f"out: must be a folder, got {out!r}")
+    known = flags_of(Execution)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known or name in ("out", "figures_only"):
+            raise UsageError(f"{name}: sweep has no such argument")
+        parser = known[name][0].parser
+        try:
+            values[name] = None if value is None else parser.parse(parser.serialize(value))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}: {error}") from error
+    return Execution(out=Path(out), **values)
+
+
+def _seeds(seeds: Any) -> range:
+    runs = seeds if isinstance(seeds, range) else range(whole_number("seeds", seeds))
+    if not runs or runs.step != 1 or runs.start < 0 or runs.stop > 2**32:
+        raise UsageError(f"seeds: a range must go up from 0 or more in steps of 1, and not be empty; got {seeds!r}")
+    return runs
+
+
+def _axis(name: Any, values: Any) -> tuple[Any, ...]:
+    if not isinstance(name, str) or not name.isidentifier() or name in ("seed", "key", "status"):
         raise UsageError(f"axes: {name!r} is no name for an axis")
+    if not isinstance(values, Sequence | np.ndarray):
+        raise UsageError(f"axes: the values of {name} must be a list, got {values!r:.60}")
     plain = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
     kinds = {float if isinstance(value, int) else type(value) for value in plain}
     if isinstance(values, str) or not plain or kinds not in ({float}, {str}):
         raise UsageError(f"axes: the values of {name} must be numbers, or all of them text; got {values!r}")
+    if not all(isinstance(value, str) or math.isfinite(value) for value in plain):
+        raise UsageError(f"axes: the values of {name} must be finite; got {values!r:.60}")
     if len(set(plain)) != len(plain):
         raise UsageError(f"axes: {name} repeats a value")
     return plain
@@ -150,43 +179,19 @@ def _codes(run: Any, start: Any, grid: Mapping[str, Any]) -> list[Code]:
 
 
 def _in_this_process(codes: Sequence[Code], execution: dict[str, Any]) -> dict[str, Any]:
-    """The execution, in this process alone where workers could not import what they run, or would run the script again."""
-    main = sys.modules["__main__"]
-    script = getattr(main, "__file__", None)
-    is_guarded = True
-    if script and getattr(main, "__spec__", None) is None and Path(script).is_file():
-        is_guarded = (
-            re.search(r"^if __name__ == ['\"]__main__['\"]", Path(script).read_text(), re.MULTILINE) is not None
-        )
+    """The execution, in this process alone where workers could not import what they run, or would run the script
+    again.
+    """
+    is_guarded, script = app.main_is_guarded()
     if is_guarded and all(code.attribute for code in codes):
         return execution
-    if execution.get("num_processes", 0) > 1:
+    if execution.get("num_processes", 0) not in (0, 1):
         raise UsageError(
             "num_processes: worker processes "
             + (
                 f"cannot import {next(code.name for code in codes if not code.attribute)}"
                 if is_guarded
-                else f'would run {Path(script or "").name} again, which has no `if __name__ == "__main__":`'
+                else f'would run {script} again, which has no `if __name__ == "__main__":`'
             )
         )
     return {**execution, "num_processes": 1}
-
-
-@contextmanager
-def _as_a_program() -> Iterator[None]:
-    """What the launchers' own program sets in its environment and in JAX, and what was there before afterwards."""
-    names = ("jax_enable_x64", *arithmetic.PINNED, *_CACHE)
-    configuration = {name: jax.config.values[name] for name in names}
-    new = processes.one_thread()
-    old = {name: os.environ.get(name) for name in new}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        for name, value in configuration.items():
-            jax.config.update(name, value)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from relu_sgd.dynamics import Status
+from sweeps.own_study.current import check_current
 from sweeps.runtime import arithmetic, sources
 from sweeps.runtime.engine import Start, default_lanes, map_on_devices, run_on_devices
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError
@@ -62,16 +63,19 @@ class Code:
         """
         function = inspect.unwrap(value) if inspect.isfunction(inspect.unwrap(value)) else None
         if function is None:
-            module = sys.modules.get(getattr(inspect.unwrap(beside), "__module__", ""))
-            attribute = next((name for name, own in vars(module).items() if own is value), "") if module else ""
-            if module is None or not attribute:
+            variables = getattr(inspect.unwrap(beside), "__globals__", {})
+            attribute = next((name for name, own in variables.items() if own is value), "")
+            if not attribute:
                 raise UsageError(
-                    f"run: a {type(value).__name__} must be a variable at the top level of the file that defines start, "
-                    "so that its name and source can be kept"
+                    f"run: a {type(value).__name__} must be a variable at the top level of the file that defines "
+                    "start, so that its name and source can be kept"
                 )
             source = sources.source_hash(beside)
-            file = getattr(module, "__file__", None) or "interpreter"
-            return cls(f"{Path(file).name}:{attribute}", module.__name__, attribute, source, value)
+            module = sys.modules.get(variables.get("__name__", ""))
+            is_importable = module is not None and vars(module) is variables and "__file__" in variables
+            file = Path(variables.get("__file__", None) or "interpreter")
+            home = module.__name__ if module is not None else ""
+            return cls(f"{file.name}:{attribute}", home, attribute if is_importable else "", source, value)
         name = function.__qualname__.rpartition("<locals>.")[2]
         if "<lambda>" in name or function.__closure__:
             what = "a lambda has no name" if "<lambda>" in name else f"{name} uses variables of the function around it"
@@ -121,7 +125,10 @@ def _checked(record: Any, taken: tuple[str, ...]) -> dict[str, Array]:
         raise UsageError(f"run: must return a dictionary of named numbers and arrays, got {type(record).__name__}")
     if clash := sorted({*taken, "seed"} & set(record)):
         raise UsageError(f"run: returns {clash[0]!r}, which is the name of an axis")
-    values = {name: jnp.asarray(value) for name, value in record.items()}
+    try:
+        values = {name: jnp.asarray(value) for name, value in record.items()}
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"run: must return numbers and arrays: {str(error).splitlines()[0]}") from error
     status = values.get("status", jnp.int8(Status.CONVERGED))
     if status.shape != () or not jnp.issubdtype(status.dtype, jnp.integer):
         raise UsageError(
@@ -139,8 +146,21 @@ def _begin(study: "OwnStudy", cell: tuple[tuple[str, Any], ...], key: Key[Array,
     """The start of one run of `Dynamics`."""
     assert study.start is not None
     first, rest = jax.random.split(key)
-    params, problem = study.start.value()(first, **dict(cell))
-    return Start(problem, params, rest)
+    pair = study.start.value()(first, **dict(cell))
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise UsageError(f"start: must return (params, problem), got {type(pair).__name__}")
+    return Start(pair[1], pair[0], rest)
+
+
+def _measure(study: "OwnStudy", both: tuple[Start, Any]) -> dict[str, Array]:
+    """What is kept of a run of `Dynamics` besides its result."""
+    if study.measure is None:
+        return {}
+    start, result = both
+    record = study.measure.value()(start.params, start.problem, result)
+    if not isinstance(record, Mapping):
+        raise UsageError(f"measure: must return a dictionary of named numbers and arrays, got {type(record).__name__}")
+    return {name: jnp.asarray(value) for name, value in record.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +171,9 @@ class OwnStudy(Study):
       run: a function of (key, **axes), or `Dynamics`, or a function of **axes that makes them.
       start: of `Dynamics`, a function of (key, **axes) to (params, problem).
       num_steps: of `Dynamics`, the most steps.
+      measure: of `Dynamics`, a function of (params, problem, result) to what is kept besides.
       grid: the axes.
-      num_seeds: runs of a cell.
+      runs: the seeds of a cell.
       base_seed: of the whole sweep.
       precision: "float32" or "float64".
     """
@@ -165,14 +186,19 @@ class OwnStudy(Study):
     run: Code
     start: Code | None
     num_steps: int
+    measure: Code | None = None
     grid: Mapping[str, tuple[Any, ...]]
-    num_seeds: int
+    runs: range
     base_seed: int
     precision: str
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """The grid."""
         return dict(self.grid)
+
+    def seeds(self) -> range:
+        """As given."""
+        return self.runs
 
     @property
     def arithmetic(self) -> str:
@@ -184,8 +210,11 @@ class OwnStudy(Study):
         code: dict[str, Any] = {"run": str(self.run)}
         if self.start is not None:
             code |= {"start": str(self.start), "num_steps": self.num_steps}
+        if self.measure is not None:
+            code["measure"] = str(self.measure)
+        seeds = [self.runs.start, self.runs.stop] if self.runs.start else self.runs.stop
         axes = {name: list(values) for name, values in self.grid.items()}
-        return {**code, "axes": axes, "seeds": self.num_seeds, "base_seed": self.base_seed, "precision": self.precision}
+        return {**code, "axes": axes, "seeds": seeds, "base_seed": self.base_seed, "precision": self.precision}
 
     @functools.cached_property
     def has_status(self) -> bool:
@@ -193,7 +222,7 @@ class OwnStudy(Study):
         return "status" in self._shapes[1]
 
     @functools.cached_property
-    def metrics(self) -> Metrics:  # type: ignore[override]
+    def metrics(self) -> Metrics:
         """What the first cell's runs return; nothing is computed for that."""
         shapes, _ = self._shapes
         kinds: dict[str, Any] = {
@@ -205,18 +234,20 @@ class OwnStudy(Study):
 
     @functools.cached_property
     def _shapes(self) -> tuple[dict[str, Any], set[str]]:
-        """Names, types and shapes of a run's record, and the names that the run itself gives."""
-        cell = tuple((name, values[0]) for name, values in self.grid.items())
+        return self._shapes_of(0)
+
+    def _shapes_of(self, index: int) -> tuple[dict[str, Any], set[str]]:
+        """Names, types and shapes of a run's record, and the names that the run gives, in the first or last cell."""
+        cell = tuple((name, values[index]) for name, values in self.grid.items())
         own: set[str] = set()
 
         def run(key: Key[Array, ""]) -> dict[str, Array]:
             if self.start is None:
                 record = self.run.value()(key, **dict(cell))
             else:
-                problem, params, rest = _begin(self, cell, key)
-                dynamics = self._dynamics(dict(cell))
-                state = dynamics.init(problem, params, rest)
-                record = _plain(dynamics.result(dynamics.advance_to(state, self.num_steps)))
+                start, dynamics = _begin(self, cell, key), self._dynamics(dict(cell))
+                result = dynamics.result(dynamics.advance_to(dynamics.init(*start), self.num_steps))
+                record = {**_plain(result), **_measure(self, (start, result))}
             own.update(record if isinstance(record, Mapping) else ())
             return _checked(record, tuple(self.grid))
 
@@ -224,12 +255,19 @@ class OwnStudy(Study):
             return jax.eval_shape(run, arithmetic.key(0)), own
 
     def check_code(self) -> None:
-        """Traces a run."""
-        _ = self.metrics
+        """Traces a run of the first cell and one of the last, of code that is its file's."""
+        for code in (self.run, self.start, self.measure):
+            if code is not None:
+                check_current(code.local)
+        last = {name: values[-1] for name, values in self.grid.items()}
+        self._check_kinds(last, {name: (leaf.shape, leaf.dtype) for name, leaf in self._shapes_of(-1)[0].items()})
 
     def _dynamics(self, cell: Mapping[str, Any]) -> Any:
         value = self.run.value()
-        return value if all(hasattr(value, name) for name in _DYNAMICS) else value(**cell)
+        made = value if all(hasattr(value, name) for name in _DYNAMICS) else value(**cell)
+        if not all(hasattr(made, name) for name in _DYNAMICS):
+            raise UsageError(f"run: with a start it must return Dynamics ({', '.join(_DYNAMICS)}), not {made!r:.40}")
+        return made
 
     def keys(self, cell: Mapping[str, Any], seeds: range) -> Key[Array, " seeds"]:
         """The random keys of the runs of a cell: they depend on the base seed, the cell's values and the seed alone."""
@@ -262,6 +300,12 @@ class OwnStudy(Study):
                     devices=devices,
                 )
                 records = _plain(results, num_leading=1)
+                if self.measure is not None:
+                    side_by_side = execution.lanes or len(keys)
+                    measure = functools.partial(_measure, self)
+                    measured, more = map_on_devices(measure, (starts, results), lanes=side_by_side, devices=devices)
+                    records |= measured
+                    seconds = {name: seconds[name] + more[name] for name in seconds}
                 records.setdefault("status", np.full(len(keys), Status.CONVERGED, np.int8))
             self._check(cell, records)
             parts.append(records)
@@ -271,13 +315,20 @@ class OwnStudy(Study):
 
     def _check(self, cell: Mapping[str, Any], records: Mapping[str, np.ndarray]) -> None:
         """Whether a cell returns what the first one does."""
+        self._check_kinds(cell, {name: (np.shape(part)[1:], np.asarray(part).dtype) for name, part in records.items()})
+        if not np.isin(records["status"], list(self.statuses)).all():
+            where = ", ".join(f"{name}={value}" for name, value in cell.items())
+            raise UsageError(f"run: a status at {where} is none of relu_sgd.Status (0 is a run that was not made)")
+
+    def _check_kinds(self, cell: Mapping[str, Any], records: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        """Whether names, shapes and types are those of the first cell."""
         where = ", ".join(f"{name}={value}" for name, value in cell.items())
         if set(records) != set(self.metrics):
             raise UsageError(f"run: returns {sorted(records)} at {where}, and {sorted(self.metrics)} in the first cell")
-        for name, (_, _, *shape) in self.metrics.items():
-            if records[name].shape[1:] != (*shape, ())[0]:
-                raise UsageError(
-                    f"run: {name} has shape {records[name].shape[1:]} at {where}, and {(*shape, ())[0]} in the first cell"
-                )
-        if not np.isin(records["status"], list(self.statuses)).all():
-            raise UsageError(f"run: a status at {where} is none of relu_sgd.Status (0 is a run that was not made)")
+        for name, (kind, _, *shape) in self.metrics.items():
+            found, dtype = records[name]
+            if found != (*shape, ())[0]:
+                raise UsageError(f"run: {name} has shape {found} at {where}, and {(*shape, ())[0]} in the first cell")
+            # A store of whole numbers would cut what comes after the point.
+            if name != "status" and not np.can_cast(dtype, np.dtype(kind), "same_kind"):
+                raise UsageError(f"run: {name} is of type {dtype} at {where}, and {np.dtype(kind)} in the first cell")

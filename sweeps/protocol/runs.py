@@ -18,6 +18,7 @@ from relu_sgd.descent import Criterion, DescentResult, DescentState, mean_square
 from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
+from sweeps.protocol import laws
 from sweeps.protocol.draw import Run, draw_tile, networks, padded, resize, roomy, x64
 from sweeps.protocol.presets import Conditions, Protocol, relative_tolerance
 from sweeps.runtime import arithmetic
@@ -88,6 +89,8 @@ def metrics(protocol: Conditions) -> dict[str, tuple[type | None, str]]:
 
 
 def _criterion(protocol: Protocol) -> Criterion:
+    if laws.is_own(protocol.criterion):
+        return functools.partial(laws.call, "criterion", protocol.criterion)
     below = relative_error_below if protocol.criterion == "relative_error" else mean_squared_error_below
     return below(protocol.tolerance)
 
@@ -172,7 +175,7 @@ def follow_inclusion(protocol: Protocol, trained_layers: TrainedLayers) -> Calla
         )
         loss, diverged = found.loss[0], found.status == inclusion.Status.DIVERGED
         meets = jnp.sqrt(2 * loss) < tolerance * jnp.linalg.norm(run.problem.Y)
-        status = jnp.where(meets, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.STEP_LIMIT))
+        status = jnp.where(meets, Status.CONVERGED, jnp.where(diverged, Status.DIVERGED, Status.MAX_STEPS_REACHED))
         return End(
             params=jax.tree.map(lambda leaf: leaf[0], found.params),
             status=status.astype(jnp.int8),

@@ -29,8 +29,19 @@ def interval(successes: int, runs: int, method: str = "wilson", level: float = 0
     Raises:
       ValueError: the counts or the method are not allowed.
     """
-    found = stats.binomtest(successes, runs).proportion_ci(confidence_level=level, method=method)
-    return float(found.low), float(found.high)
+    bounds = stats.binomtest(successes, runs).proportion_ci(confidence_level=level, method=method)
+    return float(bounds.low), float(bounds.high)
+
+
+def _student_interval(
+    estimate: float, standard_error: float, degrees_of_freedom: int, level: float
+) -> tuple[float, float, float]:
+    """An estimate with Student's confidence interval; NaN for its ends without degrees of freedom."""
+    if degrees_of_freedom < 1:
+        return float(estimate), float("nan"), float("nan")
+    # By its quantile: `stats.t.interval` is NaN where the standard error is 0.
+    half = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom) * standard_error)
+    return float(estimate), float(estimate) - half, float(estimate) + half
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -44,16 +55,16 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
       (mean, low, high).
     """
     values = values[np.isfinite(values)]
-    mean = float(values.mean()) if len(values) else float("nan")
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    if not len(values):
+        return (float("nan"),) * 3
+    return _student_interval(values.mean(), stats.sem(values) if len(values) > 1 else 0.0, len(values) - 1, level)
 
 
 @functools.cache
 def _median_rank(count: int, level: float) -> tuple[int, float]:
-    """The largest rank from either end whose values enclose the median with probability `level`, and their probability."""
+    """The largest rank from either end whose values enclose the median with probability `level`, and their
+    probability.
+    """
     # The number of values below the true median is binomial(count, 1/2).
     covered = 1 - 2 * stats.binom.cdf(np.arange((count + 1) // 2), count, 0.5)
     rank = max(int(np.sum(covered >= level)) - 1, 0)
@@ -65,7 +76,8 @@ def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, flo
 
     Args:
       values: any number of them; infinite ones count.
-      level: the coverage that is asked for. Few values cannot give it: then the interval is from the least to the largest.
+      level: the coverage that is asked for. Few values cannot give it: then the interval is from the least to the
+        largest.
 
     Returns:
       (median, low, high, coverage); the coverage is exact. NaN without values.
@@ -88,31 +100,29 @@ def fitted_slope(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> tuple[flo
     if kept.sum() < 2:
         return (float("nan"),) * 3
     fit = stats.linregress(x[kept], y[kept])
-    if kept.sum() < 3:
-        return float(fit.slope), float("nan"), float("nan")
-    half = float(stats.t.ppf(0.5 + level / 2, kept.sum() - 2) * fit.stderr)
-    return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
+    return _student_interval(fit.slope, fit.stderr, int(kept.sum()) - 2, level)
 
 
 def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
-    """Per (d0, d1) cell of one set-up: counts, probability and interval, causes of failure, averages.
+    """Per (d0, d1) cell of one variant: counts, probability and interval, causes of failure, averages.
 
     Only finished runs count; a cell without any has NaN for everything but its counts.
 
     Args:
       results: a group of the store, see `sweeps.runtime.store`.
-      method: of the intervals.
+      method: the intervals' method.
 
     Returns:
       A dataset over (d0, d1). `converged`, `diverged`, `dead` and `step_limit` (and `stopped`, where a theorem may end
-      runs: --stop=decided) count runs and add up to `runs`: a run is `dead` when it met the step limit with a dead sample, so the causes exclude each other. `within_<protocol>` counts
-      the runs whose last network meets that protocol's criterion, whatever the criterion of the sweep (labels +-1 only,
-      NaN otherwise). Step counts are of converged runs; zeros and errors of those that did not diverge.
+      runs: --stop=decided) count runs and add up to `runs`: a run is `dead` when it met the step limit with a dead
+      sample, so the causes exclude each other. `within_<protocol>` counts the runs whose last network meets that
+      protocol's criterion, whatever the criterion of the sweep (labels +-1 only, NaN otherwise). Step counts are of
+      converged runs; zeros and errors of those that did not diverge.
     """
     status = results["status"]
     converged = (status == Status.CONVERGED).sum("seed")
     runs = (status != Status.PENDING).sum("seed")
-    limit = status == Status.STEP_LIMIT
+    limit = status == Status.MAX_STEPS_REACHED
     dead = (limit & (results["dead_samples"] > 0)).sum("seed")
     bounds = np.full((*runs.shape, 2), np.nan)
     for cell, count in np.ndenumerate(runs.values):
@@ -123,7 +133,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
     science = results.attrs["science"]
     within = {
         f"within_{name}": (results["relative_error"].where(status != Status.PENDING) < tolerance).sum("seed")
-        if science["label_law"] != "gaussian"
+        if science["label_law"] in ("balanced", "random_signs")
         else runs * np.nan
         for name, tolerance in relative_tolerances(science["num_samples"]).items()
     }
@@ -161,8 +171,8 @@ def summarize_proofs(results: xr.Dataset) -> xr.Dataset:
 
     Returns:
       A dataset over (d0, d1). `proved_global`, `proved_local`, `undecided` and `not_tried` (diverged) count the
-      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with a
-      local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
+      finished runs and add up to `runs` of `summarize`. `converged_at_local` counts runs that meet the criterion with
+      a local minimum of positive loss proved nearby, `missed_at_global` those that do not, with a global one;
       `converged_undecided` and `missed_undecided` those of either kind without a proof. Medians are of the runs with a
       proof (distance) and of the proved local minima (error, its lower bound).
     """

@@ -42,7 +42,7 @@ def write(report: Report, out: Path, name: str, configuration: str) -> None:
     Args:
       report: what to write.
       out: the folder, which exists.
-      name: of the study.
+      name: the study's name.
       configuration: the short name of what decides its results, kept in every figure.
 
     Raises:

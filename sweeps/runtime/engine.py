@@ -374,8 +374,8 @@ def run_on_devices(
       devices: all local ones when None.
       between: called on the host after every chunk with the run that is in each lane (an index into `starts`), the
         lanes (on their devices, keys as `raw` data) and which of them are done; it returns the lanes that shall go on
-        from another `Lane`. One whose new state is done is read off after the next chunk, in which it takes no step. With
-        it a single lane is advanced in chunks too.
+        from another `Lane`. One whose new state is done is read off after the next chunk, in which it takes no step.
+        With it a single lane is advanced in chunks too.
 
     Returns:
       The results in the order of `starts`, on the host, random keys as raw data, and the seconds that went into

@@ -29,8 +29,8 @@ _OVERDUE = 1.25
 
 
 def _places(tiles: Sequence[Tile]) -> np.ndarray:
-    """Where the tiles lie, a row each: their variant, and their rank along every axis; an axis of the grid is as long as
-    the way from one variant to the next.
+    """Where the tiles lie, a row each: their variant, and their rank along every axis; an axis of the grid is as long
+    as the way from one variant to the next.
     """
     corners = [(tile.variant, *(values[0] for values in tile.axes.values()), tile.seeds.start) for tile in tiles]
     columns = []
@@ -46,7 +46,7 @@ class Forecast:
 
     Args:
       tiles: what is to be done.
-      cost: of a tile, in any unit.
+      cost: the cost of a tile, in any unit.
       num_processes: tiles in hand at once.
     """
 
@@ -67,11 +67,11 @@ class Forecast:
         for count in range(len(self._tiles)):
             explores = count % 2 == 1 and count < max(len(self._tiles) / 10, 2 * self._num_processes)
             rank = self._distance if explores else self._work_of_all()
-            chosen = int(np.argmax(np.where(self._waiting, rank, -np.inf)))
-            self._waiting[chosen] = False
-            self._distance = np.minimum(self._distance, self._away(chosen))
-            self._begun[chosen] = clock()
-            yield self._tiles[chosen]
+            index = int(np.argmax(np.where(self._waiting, rank, -np.inf)))
+            self._waiting[index] = False
+            self._distance = np.minimum(self._distance, self._away(index))
+            self._begun[index] = clock()
+            yield self._tiles[index]
 
     def finished(self, tile: Tile, timings: Timings) -> None:
         """A tile is done, and took so long."""
@@ -120,7 +120,7 @@ class Progress:
     Args:
       num_tiles: all of them.
       num_done: those that were done before.
-      forecast: of the others.
+      forecast: the forecast for the others.
     """
 
     def __init__(self, num_tiles: int, num_done: int, forecast: Forecast) -> None:

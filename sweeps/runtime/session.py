@@ -324,7 +324,7 @@ def train(study: Study, execution: Execution) -> Store:
         grid = tiles.cut(study.variants(), axes, seeds, block)
         left = pending(study, store)
         mine = tiles.share(grid, execution.shard_index, execution.shard_count, study.cost)
-        todo = [tile for tile in mine if left[tile.variant][tile.slices(axes)].any()]
+        todo = [tile for tile in mine if left[tile.variant][tile.slices({**axes, "seed": seeds})].any()]
         provenance = _provenance(store, execution, num_processes)
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         run_tiles(study, execution, store, mine, todo, num_processes, provenance)
@@ -351,12 +351,14 @@ def run_tiles(
       SystemExit: a signal asked to stop.
     """
     spent: dict[str, float] = collections.defaultdict(float)
-    axes = study.axes()
+    axes = {**study.axes(), "seed": study.seeds()}
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, study.arithmetic, execution.compilation_cache)
     run = functools.partial(_run_tile, study, execution)
     if num_processes > 1:
         run = functools.partial(patched.checked, run, patched.fingerprints())
+    elif todo:
+        patched.check_here()
     begun = time.monotonic()
     forecast = Forecast(todo, study.cost, num_processes)
     progress = Progress(len(mine), len(mine) - len(todo), forecast)

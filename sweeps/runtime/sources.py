@@ -1,8 +1,8 @@
 """Code of one's own by its name, module:function, and a hash of its source: every process can import it, and what was
 edited is seen.
 
-The hash is that of the whole file in which the function is defined (of its byte code where there is no file). Files that
-this one imports are not hashed.
+The hash is that of the whole file in which the function is defined (of its byte code where there is no file). Files
+that this one imports are not hashed.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ def _file(module_name: str) -> Path | None:
     return Path(file).resolve() if file and Path(file).is_file() else None
 
 
-def source_hash(function: Callable, module_name: str = "") -> str:
+def source_hash(function: Callable[..., Any], module_name: str = "") -> str:
     """Twelve hexadecimal digits: SHA-256 of the file that the function is defined in, or of its byte code without one.
 
     Args:
@@ -52,7 +52,8 @@ def name_of(function: Any) -> str:
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not module or not name or "<" in name:
         raise ValueError(
-            f"{name or function!r} has no name that another process could import: define it at the top level of a module"
+            f"{name or function!r} has no name that another process could import: "
+            "define it at the top level of a module"
         )
     if module == "__main__":
         raise ValueError(

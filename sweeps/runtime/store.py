@@ -1,9 +1,10 @@
 """Results on disk: xarray over Zarr, one file a chunk, crash-safe.
 
-A store has a group per set-up; in a group every metric is an array over the same named dimensions, cut into the same chunks,
-one a tile. A tile's metrics are written first and its status last, so a tile counts when its status is there. Zarr writes
-a chunk to a temporary file and renames it; a store is built under a temporary name and renamed too. Killing the program at
-any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a good one.
+A store has a group per variant; in a group every metric is an array over the same named dimensions, cut into the same
+chunks, one a tile. A tile's metrics are written first and its status last, so a tile counts when its status is there.
+Zarr writes a chunk to a temporary file and renames it; a store is built under a temporary name and renamed too.
+Killing the program at any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a
+good one.
 """
 
 import shutil
@@ -35,7 +36,7 @@ def _fill(dtype: np.dtype) -> Any:
     return dtype.type(np.nan if dtype.kind in "fc" else 0)
 
 
-def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array:
+def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array[Any]:
     return group.create_array(name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs)
 
 
@@ -67,12 +68,12 @@ class Store:
 
         Args:
           path: where; must not exist.
-          groups: names of the set-ups.
+          groups: the names of the variants.
           coordinates: the dimensions, in order, with the values along them.
           chunk: the number of values of every dimension in a chunk.
           metrics: what is kept of a run.
           records: a further, last dimension and the values along it, which all metrics but the status have.
-          attributes: of the store, repeated on every group; whatever JSON can hold.
+          attributes: the store's attributes, repeated on every group; whatever JSON can hold.
 
         Raises:
           FileExistsError: there is something at `path`.
@@ -155,7 +156,7 @@ class Store:
         """Stores the records of one chunk, the status last.
 
         Args:
-          group: the set-up.
+          group: the variant.
           where: the chunk's slice of every dimension.
           records: every metric; reshaped to the chunk, with what is recorded along a run last.
 
@@ -176,7 +177,7 @@ class Store:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def read(self, group: str) -> "xr.Dataset":
-        """All results of a set-up, in memory; runs without one have status 0.
+        """All results of a variant, in memory; runs without one have status 0.
 
         Raises:
           StoreError: the group is missing or damaged.
@@ -212,7 +213,7 @@ class Store:
                 if checked and np.isnan(values.values[done]).any():
                     raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")
 
-    def _array(self, group: str, name: str) -> zarr.Array:
+    def _array(self, group: str, name: str) -> zarr.Array[Any]:
         try:
             array = self._root[f"{group}/{name}"]
             if not isinstance(array, zarr.Array):

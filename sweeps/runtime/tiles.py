@@ -10,8 +10,8 @@ __all__ = ["cut", "default_block", "share"]
 
 
 def default_block(d0: Sequence[float], d1: Sequence[float]) -> tuple[int, int]:
-    """Cells of a tile of networks: as many as span 8 inputs and 6 neurons, so that padding costs little and few programs
-    are compiled.
+    """Cells of a tile of networks: as many as span 8 inputs and 6 neurons, so that padding costs little and few
+    programs are compiled.
     """
 
     def step(sizes: Sequence[float]) -> float:
@@ -26,7 +26,7 @@ def cut(
     """The grid cut into blocks, smaller at its upper edges.
 
     Args:
-      variants: the set-ups.
+      variants: the variants.
       axes: name to values.
       seeds: the runs of a cell.
       block: cells of a tile along every axis; a further number blocks the seeds.

@@ -14,7 +14,7 @@ __all__ = ["fits", "report", "summarize"]
 
 
 def summarize(study: StepCounts, results: Results) -> pandas.DataFrame:
-    """A row per set-up, learning rate, batch size and epsilon."""
+    """A row per variant, learning rate, batch size and epsilon."""
     rows = []
     for variant, data in results.items():
         for i, rate in enumerate(data["learning_rate"].values):
@@ -45,28 +45,33 @@ def summarize(study: StepCounts, results: Results) -> pandas.DataFrame:
 
 
 def fits(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The two shapes of (15): a row per set-up and epsilon for the exponent of eta b, a row per cell for log(1 / epsilon)."""
+    """The two shapes of (15): a row per variant and epsilon for the exponent of eta b, a row per cell for log(1 /
+    epsilon).
+    """
     rows = []
     finite = table[np.isfinite(table["steps"]) & (table["steps"] > 0)]
-    for (setup, epsilon), part in finite.groupby(["trained_layers", "epsilon"]):
+    for (layers, epsilon), part in finite.groupby(["trained_layers", "epsilon"]):
         size = np.log(part["learning_rate"] * part["batch_size"])
         slope, low, high = fitted_slope(size.to_numpy(), np.log(part["steps"]).to_numpy())
-        rows.append(dict(trained_layers=setup, shape="steps ~ (eta b)^p", at=f"epsilon = {epsilon:g}", value=slope, low=low, high=high, points=len(part)))  # fmt: skip
-    for (setup, rate, size), part in finite.groupby(["trained_layers", "learning_rate", "batch_size"]):
+        fitted = dict(value=slope, low=low, high=high, points=len(part))
+        rows.append(dict(trained_layers=layers, shape="steps ~ (eta b)^p", at=f"epsilon = {epsilon:g}", **fitted))
+    for (layers, rate, size), part in finite.groupby(["trained_layers", "learning_rate", "batch_size"]):
         slope, low, high = fitted_slope(-np.log(part["epsilon"]).to_numpy(), part["flow_time"].to_numpy())
-        rows.append(dict(trained_layers=setup, shape="flow time / log(1/epsilon)", at=f"eta = {rate:g}, b = {size}", value=slope, low=low, high=high, points=len(part)))  # fmt: skip
+        fitted = dict(value=slope, low=low, high=high, points=len(part))
+        cell = f"eta = {rate:g}, b = {size}"
+        rows.append(dict(trained_layers=layers, shape="flow time / log(1/epsilon)", at=cell, **fitted))
     return pandas.DataFrame(rows, columns=["trained_layers", "shape", "at", "value", "low", "high", "points"])
 
 
 def _draw(table: pandas.DataFrame, caption: str) -> Figure:
-    setups = list(dict.fromkeys(table["trained_layers"]))
-    figure = Figure(figsize=(10, 4.6 * len(setups)), layout="constrained")
-    grid = np.atleast_2d(figure.subplots(len(setups), 2))
+    variants = list(dict.fromkeys(table["trained_layers"]))
+    figure = Figure(figsize=(10, 4.6 * len(variants)), layout="constrained")
+    grid = np.atleast_2d(figure.subplots(len(variants), 2))
     figure.suptitle("Steps of mini-batch SGD to a loss below epsilon")
     style.add_caption(figure, caption)
-    for (left, right), setup in zip(grid, setups, strict=True):
+    for (left, right), layers in zip(grid, variants, strict=True):
         # No log axis shows the 0 steps of a start that is there already.
-        part = table[(table["trained_layers"] == setup) & np.isfinite(table["steps"]) & (table["steps"] > 0)]
+        part = table[(table["trained_layers"] == layers) & np.isfinite(table["steps"]) & (table["steps"] > 0)]
         epsilons = sorted(set(part["epsilon"]), reverse=True)
         colours = style.shades(len(epsilons))
         cells = part.groupby(["learning_rate", "batch_size"])
@@ -99,7 +104,7 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
         style.set_log_x(right, 1 / table["epsilon"].to_numpy())
         right.set_xlabel(r"$1 / \epsilon$")
         right.set_ylabel(r"flow time $k \eta b / N$ (median)")
-        left.set_title(style.variant_title(Variant(trained_layers=setup)), fontsize="medium")
+        left.set_title(style.variant_title(Variant(trained_layers=layers)), fontsize="medium")
         if len(part):
             left.legend(fontsize="x-small")
             right.legend(fontsize="xx-small", ncols=2)

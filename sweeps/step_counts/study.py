@@ -1,10 +1,12 @@
-"""How many steps of mini-batch SGD: the shape of Theorem 5.1's k*, linear in log(1 / epsilon) and proportional to 1 / (eta b).
+"""How many steps of mini-batch SGD: the shape of Theorem 5.1's k*, linear in log(1 / epsilon) and proportional to 1 /
+(eta b).
 
 python -m sweeps.step_counts --out=DIR
 
-From the same starts, descent without momentum with every learning rate eta and batch size b, until the loss L is below every epsilon. Reported are the steps
-(median over the seeds, with its interval), the flow time k eta b / N that they stand for, the fitted exponent of eta b, and how straight the flow time is in
-log(1 / epsilon). float64. DIR gets results.zarr, summary.csv and the figure; the same command goes on after an interruption.
+From the same starts, descent without momentum with every learning rate eta and batch size b, until the loss L is below
+every epsilon. Reported are the steps (median over the seeds, with its interval), the flow time k eta b / N that they
+stand for, the fitted exponent of eta b, and how straight the flow time is in log(1 / epsilon). float64. DIR gets
+results.zarr, summary.csv and the figure; the same command goes on after an interruption.
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ class StepCounts(Study):
     statuses: ClassVar = {1: "below the least epsilon", 2: "step limit", 3: "diverged"}
 
     trained_layers: tuple[TrainedLayers, ...] = flag(
-        Several(Choice(CHOICES["trained_layers"])), "set-ups, a comma list of hidden and both", ("both",)
+        Several(Choice(CHOICES["trained_layers"])), "variants, a comma list of hidden and both", ("both",)
     )
     num_samples: int = flag(Whole(2), "N, even", 40)
     d0: int = flag(Whole(1), "input dimension", 20)
@@ -80,7 +82,10 @@ class StepCounts(Study):
     def metrics(self) -> Metrics:
         """What is kept of a run."""
         return {
-            **{f"steps_{i}": (np.int32, f"first step with L < {epsilon:g}; -1 for never") for i, epsilon in enumerate(self.epsilon)},
+            **{
+                f"steps_{i}": (np.int32, f"first step with L < {epsilon:g}; -1 for never")
+                for i, epsilon in enumerate(self.epsilon)
+            },
             "status": (np.int8, "0 pending, 1 below the least epsilon, 2 step limit, 3 diverged"),
         }  # fmt: skip
 

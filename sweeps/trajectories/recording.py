@@ -1,7 +1,8 @@
 """A run recorded as it goes: what is read off two consecutive iterates every so many steps, and checkpoints in between.
 
-The step is compiled with its measurements and calls nobody back; the host takes a record off the device whenever one is due, and from time to time
-saves the state of the run. A run that was interrupted goes on from there, and ends bit for bit like one that was not.
+The step is compiled with its measurements and calls nobody back; the host takes a record off the device whenever one
+is due, and from time to time saves the state of the run. A run that was interrupted goes on from there, and ends bit
+for bit like one that was not.
 """
 
 import functools
@@ -26,7 +27,8 @@ from sweeps.runtime.engine import raw, typed
 
 __all__ = ["RECORDS", "Recorded", "advance_and_measure", "follow", "steps_to_record"]
 
-# What is recorded: name, type (None for the precision of the run), whether it compares with the iterate before, and description.
+# What is recorded: name, type (None for the precision of the run), whether it compares with the iterate before, and
+# description.
 RECORDS: dict[str, tuple[type | None, str]] = {
     "loss": (None, "L = 1/2 ||Y - Yhat||_F^2"),
     "relative_error": (None, "||Y - Yhat||_F / ||Y||_F"),
@@ -90,7 +92,7 @@ def _measure(
         "relative_gradient_change": differentials.relative_gradient_change(before.gradient, after.gradient),
         "hidden_distance": jnp.linalg.norm(new.W - start.W),
         "output_distance": jnp.linalg.norm(new.V - start.V),
-        "least_singular_value": differentials.least_singular_value(new, problem),
+        "least_singular_value": differentials.least_hidden_singular_value(new, problem),
         "balance_change": jnp.max(jnp.abs(balance(new) - balance(start))),
         "dead_neurons": measurements.dead_neurons(new, problem),
         "dead_samples": measurements.dead_samples(new, problem),
@@ -100,7 +102,9 @@ def _measure(
 def advance_and_measure(
     protocol: Protocol, descent: Descent, run: Recorded, step: Int[Array, ""]
 ) -> tuple[Recorded, dict[str, Array]]:
-    """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and counts of -1."""
+    """On to `step`, and what is recorded there; a run that has diverged stays, with infinite losses and
+    counts of -1.
+    """
 
     def advance(state: DescentState, target: Int[Array, ""]) -> tuple[DescentState, DescentState]:
         state = descent.advance_to(state, target)
@@ -190,11 +194,11 @@ def follow(
     """Trains and records runs of one shape.
 
     Args:
-      protocol: of one set-up.
+      protocol: the variant's protocol.
       descent: what is run; it stops only where the loss is not finite.
       runs: their starts, stacked along a leading axis.
-      steps: where they are recorded, increasing from 1 on.
-      lanes: how many run side by side.
+      steps: the recorded steps, increasing from 1 on.
+      lanes: the number of runs side by side.
       checkpoints: file name without its ending, of the states in between; None for none.
       configuration: a checkpoint of another one is not used.
       seconds_between: two checkpoints.

@@ -16,7 +16,9 @@ __all__ = ["distinct_regions", "pattern_freezes", "report", "sentences", "tables
 
 
 def distinct_regions(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """How many linear regions the records up to each one lie in: seeds x steps, from the halves of their fingerprints."""
+    """How many linear regions the records up to each one lie in: seeds x steps, from the halves of their
+    fingerprints.
+    """
     words = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
     counts = np.zeros(words.shape, int)
     for seed, row in enumerate(words):
@@ -26,14 +28,18 @@ def distinct_regions(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 def pattern_freezes(steps: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """The first recorded step from which on every record lies in one linear region, a seed: the last step if it still moves then."""
+    """The first recorded step from which on every record lies in one linear region, a seed: the last step if it still
+    moves then.
+    """
     same = (high == high[:, -1:]) & (low == low[:, -1:])
     frozen = np.flip(np.logical_and.accumulate(np.flip(same, axis=-1), axis=-1), axis=-1)
     return steps[np.argmax(frozen, axis=-1)]
 
 
 def _comparable(cell: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Relative loss changes and relative changes of `name`, at the records of the runs that did not diverge, while the error is above rounding."""
+    """Relative loss changes and relative changes of `name`, at the records of the runs that did not diverge, while the
+    error is above rounding.
+    """
     loss_change, change, error = (cell[key].values for key in ("relative_loss_change", name, "relative_error"))
     kept = (cell["status"].values == 1)[:, None] & (error > 1000 * np.finfo(error.dtype).eps) & (loss_change > 0)
     return loss_change[kept], change[kept]
@@ -88,7 +94,8 @@ def tables(variant: Variant, results: xr.Dataset) -> pandas.DataFrame:
 def sentences(table: pandas.DataFrame) -> list[str]:
     """Whether training is far from lazy, in each meaning of the differential, as the data say.
 
-    Chizat et al. call training lazy where the loss changes relatively much more than the differential; the paper finds the opposite for moderate and large widths.
+    Chizat et al. call training lazy where the loss changes relatively much more than the differential; the paper finds
+    the opposite for moderate and large widths.
     """
     lines = []
     for name, meaning in (
@@ -106,7 +113,8 @@ def sentences(table: pandas.DataFrame) -> list[str]:
             else f"so far from lazy in {len(above)} of {len(ratios)} networks"
         )  # fmt: skip
         lines.append(
-            f"{meaning}: the median of relative differential change / relative loss change is {least:.2g} to {most:.2g}, {verdict}"
+            f"{meaning}: the median of relative differential change / relative loss change is "
+            f"{least:.2g} to {most:.2g}, {verdict}"
         )
     return lines
 
@@ -139,7 +147,7 @@ def _honest_log(axes: Axes, curves: list[np.ndarray]) -> None:
 
 
 def draw(results: Results, caption: str) -> Figure:
-    """Figure 3: a row a set-up, a column a quantity, a colour a width; mean and standard deviation over the seeds."""
+    """Figure 3: a row a variant, a column a quantity, a colour a width; mean and standard deviation over the seeds."""
     figure = Figure(figsize=(3.1 * len(_PANELS), 3.3 * len(results) + 0.6), layout="constrained")
     grid = np.atleast_2d(figure.subplots(len(results), len(_PANELS), sharex=True))
     figure.suptitle("Training trajectories")

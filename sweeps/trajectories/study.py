@@ -2,10 +2,12 @@
 
 python -m sweeps.trajectories --out=DIR [--preset=quick] [--protocol=as_released]
 
-Networks of several widths are trained for the whole of --num_steps and recorded every so many steps: loss, numerical zeros, changes of the activation
-pattern, the relative change of the loss and of the differential in both of its meanings, distances from the start, alpha_0, dead neurons and samples. The flags of
-a protocol are those of the convergence map, with the values of Figure 3 for the preset's: d0 = 20, d1 = 200, 752, 2828, 5 seeds, float64, no stopping.
-DIR gets results.zarr with every seed's curve, summary.csv and figures; the same command goes on after an interruption, in the middle of a run.
+Networks of several widths are trained for the whole of --num_steps and recorded every so many steps: loss, numerical
+zeros, changes of the activation pattern, the relative change of the loss and of the differential in both of its
+meanings, distances from the start, alpha_0, dead neurons and samples. The flags of a protocol are those of the
+convergence map, with the values of Figure 3 for the preset's: d0 = 20, d1 = 200, 752, 2828, 5 seeds, float64, no
+stopping. DIR gets results.zarr with every seed's curve, summary.csv and figures; the same command goes on after an
+interruption, in the middle of a run.
 """
 
 import dataclasses
@@ -67,7 +69,8 @@ class Trajectories(ProtocolStudy):
 
     preset: str = flag(
         Choice(("full", "quick")),
-        "full: Figure 3's sizes; quick: d1 = 50, 100, 200, 2 seeds, 1500 steps, a record every 25; any flag overrides it",
+        "full: Figure 3's sizes; quick: d1 = 50, 100, 200, 2 seeds, 1500 steps, a record every 25; "
+        "any flag overrides it",
         "full",
         group="trajectories",
         decides=False,
@@ -87,15 +90,15 @@ class Trajectories(ProtocolStudy):
         return {name: {**values, **FIGURE_3, "num_steps": FIGURE_3_STEPS[name]} for name, values in PRESETS.items()}
 
     @classmethod
-    def make(cls, **given: Any) -> Self:
+    def make(cls, **values: Any) -> Self:
         """As `ProtocolStudy.make`.
 
         Raises:
           UsageError: see there.
         """
-        given = cls.parsed(given)
-        given = {name: value for name, value in given.items() if name != "measure_every" or value}
-        return super().make(**{**(QUICK if given.get("preset") == "quick" else {}), **given})
+        values = cls.parsed(values)
+        values = {name: value for name, value in values.items() if name != "measure_every" or value}
+        return super().make(**{**(QUICK if values.get("preset") == "quick" else {}), **values})
 
     def check(self) -> None:
         """Refuses what cannot be recorded."""
@@ -134,7 +137,8 @@ class Trajectories(ProtocolStudy):
         begun = time.perf_counter()
         protocol = self.protocol_of(tile.variant)
         drawn = draw_tile(protocol, tile, max(self.d1))
-        # Only d0 is padded here (zero columns of X), which changes nothing that is recorded; the draws of all widths share a program.
+        # Only d0 is padded here (zero columns of X), which changes nothing that is recorded; the draws of all widths
+        # share a program.
         drawing = time.perf_counter() - begun
         cpu = jax.default_backend() == "cpu"
         descent = dataclasses.replace(runs.descent_of(protocol, protocol.trained_layers), criterion=None, stop="never")

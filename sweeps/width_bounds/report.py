@@ -37,8 +37,8 @@ def _draw(
     for axes, scaling in zip(panels[:-1], scalings, strict=True):
         for delta in deltas:
             for condition, line in (("(10)", "-"), ("sharp", ":"), ("path", "-.")):
-                chosen = (summary["delta"] == delta) & (summary["scaling"] == scaling)
-                part = summary[chosen & (summary["condition"] == condition) & np.isfinite(summary["width"])]
+                selected = (summary["delta"] == delta) & (summary["scaling"] == scaling)
+                part = summary[selected & (summary["condition"] == condition) & np.isfinite(summary["width"])]
                 axes.plot(part["num_samples"], part["width"], line, color=colours[delta])
                 axes.fill_between(
                     part["num_samples"],
@@ -125,7 +125,8 @@ def report(study: WidthBounds, all_results: Results) -> Report:
     covered = summary["coverage"].min()
     caption = (
         f"Rows from the {study.data_law}, balanced labels, V0 of variance d1^-{study.rho:g}, {study.num_seeds} seeds "
-        f"(median, and its interval from order statistics{'' if np.isnan(covered) else f', which covers {covered:.0%}'}), "
+        "(median, and its interval from order statistics"
+        f"{'' if np.isnan(covered) else f', which covers {covered:.0%}'}), "
         f"float64. Configuration {configuration_of(study.science())}."
     )
     figure = _draw(summary, results, map_table, study.scaling, caption)
@@ -146,7 +147,8 @@ def report(study: WidthBounds, all_results: Results) -> Report:
         ratio = ratio.where(np.isfinite(ratio))
         if np.isfinite(ratio).any():
             lines.append(
-                f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N: {float(ratio.min()):.3g} to {float(ratio.max()):.3g} "
+                f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N: "
+                f"{float(ratio.min()):.3g} to {float(ratio.max()):.3g} "
                 f"({int(np.isfinite(ratio).sum())} runs; Lemma C.1 promises 0.5 at its width)"
             )
     if map_table is not None:

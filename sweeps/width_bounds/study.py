@@ -1,12 +1,15 @@
-"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a map's.
+"""How wide must a network be for the theory, and how wide for training: certified widths, Table 1's bounds, and a
+map's.
 
 python -m sweeps.width_bounds --out=DIR [--map=MAP]
 
-For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local criterion and the path certificates
-(the inclusion's and descent's) certify a random start, from measured alpha_0 and initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at
-small multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map takes the folder of a
-finished convergence map and adds the widths at which half of the trained networks converge. float64. DIR gets results.zarr, summary.csv, exponents.csv,
-table_1.csv, map.csv and the figure; the same command goes on after an interruption.
+For every N, delta and seed, with d0 = N^delta: the smallest width at which (11), (10), the sharp condition, the local
+criterion and the path certificates (the inclusion's and descent's) certify a random start, from measured alpha_0 and
+initial loss where that is in reach and from their expectations always; the width of Appendix G; and alpha_0 at small
+multiples of N beside Lemma C.1's bound. Table 1's orders are drawn with unit constants, and so are no widths. --map
+takes the folder of a finished convergence map and adds the widths at which half of the trained networks converge.
+float64. DIR gets results.zarr, summary.csv, exponents.csv, table_1.csv, map.csv and the figure; the same command goes
+on after an interruption.
 """
 
 import dataclasses
@@ -17,17 +20,19 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from relu_sgd.problem import balanced_labels, cube_rows, sphere_rows
 from relu_sgd.theory import gram, hidden_layer, width_search, widths
 from relu_sgd.theory.width_search import Scaling
 from sweeps.command.parsers import Choice, Folder, Number, Several, Sizes, Whole
-from sweeps.protocol.presets import CHOICES
+from sweeps.protocol import laws
+from sweeps.protocol.presets import SIGNATURES
 from sweeps.runtime import arithmetic
 from sweeps.runtime.session import open_results
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
-__all__ = ["CONDITIONS", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure"]
+__all__ = ["CONDITION_OF_METRIC", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure", "rows"]
 
 ROW_LAWS = {"sphere": sphere_rows, "cube": cube_rows}
 MULTIPLES = (1.0, 1.25, 2.0, 4.0)
@@ -35,7 +40,7 @@ MULTIPLES = (1.0, 1.25, 2.0, 4.0)
 # not the same flow.
 SCALINGS = {"unit": "unit rows, beta_w = 1", "lecun": "rows of norm sqrt(d0), beta_w = 1 / sqrt(d0)"}
 # Metrics are named after these: the conditions of the board that live on alpha_0.
-CONDITIONS = {
+CONDITION_OF_METRIC = {
     "11": "(11)",
     "10": "(10)",
     "sharp": "sharp",
@@ -72,7 +77,10 @@ class WidthBounds(Study):
     num_seeds: int = flag(Whole(1), "data sets and starts per cell", 5)
     base_seed: int = flag(Whole(0, 2**32 - 1), "random seed of the whole sweep", 0)
     data_law: str = flag(
-        Choice(CHOICES["data_law"]), "law of the rows of X: sphere, or cube (normalized rows of a cube)", "sphere"
+        laws.Law(ROW_LAWS, SIGNATURES["data_law"]),
+        "law of the rows of X: sphere; cube (normalized rows of a cube); or module:function, of (key, num_samples, "
+        "d0), to X with rows of norm 1",
+        "sphere",
     )
     scaling: tuple[str, ...] = flag(
         Several(Choice(SCALINGS)),
@@ -112,6 +120,11 @@ class WidthBounds(Study):
         if self.map is not None:
             open_results(self.map)
 
+    def check_code(self) -> None:
+        """Draws once by an own law."""
+        num_samples, delta = min(self.num_samples), min(self.delta)
+        rows(self, arithmetic.key(self.base_seed), num_samples, dimension(num_samples, delta))
+
     def variants(self) -> tuple[Variant, ...]:
         """One."""
         return (Variant(name="widths"),)
@@ -139,14 +152,15 @@ class WidthBounds(Study):
             **{
                 f"alpha_ratio_{multiple:g}N": (
                     np.float64,
-                    f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; infinite where not measured",
+                    f"alpha_0 / (beta_w sqrt(d1 lambda(X))) at d1 = {multiple:g} N, at least 1/2 by Lemma C.1; "
+                    "infinite where not measured",
                 )
                 for multiple in MULTIPLES
             },
             "status": (np.int8, "0 pending, 1 measured, 2 some certified widths are expected ones only"),
         }
         for scaling in self.scaling:
-            for name, text in CONDITIONS.items():
+            for name, text in CONDITION_OF_METRIC.items():
                 metrics[f"{scaling}_expected_{name}"] = (
                     np.float64,
                     f"certified width by {text}, {SCALINGS[scaling]}, from expectations; infinite for none",
@@ -165,6 +179,21 @@ class WidthBounds(Study):
         return table, {"measuring": time.perf_counter() - begun}
 
 
+def rows(study: WidthBounds, key: Key[Array, ""], num_samples: int, d0: int) -> np.ndarray:
+    """X, with rows of norm 1.
+
+    Raises:
+      UsageError: an own law returns something else.
+    """
+    law = study.data_law
+    if not laws.is_own(law):
+        return np.asarray(ROW_LAWS[law](key, num_samples, d0), float)
+    X = laws.array("data_law", law, "X", laws.call("data_law", law, key, num_samples, d0), (num_samples, d0), float)
+    if not np.allclose(np.linalg.norm(X, axis=1), 1, atol=1e-5):
+        raise UsageError(f"--data_law: {laws.plain_name(law)} must return rows of norm 1, which --scaling scales")
+    return X
+
+
 def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> dict[str, float]:
     """One data set and start: every metric of the store."""
     d0 = dimension(num_samples, delta)
@@ -172,7 +201,7 @@ def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> di
     for part in (seed, num_samples, d0):
         key = jax.random.fold_in(key, part)
     data, labels = jax.random.split(key)
-    X = np.asarray(ROW_LAWS[study.data_law](data, num_samples, d0), float)
+    X = rows(study, data, num_samples, d0)
     Y = np.asarray(balanced_labels(labels, num_samples), float)
     neurons = int(np.random.SeedSequence((study.base_seed, seed, num_samples, d0)).generate_state(1)[0])
     G = gram.gram(X)
@@ -203,7 +232,7 @@ def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> di
             measured |= width_search.certified_widths(
                 radius * X, Y, scaling=law, seed=neurons, tolerance=study.tolerance, max_width=limit, conditions=reach
             )
-        for name, text in CONDITIONS.items():
+        for name, text in CONDITION_OF_METRIC.items():
             values[f"{scaling}_expected_{name}"] = expected[text]
             values[f"{scaling}_measured_{name}"] = measured[text] or math.inf
             if measured[text] is None:

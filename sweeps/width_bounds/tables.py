@@ -19,7 +19,7 @@ from sweeps.runtime import arithmetic
 from sweeps.runtime.session import open_results
 from sweeps.runtime.store import StoreError
 from sweeps.study import UsageError
-from sweeps.width_bounds.study import CONDITIONS, WidthBounds, dimension
+from sweeps.width_bounds.study import CONDITION_OF_METRIC, WidthBounds, dimension
 
 __all__ = ["half_convergence", "map_widths", "printed_bounds", "tables"]
 
@@ -44,7 +44,7 @@ def tables(results: xr.Dataset, study: WidthBounds) -> tuple[pandas.DataFrame, p
     rows, exponents = [], []
     for j, delta in enumerate(results["delta"].values):
         for scaling in study.scaling:
-            for name, text in CONDITIONS.items():
+            for name, text in CONDITION_OF_METRIC.items():
                 medians = []
                 for i, num_samples in enumerate(results["num_samples"].values):
                     cell = results.isel(num_samples=i, delta=j)
@@ -128,7 +128,7 @@ def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, h
 
     Args:
       d1: widths, increasing.
-      probability, low, high: of convergence, with their interval; NaN where nothing ran.
+      probability, low, high: the probability of convergence and its interval; NaN where nothing ran.
 
     Returns:
       (width, low, high): the least d1 at which the probability, its upper and its lower limit reach 1/2; inf for
@@ -143,7 +143,7 @@ def half_convergence(d1: np.ndarray, probability: np.ndarray, low: np.ndarray, h
 
 
 def map_widths(folder: Path) -> pandas.DataFrame:
-    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per set-up and
+    """The widths at which half of a map's networks converge, beside the expected certified ones: a row per variant and
     d0.
 
     Raises:

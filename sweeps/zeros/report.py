@@ -13,7 +13,7 @@ __all__ = ["report", "sentence", "summarize"]
 
 
 def summarize(study: Zeros, results: Results) -> pandas.DataFrame:
-    """A row per set-up, precision, step size, slope and threshold; means over the runs that did not diverge."""
+    """A row per variant, precision, step size, slope and threshold; means over the runs that did not diverge."""
     rows = []
     for variant, data in results.items():
         for i, rate in enumerate(data["learning_rate"].values):
@@ -44,7 +44,8 @@ def summarize(study: Zeros, results: Results) -> pandas.DataFrame:
 
 
 def sentence(table: pandas.DataFrame) -> str:
-    """What decides the count, as the data say: the spread of the mean count over each of the four, the others at their middle value.
+    """What decides the count, as the data say: the spread of the mean count over each of the four, the others at their
+    middle value.
 
     The middle is a threshold of 1e-8 (or the nearest), float64, the middle step size and the least slope.
     """

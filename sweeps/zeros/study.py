@@ -2,8 +2,9 @@
 
 python -m sweeps.zeros --out=DIR
 
-The networks of one (d0, d1) cell are trained as the released code does, from the same starts, in float32 and float64, with every learning rate and slope; at the
-end the preactivations below every threshold are counted. DIR gets results.zarr, summary.csv and the figure; the same command goes on after an interruption.
+The networks of one (d0, d1) cell are trained as the released code does, from the same starts, in float32 and float64,
+with every learning rate and slope; at the end the preactivations below every threshold are counted. DIR gets
+results.zarr, summary.csv and the figure; the same command goes on after an interruption.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ class Zeros(Study):
     statuses: ClassVar = {1: "trained to the end", 3: "diverged"}
 
     trained_layers: tuple[TrainedLayers, ...] = flag(
-        Several(Choice(CHOICES["trained_layers"])), "set-ups, a comma list of hidden and both", ("hidden", "both")
+        Several(Choice(CHOICES["trained_layers"])), "variants, a comma list of hidden and both", ("hidden", "both")
     )
     precision: tuple[str, ...] = flag(Several(Choice(CHOICES["precision"])), "a comma list", ("float32", "float64"))
     protocol: str = flag(Choice(PRESETS), f"one of {', '.join(PRESETS)}: laws, objective and momentum", "as_released")
@@ -80,7 +81,10 @@ class Zeros(Study):
     def metrics(self) -> Metrics:
         """What is kept of a run."""
         return {
-            **{f"zeros_{i}": (np.int32, f"preactivations below {threshold:g}; -1 when diverged") for i, threshold in enumerate(self.threshold)},
+            **{
+                f"zeros_{i}": (np.int32, f"preactivations below {threshold:g}; -1 when diverged")
+                for i, threshold in enumerate(self.threshold)
+            },
             "zeros_at_rounding": (np.int32, "preactivations below 8 eps ||x_i|| ||w_j||; -1 when diverged"),
             "relative_error": (np.float64, "||Y - Yhat||_F / ||Y||_F at the end; infinite when diverged"),
             "status": (np.int8, "0 pending, 1 trained to the end, 3 diverged"),
@@ -100,7 +104,7 @@ class Zeros(Study):
 
 
 def count_zeros(study: Zeros, variant: Variant, learning_rate: float, slope: float, run: Run) -> dict[str, jax.Array]:
-    """One run to its end, in the precision of the set-up; counts are -1 where it diverged."""
+    """One run to its end, in the precision of the variant; counts are -1 where it diverged."""
     protocol = study.protocol_of(variant)
     cast_to = lambda leaf: leaf.astype(variant.precision)
     params, problem = jax.tree.map(cast_to, run.params), jax.tree.map(cast_to, run.problem)

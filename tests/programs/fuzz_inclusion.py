@@ -109,7 +109,8 @@ def promise(case: Case, reference: Reference) -> float:
 
 
 def is_wrong(case: Case, reference: Reference, W: np.ndarray, V: np.ndarray, allowed: float = 0.0) -> bool | None:
-    """Whether a solution differs from small steps by more than they promise and is allowed; None if they promise nothing.
+    """Whether a solution differs from small steps by more than they promise and is allowed; None if they promise
+    nothing.
 
     Small steps that happen to agree with each other may still be too long: where in doubt, shorter ones decide.
     """
@@ -124,8 +125,9 @@ def is_wrong(case: Case, reference: Reference, W: np.ndarray, V: np.ndarray, all
 def is_solution(case: Case, num_segments: int = 30) -> bool:
     """Whether small steps from anywhere on the event-driven solution follow it for a while.
 
-    Where a preactivation is held at 0 and the field on one side all but vanishes, small steps stay there, off by their own
-    length, long after the solution has left: they agree with each other and are wrong, but not from a start on the solution.
+    Where a preactivation is held at 0 and the field on one side all but vanishes, small steps stay there, off by their
+    own length, long after the solution has left: they agree with each other and are wrong, but not from a start on the
+    solution.
     """
     times = np.linspace(0, case.final_time, num_segments + 1)
     found = solve_event_driven(case, times)
@@ -157,7 +159,8 @@ def report(
                 print(f"{name}, seed {seed}: REACHED, but small steps part by {reference.branch_gap:.2g}")
             elif verdict:
                 print(
-                    f"{name}, seed {seed}: REACHED, but off by {distance(case, reference, end.W, end.V):.2g} of the path"
+                    f"{name}, seed {seed}: REACHED, but off by "
+                    f"{distance(case, reference, end.W, end.V):.2g} of the path"
                 )
                 wrong.append(seed)
         elif end.status != Status.BRANCHING or reference.branch_gap < 1e-3 * size(case, reference):
@@ -204,7 +207,8 @@ def main() -> None:
                     print(f"seed {seed}: both REACHED, {apart:.2g} of the path apart")
             elif a.status != b.status:
                 print(
-                    f"seed {seed}: events {a.status.name} at {a.stopped_at:.4f}, stepper {b.status.name} at {b.stopped_at:.4f}"
+                    f"seed {seed}: events {a.status.name} at {a.stopped_at:.4f}, "
+                    f"stepper {b.status.name} at {b.stopped_at:.4f}"
                 )
 
 

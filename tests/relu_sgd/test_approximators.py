@@ -76,7 +76,9 @@ def test_gradients_of_a_deep_network_by_finite_differences(loss):
 
 
 def test_the_slope_at_zero_is_that_of_every_layer():
-    """With zero inputs and no biases every preactivation is exactly 0: the Jacobian in the input is at_zero^depth times a product."""
+    """With zero inputs and no biases every preactivation is exactly 0: the Jacobian in the input is at_zero^depth
+    times a product.
+    """
     problem = Problem(jnp.zeros((1, 3)), jnp.ones((1, 1)))
     approximator = approximators.deep([4, 5, 6])
     params = approximator.init(jax.random.key(0), problem)
@@ -136,7 +138,9 @@ def test_depth_3_hinge_loss_mini_batches_32_seeds():
 
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_descent_tends_to_the_flow_as_the_step_shrinks(batch_size):
-    """Theorem 5.6 for a deep network and the logistic loss: the sup-distance to a reference with a far smaller step, on the time scale N / b."""
+    """Theorem 5.6 for a deep network and the logistic loss: the sup-distance to a reference with a far smaller step,
+    on the time scale N / b.
+    """
     problem = jax.tree.map(jnp.asarray, draw(N=8)[1])
     approximator = approximators.deep([6, 6, 6], loss="logistic")
     params = approximator.init(jax.random.key(3), problem)

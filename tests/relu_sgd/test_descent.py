@@ -51,7 +51,7 @@ def test_equals_the_reference_for_a_thousand_steps(trained_layers, normalization
     assert_close(found.params.W, W)
     assert_close(found.params.V, V)
     assert found.steps == steps == 1000
-    assert found.status == Status.STEP_LIMIT
+    assert found.status == Status.MAX_STEPS_REACHED
     np.testing.assert_allclose(found.loss, reference.half_sum(W, V, *arrays[2:]), rtol=1e-10)
     assert found.best_loss <= found.loss
 
@@ -72,7 +72,9 @@ def test_mini_batches_equal_the_reference_on_the_same_batches(trained_layers):
 
 @pytest.mark.parametrize("trained_layers", ["hidden", "both"])
 def test_mini_batch_gradients_are_b_over_n_times_the_full_one_on_average(trained_layers):
-    """Section 5: E dL^b = (b / N) dL, entry by entry within five standard errors, over 4,000 draws of 5 of 20 samples."""
+    """Section 5: E dL^b = (b / N) dL, entry by entry within five standard errors, over 4,000 draws of 5
+    of 20 samples.
+    """
     W, V, X, Y = draw()
     params, problem = jax.tree.map(jnp.asarray, (Params(W, V), Problem(X, Y)))
     whole = Descent(optax.sgd(1.0), trained_layers=trained_layers)
@@ -159,7 +161,7 @@ def test_first_passage_sees_the_start_and_the_last_step():
     passage = int(run(arrays, num_steps=3000, **options).steps)
     assert run(arrays, num_steps=passage, **options).status == Status.CONVERGED
     short = run(arrays, num_steps=passage - 1, **options)
-    assert (short.status, short.converged_at) == (Status.STEP_LIMIT, -1)
+    assert (short.status, short.converged_at) == (Status.MAX_STEPS_REACHED, -1)
     solved = run(arrays, num_steps=10, **{**options, "criterion": relative_error_below(1e3)})
     assert (solved.status, solved.steps, solved.converged_at) == (Status.CONVERGED, 0, 0)
 
@@ -171,7 +173,7 @@ def test_never_judges_the_last_network():
     found = run(
         arrays, num_steps=4, optimizer=optax.sgd(-0.5), criterion=relative_error_below(1.0001 * start), stop="never"
     )
-    assert (found.status, found.converged_at, found.steps) == (Status.STEP_LIMIT, 0, 4)
+    assert (found.status, found.converged_at, found.steps) == (Status.MAX_STEPS_REACHED, 0, 4)
 
 
 def test_released_criterion_is_relative_error_0_188_at_200_samples():
@@ -378,7 +380,7 @@ def test_a_stopping_rule_sees_the_whole_state():
     assert (end.status, end.steps, end.converged_at) == (Status.STOPPED, 2, -1)
     assert (go(stopping_rule=lambda state: state.step == 3).steps) == 3
     assert (go(stopping_rule=lambda state: state.params.W[0, 0] == W[0, 0]).steps) == 0
-    assert (go(stopping_rule=lambda state: jnp.sum(state.problem.Y) > 100).status) == Status.STEP_LIMIT
+    assert (go(stopping_rule=lambda state: jnp.sum(state.problem.Y) > 100).status) == Status.MAX_STEPS_REACHED
     both = go(stopping_rule=worst, criterion=relative_error_below(1e3), stop="never")
     assert (both.status, both.steps, both.converged_at) == (Status.CONVERGED, 2, 0)
     for tolerance in (0, -1.0):
@@ -426,7 +428,10 @@ def test_an_objective_that_is_no_sum_over_samples():
         (dict(objective=jnp.sum, optimizer="sgd"), "optimizer must be one of optax"),
         (dict(at_zero="random"), "at_zero must be a number"),
         (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: (0.0, theta)), "Evaluation"),
-        (dict(objective=jnp.sum, kernel=lambda problem, key: lambda theta, k: Evaluation(theta[0], theta[0], theta[:1])), "Evaluation"),
+        (
+            dict(objective=jnp.sum, kernel=lambda _, key: lambda theta, k: Evaluation(theta[0], theta[0], theta[:1])),
+            "Evaluation",
+        ),
     ],
 )  # fmt: skip
 def test_objectives_rules_and_kernels_that_are_not_what_they_should_be(options, message):
@@ -448,7 +453,7 @@ def test_a_descent_takes_over_from_another(batch_size):
     assert (state.step, first.result(state).status) == (2, Status.STOPPED)
     level = float(plain.result(plain.advance_to(plain.init(Problem(X, Y), Params(W, V), key), 9)).loss)
     for second, steps, status in (
-        (plain, 9, Status.STEP_LIMIT),
+        (plain, 9, Status.MAX_STEPS_REACHED),
         (change(stopping_rule=lambda state: state.step >= 5), 5, Status.STOPPED),
         (change(stopping_rule=lambda state: jnp.abs(state.losses.sum() - level) < 1e-12 * level), 9, Status.STOPPED),
         (change(criterion=lambda losses, problem: jnp.sum(losses) > 0), 2, Status.CONVERGED),
@@ -509,7 +514,7 @@ def test_a_loss_of_ones_own():
 
 @pytest.mark.parametrize("criterion", [mean_loss_below, relative_error_below, mean_squared_error_below])
 def test_a_criterion_that_can_never_hold(criterion):
-    for tolerance in (0, -1.0, np.nan):
+    for tolerance in (0, -1.0, np.nan, np.inf, None, "0.1", [0.1]):
         with pytest.raises(ValueError, match="must be positive"):
             criterion(tolerance)
     assert jax.jit(lambda t: criterion(t)(jnp.zeros(3), Problem(jnp.ones((3, 1)), jnp.ones((3, 1)))))(0.1)
@@ -521,6 +526,7 @@ def test_a_criterion_that_can_never_hold(criterion):
         (dict(num_steps=-1), "num_steps"),
         (dict(num_steps=2.5), "num_steps must be a whole number, got 2.5"),
         (dict(num_steps=1, batch_size=2.5, key=jax.random.key(0)), "batch_size must be a whole number"),
+        (dict(num_steps=1, batch_size=True, key=jax.random.key(0)), "batch_size must be a whole number, got True"),
         (dict(num_steps=1, measure=lambda params: 0, measure_every=1.5), "measure_every must be a whole number"),
         (dict(num_steps=1, normalization="sum"), "normalization"),
         (dict(num_steps=1, trained_layers="output"), "trained_layers"),
@@ -536,6 +542,42 @@ def test_bad_options(options, message):
     W, V, X, Y = map(jnp.asarray, draw())
     with pytest.raises(ValueError, match=message):
         descend(Params(W, V), Problem(X, Y), **options)
+
+
+@pytest.mark.parametrize("criterion", [relative_error_below, mean_squared_error_below])
+@pytest.mark.parametrize("losses", [approximators.shallow("hinge"), of_own(lambda E: jnp.sum(jnp.abs(E), axis=1))])
+def test_criteria_of_squared_errors_are_for_the_squared_loss(criterion, losses):
+    W, V, X, Y = map(jnp.asarray, draw())
+    descend_on = functools.partial(
+        descend, Params(W, V), Problem(X, jnp.sign(Y)), num_steps=1, optimizer=optax.sgd(0.1), criterion=criterion(0.1)
+    )
+    with pytest.raises(ValueError, match=r"squared errors, for the squared loss alone.*mean_loss_below"):
+        descend_on(losses=losses)
+    assert descend_on(losses=approximators.shallow()).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(params=None), "params must be a Params of W and V, got NoneType"),
+        (dict(params=(1.0, 2.0)), "params must be a Params of W and V, got tuple"),
+        (dict(params=Params([[1.0]], [[1.0]])), r"params\.W must be an array, got list"),
+        (dict(params=Params(jnp.ones((6, 8), int), jnp.ones((8, 1), int))), "weights must be floats, got int"),
+        (dict(params=None, losses=approximators.deep([3])), "params must be theta_0, a pytree of arrays, got None"),
+        (dict(problem=(jnp.ones((20, 6)), jnp.ones((20, 1)))), "problem must be a Problem of X and Y, got tuple"),
+        (dict(problem="data"), "problem must be a Problem of X and Y, got str"),
+        (dict(problem=(1, 2), losses=approximators.shallow()), "problem must be a Problem of X and Y, got tuple"),
+        (dict(key=3), r"key must be one random key, as jax\.random\.key\(0\), got 3"),
+        (dict(key=3, batch_size=2), "key must be one random key"),
+        (dict(key=jax.random.split(jax.random.key(0), 2)), r"got an array key<fry>\(2,\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_named_in_one_line(changed, message):
+    W, V, X, Y = map(jnp.asarray, draw())
+    arguments = dict(params=Params(W, V), problem=Problem(X, Y), num_steps=1, optimizer=optax.sgd(0.1)) | changed
+    with pytest.raises(TypeError, match=message) as raised:
+        descend(**arguments)
+    assert "\n" not in str(raised.value)
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -1,5 +1,6 @@
 """The laws of data and weights: what they are, and that nothing but key and true shape decides a bit of them."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from scipy import special, stats
 from support import ROOT, drawn
 
 from relu_sgd import _draws as draws
-from relu_sgd import initialization, problem
+from relu_sgd import initialization, laws, problem
 
 pytestmark = pytest.mark.compiled_in_full
 
@@ -267,3 +268,21 @@ def test_sign_outputs():
 def test_bad_sizes(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", sorted(set(laws.__all__) - {"balanced_sign_output"}))
+def test_keys_and_sizes_of_another_kind_are_named(name):
+    draw = functools.partial(getattr(laws, name), **({"standard_deviation": 1.0} if name == "normal_output" else {}))
+    for key in (3, None, jax.random.split(KEY, 3), jnp.ones(2)):
+        with pytest.raises(TypeError, match="key must be one random key"):
+            draw(key, 4, 2)
+    for sizes in ((2.5, 2), (4, "2"), (4, True)):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            draw(KEY, *sizes)
+    assert draw(jax.random.PRNGKey(0), 4, 2).ndim == 2  # A key of the old kind.
+
+
+def test_sizes_of_fixed_weights_are_whole_numbers():
+    for sizes in ((2.5, 1), (0, 1), (4, 1.5)):
+        with pytest.raises(ValueError, match=r"(d1|d2) must be"):
+            laws.balanced_sign_output(*sizes)

@@ -9,6 +9,9 @@ from support import numpy_reference as reference
 from support.problems import draw
 
 from relu_sgd import Params, Problem, hidden_layer, jacobian_gram, loss, preactivations, predict, sample_losses
+from relu_sgd.proofs import decide
+from relu_sgd.theory.certificate import certificate
+from relu_sgd.theory.conditions import board
 
 pytestmark = pytest.mark.compiled_in_full
 
@@ -88,6 +91,15 @@ def test_everything_batches():
     for function in (predict, loss, jacobian_gram):
         found = jax.vmap(function, in_axes=(0, None))(batch, problem)
         np.testing.assert_allclose(found[0], function(params, problem), rtol=1e-12)
+
+
+@pytest.mark.parametrize("function", [preactivations, predict, loss, jacobian_gram, certificate, board, decide])
+def test_arguments_of_another_kind_are_named(function):
+    params, problem = Params(jnp.ones((4, 3)), jnp.ones((3, 1))), Problem(jnp.ones((5, 4)), jnp.ones((5, 1)))
+    with pytest.raises(TypeError, match="params must be a Params of W and V, got NoneType"):
+        function(None, problem)
+    with pytest.raises(TypeError, match="problem must be a Problem of X and Y, got tuple"):
+        function(params, tuple(problem))
 
 
 @pytest.mark.parametrize("function", [preactivations, predict, loss, jacobian_gram])

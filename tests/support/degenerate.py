@@ -65,7 +65,9 @@ def _onto_kinks(rng, W, V, X):
 
 
 def case(seed: int, degenerate: bool | None = None) -> Case:
-    """The problem of a seed: N <= 12, d0 <= 4, d1 <= 5, d2 <= 2. Seeds that are odd give degenerate ones unless told."""
+    """The problem of a seed: N <= 12, d0 <= 4, d1 <= 5, d2 <= 2. Seeds that are odd give degenerate ones
+    unless told.
+    """
     rng = np.random.default_rng([12, seed])
     degenerate = bool(seed % 2) if degenerate is None else degenerate
     N, d0, d1 = (int(rng.integers(1, most + 1)) for most in (12, 4, 5))

@@ -1,4 +1,6 @@
-"""Draws of odd sizes, padded and traced in other ways than one, and their digest: for this process or one of its own."""
+"""Draws of odd sizes, padded and traced in other ways than one, and their digest: for this process or
+one of its own.
+"""
 
 import hashlib
 

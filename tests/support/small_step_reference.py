@@ -1,9 +1,10 @@
-"""The differential inclusion by brute force: explicit steps along minus the gradient, in NumPy, sharing no code with `relu_sgd`.
+"""The differential inclusion by brute force: explicit steps along minus the gradient, in NumPy, sharing no code with
+`relu_sgd`.
 
-The starts are moved a little off the kinks, so every step takes the gradient itself, an element of the Clarke subdifferential.
-As the steps shrink the polygons converge to a solution of the inclusion; where it slides they chatter about the surface. Two
-step lengths and several displacements tell where the result can be trusted: where they disagree the solution branches, or
-depends so much on its start that steps of this length do not resolve it.
+The starts are moved a little off the kinks, so every step takes the gradient itself, an element of the Clarke
+subdifferential. As the steps shrink the polygons converge to a solution of the inclusion; where it slides they chatter
+about the surface. Two step lengths and several displacements tell where the result can be trusted: where they disagree
+the solution branches, or depends so much on its start that steps of this length do not resolve it.
 """
 
 from typing import NamedTuple
@@ -49,7 +50,9 @@ def padded(cases: list[Case]) -> list[np.ndarray]:
 
 
 def euler(W, V, X, Y, both, final_time, num_steps: int):
-    """Explicit steps of a batch of problems; both and final_time have one entry per problem. Returns W, V and path lengths."""
+    """Explicit steps of a batch of problems; both and final_time have one entry per problem. Returns W, V and path
+    lengths.
+    """
     W, V = W.copy(), V.copy()
     h = (final_time / num_steps)[:, None, None]
     h_V = h * both[:, None, None]
@@ -87,7 +90,8 @@ def _solve(cases: list[Case], num_steps: int, num_displacements: int) -> list[Re
     both = np.array([case.trained_layers == "both" for case in cases], float)
     final_time = np.array([case.final_time for case in cases])
     rng = np.random.default_rng(0)
-    # Neurons without an output weight that are active nowhere rest there, and any displacement would grow exponentially.
+    # Neurons without an output weight that are active nowhere rest there, and any displacement would grow
+    # exponentially.
     stuck = ~V.any(axis=2) & ~(X @ W > 1e-12).any(axis=1)
     sizes = np.abs(W).max(axis=(1, 2), keepdims=True) + 1e-3
     moves = _DISPLACEMENT * sizes * rng.normal(size=(num_displacements, *W.shape)) * ~stuck[:, None, :]

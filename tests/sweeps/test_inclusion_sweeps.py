@@ -1,4 +1,6 @@
-"""Launchers around the inclusion, the comparison problem and the widths: what they leave, that they resume, and what they refuse."""
+"""Launchers around the inclusion, the comparison problem and the widths: what they leave, that they resume, and what
+they refuse.
+"""
 
 import json
 import shutil
@@ -218,8 +220,11 @@ def test_half_convergence():
 
 
 def a_limit(**changes):
-    values = dict(trained_layers=("hidden",), num_samples=(40,), d0=(5,), d1=(6,), num_seeds=1, base_seed=0, batch_size=0,
-                  horizon=2.0, num_records=40, step_sizes=(0.05, 0.025), path_tolerance=1e-4, long_steps=1, long_rates=(0.1,), long_momentum=0.9)  # fmt: skip
+    values = dict(
+        **dict(trained_layers=("hidden",), num_samples=(40,), d0=(5,), d1=(6,), num_seeds=1, base_seed=0, batch_size=0),
+        **dict(horizon=2.0, num_records=40, step_sizes=(0.05, 0.025), path_tolerance=1e-4),
+        **dict(long_steps=1, long_rates=(0.1,), long_momentum=0.9),
+    )
     return Limit(**values | changes)
 
 

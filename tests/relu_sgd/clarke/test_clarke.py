@@ -71,7 +71,9 @@ def nearest_by_enumeration(b, G):
 
 @pytest.mark.parametrize(("K", "d"), [(3, 2), (4, 2), (4, 3)])
 def test_nearest_point_without_strict_complementarity(K, d):
-    """Small integers: coefficients at a bound whose multiplier is 0 too are common, and an interior point ends sqrt(eps) away."""
+    """Small integers: coefficients at a bound whose multiplier is 0 too are common, and an interior point ends
+    sqrt(eps) away.
+    """
     rng = np.random.default_rng(0)
     b, G = rng.integers(-2, 3, size=(2000, d)).astype(float), rng.integers(-2, 3, size=(2000, K, d)).astype(float)
     stacked = jax.jit(jax.vmap(nearest_point))
@@ -167,7 +169,9 @@ integers = st.integers(-2, 2)
 
 @given(st.integers(1, 3), st.integers(1, 4), st.data())
 def test_exactness_against_the_true_set(d0, num_samples, data):
-    """The product set is exact if and only if every one of its 2^K vertices lies in the hull of achievable gradients."""
+    """The product set is exact if and only if every one of its 2^K vertices lies in the hull of
+    achievable gradients.
+    """
     X = np.array(data.draw(st.lists(st.tuples(*[integers] * d0), min_size=num_samples, max_size=num_samples)), float)
     Y = np.array(data.draw(st.lists(integers.filter(bool), min_size=num_samples, max_size=num_samples)), float)
     W = np.array(data.draw(st.tuples(*[integers] * d0)), float)

@@ -161,7 +161,8 @@ def test_both_push_to_the_right():
 def test_what_the_first_order_leaves_open_the_second_decides():
     """On the kink of x_1 = (1, 0) with E_2 = 0, x_2 = (1, 1): no speed and no multiplier, until x_3 = (0, 1) moves w_2.
 
-    Then E_2 becomes negative or positive, and w_1 sinks below its kink, or is held there by a multiplier that grows from 0.
+    Then E_2 becomes negative or positive, and w_1 sinks below its kink, or is held there by a multiplier that grows
+    from 0.
     """
     X = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     for pull, side in ((1.0, 0), (-1.0, -1)):
@@ -207,7 +208,9 @@ def test_the_product_set_would_rest_where_no_clarke_solution_does():
 
 
 def critical_points_of_the_plane(field, count=20_000):
-    """Of psi where it is negative, on a fine circle, by its one-sided slopes; and whether 0 is in the hull of all velocities."""
+    """Of psi where it is negative, on a fine circle, by its one-sided slopes; and whether 0 is in the hull of all
+    velocities.
+    """
     angles = (np.arange(count) + 0.5) * 2 * np.pi / count
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     sides = np.sign(directions @ field.units.T)
@@ -292,7 +295,7 @@ def test_the_limit_of_events():
     full = solve(*arrays, 3.0)
     assert full.status == Status.REACHED
     few = solve(*arrays, 3.0, max_events=3)
-    assert few.status == Status.STEP_LIMIT
+    assert few.status == Status.MAX_STEPS_REACHED
     assert few.events == full.events[:3]
     assert few.stopped_at == full.events[2].time
 

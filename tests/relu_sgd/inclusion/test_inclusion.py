@@ -34,8 +34,8 @@ def drawn(seed, N, d0, d1, layers):
 class EntryAndExit:
     """One neuron in the plane whose first sample begins to slide and later leaves downwards, in closed form.
 
-    V = 1, x_1 = (1, 0), x_2 = (a, b), x_3 = (0, 1), all active at first. The flow is linear until z_1 = 0; then z_1 is held by
-    r_1 = a e_2 / |y_1| until e_2 = 0; from there sample 1 is inactive.
+    V = 1, x_1 = (1, 0), x_2 = (a, b), x_3 = (0, 1), all active at first. The flow is linear until z_1 = 0; then z_1 is
+    held by r_1 = a e_2 / |y_1| until e_2 = 0; from there sample 1 is inactive.
     """
 
     a, b = 0.6, 0.8
@@ -149,8 +149,8 @@ def test_event_driven_solution_is_exact():
     np.testing.assert_allclose(solution.energy_residual, 0, atol=1e-9)
 
 
-# One neuron on the line, samples +-1, labels -1: w(t) = (1 + w0) exp(-t) - 1 until it is 0, for ever. A second coordinate
-# that touches no kink keeps its exponential.
+# One neuron on the line, samples +-1, labels -1: w(t) = (1 + w0) exp(-t) - 1 until it is 0, for ever. A second
+# coordinate that touches no kink keeps its exponential.
 LINE = Problem(jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]), jnp.array([[-1.0], [-1.0], [3.0]]))
 LINE_START = Params(jnp.array([[2.0], [1.0]]), jnp.ones((1, 1)))
 
@@ -305,7 +305,7 @@ def test_single_precision():
 
 def test_statuses():
     params, problem = drawn(2, 20, 5, 10, "hidden")
-    assert hidden(params, problem, [20.0], max_steps=5).status == Status.STEP_LIMIT
+    assert hidden(params, problem, [20.0], max_steps=5).status == Status.MAX_STEPS_REACHED
     assert hidden(params, problem, [20.0], max_kinks=1).status == Status.KINK_LIMIT
     early = hidden(params, problem, [20.0], relative_error=0.8)
     assert early.status == Status.REACHED

@@ -102,7 +102,7 @@ def test_the_estimated_error_grows_along_the_solution(tolerance):
 
 
 def test_no_wrong_solution():
-    """A part of tests/programs/fuzz_inclusion.py: what is reached is what small steps and the event-driven integrator reach."""
+    """A part of tests/programs/fuzz_inclusion.py: what is reached is what small steps and events reach."""
     cases = degenerate.cases(60, first=5000)
     references = small_step_reference.solve(cases, 1000)
     counts = dict.fromkeys(Status, 0)

@@ -1,4 +1,6 @@
-"""The slopes of kinks: against bounded least squares, a fixed point by sweeps in NumPy, dependent rows, both ways to solve."""
+"""The slopes of kinks: against bounded least squares, a fixed point by sweeps in NumPy, dependent rows, both ways to
+solve.
+"""
 
 import functools
 

@@ -74,15 +74,15 @@ def test_proved_least_singular_value_is_a_lower_bound(condition):
     F[-1], X[-1] = F[0], X[0] + generator.normal(size=6) / condition
     rows = (F[:, :, None] * X[:, None, :]).reshape(12, -1)
     exact = np.linalg.svd(rows, compute_uv=False)[-1]
-    proved = rounding.least_singular_value(F, X)
+    proved = rounding.singular_value_bound(F, X)
     assert 0.9 * exact < proved <= exact * (1 + 1e-6)
 
 
 def test_a_singular_matrix_has_no_proved_singular_value():
     F, X = np.ones((3, 2)), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    assert rounding.least_singular_value(F, X) == 0
-    assert rounding.least_eigenvalue(np.diag([1.0, 1e-17]), 1e-16) == -np.inf
-    assert rounding.least_eigenvalue(np.diag([1.0, np.nan]), 0.0) == -np.inf
+    assert rounding.singular_value_bound(F, X) == 0
+    assert rounding.eigenvalue_bound(np.diag([1.0, 1e-17]), 1e-16) == -np.inf
+    assert rounding.eigenvalue_bound(np.diag([1.0, np.nan]), 0.0) == -np.inf
 
 
 def test_norm_bounds_are_above_the_norms():
@@ -320,6 +320,7 @@ def test_the_checker_agrees_and_refuses_planted_faults(name, proofs, checker):
         refused(slopes=np.where(proof.kinks, 1 + 1e-9, proof.slopes))
     if verdict == Verdict.LOCAL_MINIMUM:
         refused(loss=[proof.loss[0] * 1.01, proof.loss[1] * 1.01])
+        refused(radius=proof.radius * 1.05)
         refused(X=np.vstack([problem.X[:1], problem.X[:-1]]))
     # A system without full rank: a neuron that repeats another one, all else in order.
     if name == "local":

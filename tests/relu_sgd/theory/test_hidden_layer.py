@@ -1,4 +1,6 @@
-"""Appendix G and H: exact laws, tight instances and simulation. Every bound has an instance that a constant smaller by 2 would break."""
+"""Appendix G and H: exact laws, tight instances and simulation. Every bound has an instance that a constant smaller by
+2 would break.
+"""
 
 import math
 
@@ -21,17 +23,17 @@ def test_jacobian_gram_against_the_jacobian():
     X, W, v = rng.normal(size=(5, 3)), rng.normal(size=(3, 40)), rng.normal(size=40)
     pattern = (X @ W > 0) * v
     J = np.einsum("id,ij->idj", X, pattern).reshape(5, -1)
-    found = hidden_layer.jacobian_gram(X, W, v, chunk=7)
+    found = hidden_layer.tangent_kernel(X, W, v, chunk=7)
     np.testing.assert_allclose(found, J @ J.T, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found, hidden_layer.jacobian_gram(X, W, v[:, None]))
+    np.testing.assert_allclose(found, hidden_layer.tangent_kernel(X, W, v[:, None]))
     beta = np.linalg.svd(J.T, compute_uv=False).min()
-    assert hidden_layer.least_singular_value(X, W, v) == pytest.approx(beta, rel=1e-8)
-    assert hidden_layer.least_singular_value(X, W[:, :1], v[:1]) == 0  # d0 d1 < N.
+    assert hidden_layer.least_jacobian_singular_value(X, W, v) == pytest.approx(beta, rel=1e-8)
+    assert hidden_layer.least_jacobian_singular_value(X, W[:, :1], v[:1]) == 0  # d0 d1 < N.
 
 
 def test_population_against_quadrature_and_neurons():
     X = unit_rows(6, 3)
-    population = hidden_layer.population_jacobian_gram(X)
+    population = hidden_layer.population_tangent_kernel(X)
     for i, j in [(0, 0), (0, 1), (2, 5)]:
         angle = math.acos(np.clip(X[i] @ X[j], -1, 1))
         both, _ = integrate.quad(lambda t, a=angle: float(np.cos(t) > 0 and np.cos(t - a) > 0), 0, 2 * np.pi, limit=500)
@@ -41,11 +43,13 @@ def test_population_against_quadrature_and_neurons():
     assert np.sum(v) == pytest.approx(0, abs=1e-9)
     assert np.sum(v**2) == pytest.approx(np.sum(y**2) / 6)
     W = np.random.default_rng(0).normal(size=(3, 200_000))
-    np.testing.assert_allclose(hidden_layer.jacobian_gram(X, W, v), population, atol=5e-3)
+    np.testing.assert_allclose(hidden_layer.tangent_kernel(X, W, v), population, atol=5e-3)
 
 
 def test_lemma_g4_in_its_tightest_case():
-    """One sample: m - 1 preactivations next to 0 and the others at 1. Within the radius 2 m - 2 of them can be switched."""
+    """One sample: m - 1 preactivations next to 0 and the others at 1. Within the radius 2 m - 2 of them can be
+    switched.
+    """
     m, d1 = 20, 100
     Z = np.ones((1, d1))
     Z[0, : m - 1] = 1e-9
@@ -95,7 +99,9 @@ def test_lemma_g5_by_simulation():
 
 
 def test_corollary_g6_where_it_is_nearly_attained():
-    """The cheapest way to switch k neurons on one sample moves the k smallest preactivations to 0: about 1.1 (d1 distance)^(1/3) in norm."""
+    """The cheapest way to switch k neurons on one sample moves the k smallest preactivations to 0: about 1.1 (d1
+    distance)^(1/3) in norm.
+    """
     d1, distance = 1_000_000, 1.0
     z = np.sort(np.abs(np.random.default_rng(0).normal(size=d1)))
     switched = int(np.searchsorted(np.sqrt(np.cumsum(z**2)), distance))
@@ -117,14 +123,17 @@ def test_corollary_g6_for_all_s_by_the_exact_law(N):
         tails = stats.binom.sf(m - 1, d1, 2 * stats.norm.cdf(m / (2 * d1)) - 1)[m <= d1]
         assert N * tails.sum() <= failure
         assert (tails <= np.exp(-hidden_layer.LEMMA_G5_RATE * m[m <= d1])).all()
-    # The rate is the true one: a Poisson number of mean m / sqrt(2 pi) reaches m with this exponent, up to a power of m.
+    # The rate is the true one: a Poisson number of mean m / sqrt(2 pi) reaches m with this exponent, up to a power of
+    # m.
     assert stats.poisson.logsf(1999, 2000 / math.sqrt(2 * math.pi)) / 2000 == pytest.approx(
         -hidden_layer.LEMMA_G5_RATE, abs=3e-3
     )
 
 
 def test_corollary_g6_for_all_s_by_simulation():
-    """All distances at once: k preactivations of a sample are switched the cheapest way, by a move of the k smallest to 0."""
+    """All distances at once: k preactivations of a sample are switched the cheapest way, by a move of the k smallest
+    to 0.
+    """
     N, d1, failures, without = 2, 30, 0, 0
     for seed in range(2000):
         z = np.sort(np.abs(np.random.default_rng(seed).normal(size=(N, d1))), axis=1)
@@ -137,28 +146,30 @@ def test_corollary_g6_for_all_s_by_simulation():
 
 def test_beta_at_extreme_outputs():
     X, W, v = unit_rows(4, 3), np.random.default_rng(0).normal(size=(3, 20)), np.random.default_rng(1).normal(size=20)
-    plain = hidden_layer.least_singular_value(X, W, v)
+    plain = hidden_layer.least_jacobian_singular_value(X, W, v)
     for scale in (1e-200, 1e200):
-        assert hidden_layer.least_singular_value(X, W, v * scale) == pytest.approx(plain * scale, rel=1e-9)
+        assert hidden_layer.least_jacobian_singular_value(X, W, v * scale) == pytest.approx(plain * scale, rel=1e-9)
     tiny = hidden_layer.HiddenCertificate(100, 20, 1000, 1e-170, 1e-170, 2.5, 1e-171)
     assert 0 < tiny.left_side_54 < math.inf
-    assert hidden_layer.least_singular_value(X, W, 0 * v) == 0
+    assert hidden_layer.least_jacobian_singular_value(X, W, 0 * v) == 0
 
 
 def test_proposition_g7():
-    """beta_0 is of the order ||y|| / sqrt(N), not ||y|| / sqrt(d0); for orthonormal rows the diagonal bound is attained."""
+    """beta_0 is of the order ||y|| / sqrt(N), not ||y|| / sqrt(d0); for orthonormal rows the diagonal bound is
+    attained.
+    """
     for N, d0 in [(100, 10), (100, 40), (100, 100)]:
         X = unit_rows(N, d0)
         y = np.where(np.arange(N) % 2, -1.0, 1.0)
         W = np.random.default_rng(1).normal(size=(d0, 2000))
         v = hidden_layer.assumption_g1_output(y, 2000)
-        beta = hidden_layer.least_singular_value(X, W, v)
+        beta = hidden_layer.least_jacobian_singular_value(X, W, v)
         bounds = hidden_layer.proposition_g7_bounds(X, W, v)
         assert beta <= bounds["diagonal"] <= bounds["norm"] <= bounds["weyl"]
         assert bounds["norm"] == pytest.approx(np.linalg.norm(y) / math.sqrt(N))
         assert 0.15 < beta / bounds["norm"] < 0.75
     X, W, v = np.eye(5), np.random.default_rng(2).normal(size=(5, 30)), np.ones(30)
-    assert hidden_layer.least_singular_value(X, W, v) == pytest.approx(
+    assert hidden_layer.least_jacobian_singular_value(X, W, v) == pytest.approx(
         hidden_layer.proposition_g7_bounds(X, W, v)["diagonal"]
     )
 
@@ -196,7 +207,9 @@ def test_52_is_attained_by_one_active_sample():
 
 
 def test_53_is_nearly_attained_by_orthonormal_rows():
-    """All eigenvalues of J J^T are equal and the pattern hardly moves: L(t) is close to L(0) exp(-2 t beta_0^2), and twice that rate would fail."""
+    """All eigenvalues of J J^T are equal and the pattern hardly moves: L(t) is close to L(0) exp(-2 t beta_0^2), and
+    twice that rate would fail.
+    """
     N, d1 = 2, 400_000
     X, y = np.eye(N), np.array([1.0, -1.0])
     W, v = np.random.default_rng(0).normal(size=(N, d1)), hidden_layer.assumption_g1_output(y, d1)
@@ -230,7 +243,7 @@ def test_54_by_a_second_formula():
 def test_population_width_of_appendix_g_is_where_54_turns():
     X, y = unit_rows(60, 30), np.where(np.arange(60) % 2, -1.0, 1.0)
     width = hidden_layer.population_width(X, y)
-    smallest = np.linalg.eigvalsh(hidden_layer.population_jacobian_gram(X))[0]
+    smallest = np.linalg.eigvalsh(hidden_layer.population_tangent_kernel(X))[0]
     loss = 0.5 * 60 * (1.5 - 1 / (2 * math.pi))
 
     def left(d1):
@@ -303,15 +316,18 @@ X2, Y2 = np.eye(2), np.ones(2)
     ("call", "words"),
     [
         (lambda: hidden_layer.assumption_g1_output(Y2, 3), "even"),
-        (lambda: hidden_layer.jacobian_gram(X2, np.ones((2, 3)), np.ones(2)), "d1 = 3"),
-        (lambda: hidden_layer.least_singular_value(X2, np.ones((2, 3)), np.ones((3, 2))), "d2 = 1"),
+        (lambda: hidden_layer.tangent_kernel(X2, np.ones((2, 3)), np.ones(2)), "d1 = 3"),
+        (lambda: hidden_layer.least_jacobian_singular_value(X2, np.ones((2, 3)), np.ones((3, 2))), "d2 = 1"),
         (lambda: hidden_layer.smallest_entry(np.ones((2, 3)), 4), "m must be"),
         (lambda: hidden_layer.lemma_g4_radius(np.ones((2, 3)), 0), "m must be"),
         (lambda: hidden_layer.lemma_g5_bound(0, 3, 1), "num_samples"),
         (lambda: hidden_layer.lemma_g5_bound(2, 3, 4), "m must be"),
         (lambda: hidden_layer.corollary_g6_failure(1), "num_samples"),
-        (lambda: hidden_layer.least_singular_value(X2, np.full((2, 3), np.nan), np.ones(3)), "W .* not finite"),
-        (lambda: hidden_layer.jacobian_gram(X2, np.ones((2, 3)), np.full(3, np.inf)), "v .* not finite"),
+        (
+            lambda: hidden_layer.least_jacobian_singular_value(X2, np.full((2, 3), np.nan), np.ones(3)),
+            "W .* not finite",
+        ),
+        (lambda: hidden_layer.tangent_kernel(X2, np.ones((2, 3)), np.full(3, np.inf)), "v .* not finite"),
         (lambda: hidden_layer.hidden_certificate(X2, Y2 * np.nan, np.ones((2, 4)), np.ones(4)), "y .* not finite"),
         (lambda: hidden_layer.corollary_g6_bound(1, 3, np.ones(1)), "N >= 2"),
         (lambda: hidden_layer.corollary_g6_bound(2, 3, -np.ones(1)), "not negative"),

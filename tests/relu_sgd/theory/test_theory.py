@@ -178,7 +178,9 @@ def test_lemma_3_3_is_10_for_the_constants_of_a_network(a, alpha, norm, hidden, 
 
 
 def test_what_the_conditions_imply_at_worst():
-    """With V(0) = 0 and ||W(0)||_F as small as alpha / ||X|| lets it be: the least that (10) and the sharp condition say about the path."""
+    """With V(0) = 0 and ||W(0)||_F as small as alpha / ||X|| lets it be: the least that (10) and the sharp condition
+    say about the path.
+    """
     worst = lambda k: Certificate(k, 1.0, 1.0, 1.0, 0.0)
     of_sharp = brentq(lambda k: worst(k).left_side_sharp - 1, 0.1, 0.9)
     assert worst(of_sharp).path.left_side == pytest.approx(4.5 * math.acosh(2) - 3 * math.sqrt(3), rel=1e-9)
@@ -209,7 +211,9 @@ def test_the_path_condition_is_the_weakest(k, hidden, output):
 
 @pytest.mark.parametrize("scale", [1e-90, 1e-40, 1e-12, 1e40, 1e90])
 def test_no_scale_of_weights_or_data_is_out_of_range(scale):
-    """The conditions depend on ratios: with W and V times s and Y times s^2 they stay, and so with X times s and Y times s."""
+    """The conditions depend on ratios: with W and V times s and Y times s^2 they stay, and so with X times s and Y
+    times s.
+    """
     (W, V), (X, Y) = draw(0, scale=0.1)
     plain = certificate.certificate(Params(W, V), Problem(X, Y))
     for weights, data in [((W * scale, V * scale), (X, Y * scale**2)), ((W, V), (X * scale, Y * scale))]:
@@ -274,7 +278,9 @@ def flow(params, problem, step, num_steps):
 
 
 def test_a_certified_run_keeps_every_promise():
-    """Orthonormal samples and many neurons: (10) certifies, and the inclusion obeys every bound of Section 3, and so does descent."""
+    """Orthonormal samples and many neurons: (10) certifies, and the inclusion obeys every bound of Section 3, and so
+    does descent.
+    """
     N = d0 = 4
     rng = np.random.default_rng(0)
     d1 = 6000
@@ -308,7 +314,9 @@ def scalar(w, v, y):
 
 
 def test_bounds_of_section_3_are_attained_to_first_order():
-    """Each bound along a short flow from a start that makes it tight: a constant smaller by sqrt(2) would leave negative slack."""
+    """Each bound along a short flow from a start that makes it tight: a constant smaller by sqrt(2) would leave
+    negative slack.
+    """
     tight = {"(4)": (1.0, 2.0, 5.0), "(5)": (1.0, 1e-9, 1.0), "(6)": (1e-3, 1.0, 1.0), "(6), sharp": (1e-3, 1.0, 1.0)}
     for name, start in tight.items():
         params, problem = scalar(*start)
@@ -328,7 +336,9 @@ def test_bounds_of_section_3_are_attained_to_first_order():
 
 
 def test_12_would_show_twice_the_rate():
-    """V moves towards 0 and takes alpha_0 with it: L falls more slowly than exp(-2 t alpha_0(0)^2), and faster than (12)'s exp(-t alpha_0(0)^2)."""
+    """V moves towards 0 and takes alpha_0 with it: L falls more slowly than exp(-2 t alpha_0(0)^2), and faster than
+    (12)'s exp(-t alpha_0(0)^2).
+    """
     params, problem = scalar(3.0, 1.0, 1.6)
     start = certificate.certificate(params, problem)
     assert start.left_side_sharp < 1
@@ -345,7 +355,9 @@ PATH_PROMISES = ("path, alpha", "path, loss", "path, hidden", "path, length")
 
 
 def test_the_sharp_condition_promises_less_than_12():
-    """A start that the sharp condition certifies and (10) does not: (12) and (13) are not promised, the bounds of the path are, and hold."""
+    """A start that the sharp condition certifies and (10) does not: (12) and (13) are not promised, the bounds of the
+    path are, and hold.
+    """
     params, problem = scalar(1.0, 0.3, 0.3 + math.sqrt(2) * 0.35)
     start = certificate.certificate(params, problem)
     assert start.left_side_sharp < 1 < start.left_side_10
@@ -357,7 +369,9 @@ def test_the_sharp_condition_promises_less_than_12():
 
 
 def test_12_fails_where_the_path_condition_alone_holds():
-    """One sample, w = v = 1, a label near 0: w and v fall together, and the rate ends at 4 times the label where (12) says 1."""
+    """One sample, w = v = 1, a label near 0: w and v fall together, and the rate ends at 4 times the label where (12)
+    says 1.
+    """
     params, problem = scalar(1.0, 1.0, 0.02)
     start = certificate.certificate(params, problem)
     assert start.path.left_side == pytest.approx(0.98)

@@ -1,4 +1,6 @@
-"""Sections 4 and 5 as numbers, Table 1, and the search for certified widths, against direct computation and exact laws."""
+"""Sections 4 and 5 as numbers, Table 1, and the search for certified widths, against direct computation and exact
+laws.
+"""
 
 import math
 
@@ -35,14 +37,17 @@ def test_lemma_4_4_gives_the_right_orders():
         assert np.linalg.norm(V) / sizes.output_norm == pytest.approx(1, abs=0.2)
         assert 1 <= np.linalg.norm(X, 2) / sizes.operator_norm < 2.2
         actual = 0.5 * np.sum((Y - np.maximum(X @ W, 0) @ V) ** 2)
-        # The order has the factor log N, and ||X|| ||W|| for ||XW||_F: an upper bound, not a loose one by more than (N or d0) log N.
+        # The order has the factor log N, and ||X|| ||W|| for ||XW||_F: an upper bound, not a loose one by more than (N
+        # or d0) log N.
         assert actual < sizes.loss < actual * 4 * max(N, d0) * math.log(N)
 
 
 @pytest.mark.parametrize("N", [3, 10, 100])
 @pytest.mark.parametrize("d2", [1, 4, 10])
 def test_output_norm_bound_for_the_worst_hidden_layer(N, d2):
-    """For a hidden layer of rank one ||Yhat||_F is ||H||_F beta_v chi(d2), which exceeds every other case: the probability is exact."""
+    """For a hidden layer of rank one ||Yhat||_F is ||H||_F beta_v chi(d2), which exceeds every other case: the
+    probability is exact.
+    """
     bound = widths.output_norm_bound(N, 2.0, beta_v=0.5, d2=d2)
     assert bound == pytest.approx(2 * 0.5 * math.sqrt(d2 * math.log(N)) * 2.0)
     allowed = N ** (-d2 / 2)
@@ -64,7 +69,9 @@ def test_lemma_c1_as_printed_and_repaired_by_a_second_formula():
 
 
 def test_theorem_4_3_fails_as_printed_at_d1_of_n_and_holds_as_repaired():
-    """Erratum E1: for d0 = N the printed width is N from some N on; there alpha_0 / sqrt(d0 d1) falls, while at the repaired one it stays."""
+    """Erratum E1: for d0 = N the printed width is N from some N on; there alpha_0 / sqrt(d0 d1) falls, while at the
+    repaired one it stays.
+    """
     huge = 10**7
     assert widths.theorem_4_3_width(huge, huge, delta=0.9, psi=1, repaired=False) == huge
     square = []
@@ -108,7 +115,9 @@ def test_corollary_4_5_and_the_term_that_appendix_e_drops(rho):
 
 
 def test_the_dropped_term_is_what_fails():
-    """F by Lemma 4.4's orders and alpha_0^2 = d0 d1 beta_w^2: at the printed width its first term grows with N for rho = 0, at the repaired one F falls."""
+    """F by Lemma 4.4's orders and alpha_0^2 = d0 d1 beta_w^2: at the printed width its first term grows with N for rho
+    = 0, at the repaired one F falls.
+    """
 
     def first_and_whole(N, repaired):
         d0, rho = round(N**0.8), 0.0
@@ -158,7 +167,9 @@ def test_convergence_time_and_steps():
 
 
 def test_theorem_5_1_on_a_certified_start():
-    """With gamma = alpha_0(0)^2 of (12) and l = L(0), descent with small steps is below epsilon after k* steps, full batch and mini-batches."""
+    """With gamma = alpha_0(0)^2 of (12) and l = L(0), descent with small steps is below epsilon after k* steps, full
+    batch and mini-batches.
+    """
     N = d0 = 4
     rng = np.random.default_rng(0)
     W, V = rng.normal(size=(d0, 3000)), rng.normal(size=(3000, 1)) * 1e-3
@@ -202,7 +213,9 @@ def test_table_1_with_its_erratum():
 
 
 def test_width_of_the_path_certificate():
-    """Order N up to a logarithm with LeCun's scaling; with beta_v^2 = 1 the second width decides, N^2 where Corollary 4.5 has N^2.5."""
+    """Order N up to a logarithm with LeCun's scaling; with beta_v^2 = 1 the second width decides, N^2 where Corollary
+    4.5 has N^2.5.
+    """
     N, d0 = 10_000, 1000
     lecun = dict(delta=0.5, psi=3.0, beta_w=d0**-0.5)
     assert widths.path_certificate_width(N, d0, rho=1.0, **lecun) == N * (3 + math.log(N))

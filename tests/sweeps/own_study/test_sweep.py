@@ -123,7 +123,7 @@ class Endless:
         return state[0] < 0.1
 
     def result(self, state):
-        return {"steps": state[1], "status": jnp.where(self.done(state), Status.CONVERGED, Status.STEP_LIMIT)}
+        return {"steps": state[1], "status": jnp.where(self.done(state), Status.CONVERGED, Status.MAX_STEPS_REACHED)}
 
 
 HALVING = Endless()

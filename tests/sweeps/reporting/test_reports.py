@@ -1,4 +1,6 @@
-"""Every launcher's report on stores that hold little: one cell, one seed, nothing converged, everything diverged, nothing measured."""
+"""Every launcher's report on stores that hold little: one cell, one seed, nothing converged, everything diverged,
+nothing measured.
+"""
 
 import contextlib
 import json
@@ -28,7 +30,10 @@ GRIDS = {
     ),
     "step_counts": (
         ["--learning_rate=0.1", "--batch_size=4", "--epsilon=1", "--num_seeds=1"],
-        ["--learning_rate=0.1,0.2", "--batch_size=2,4", "--epsilon=1,0.1", "--num_seeds=2", "--trained_layers=hidden,both"],
+        [
+            *("--learning_rate=0.1,0.2", "--batch_size=2,4", "--epsilon=1,0.1", "--num_seeds=2"),
+            "--trained_layers=hidden,both",
+        ],
     ),
     "width_bounds": (
         ["--num_samples=4", "--delta=0.6", "--scaling=unit", "--num_seeds=1"],
@@ -39,7 +44,8 @@ VARIANTS = {
     "inclusion": ("convergence_map", ["--dynamics=inclusion"]),
     "slopes": ("convergence_map", ["--relu_at_zero=0,random", "--label_law=gaussian"]),
 }
-# From a metric's type to what stands in the store: (status, numbers, counts); the counts of a run that never got there are -1.
+# From a metric's type to what stands in the store: (status, numbers, counts); the counts of a run that never got there
+# are -1.
 ENDS = {
     "all done": (1, lambda shape: np.linspace(0.1, 0.9, np.prod(shape)).reshape(shape), 7),
     "all alike": (1, lambda shape: np.ones(shape), 1),

@@ -70,7 +70,7 @@ def test_a_stopping_rule_is_asked_at_every_step_whatever_the_lanes():
         ends, _ = run_on_devices(stopping, starts, 300, lanes=lanes, steps_per_chunk=steps_per_chunk)
         np.testing.assert_array_equal(ends.steps, expected)
         stopped = below.any(axis=1)
-        np.testing.assert_array_equal(ends.status, np.where(stopped, Status.STOPPED, Status.STEP_LIMIT))
+        np.testing.assert_array_equal(ends.status, np.where(stopped, Status.STOPPED, Status.MAX_STEPS_REACHED))
 
 
 class Walk:
@@ -184,7 +184,8 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 import jax.numpy as jnp
 from sweeps.runtime.engine import map_on_devices
-for lanes, num_runs, together in ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2)):
+cases = ((1, 10, None), (2, 10, 2), (3, 10, 3), (4, 10, 4), (512, 10, 4), (8, 100, 8), (5, 1, None), (2, 6, 2))
+for lanes, num_runs, together in cases:
     widths, devices = set(), set()
     @jax.custom_batching.custom_vmap
     def collatz(n):
@@ -238,8 +239,8 @@ def test_runs_equal_the_reference(records):
         Z = reference.forward(W, V, X)[0]
         assert records["dead_samples"][index] == (Z <= 0).all(axis=1).sum()
         assert records["numerical_zeros"][index] == (np.abs(Z) < 1e-8).sum()
-        assert records["status"][index] == (Status.CONVERGED if converged_at >= 0 else Status.STEP_LIMIT)
-    assert {Status.CONVERGED, Status.STEP_LIMIT} == set(records["status"])
+        assert records["status"][index] == (Status.CONVERGED if converged_at >= 0 else Status.MAX_STEPS_REACHED)
+    assert {Status.CONVERGED, Status.MAX_STEPS_REACHED} == set(records["status"])
 
 
 @pytest.mark.parametrize("lanes", [2, 5])

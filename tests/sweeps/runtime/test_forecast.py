@@ -11,7 +11,8 @@ from sweeps.runtime import tiles as cutting
 from sweeps.runtime.progress import Forecast
 from sweeps.study import Variant
 
-# Mean steps of the runs of a convergence map's tiles as they were recorded, 50,000 at most: N = 200, d0 = 4 to 40 down, d1 = 4 to 40 across.
+# Mean steps of the runs of a convergence map's tiles as they were recorded, 50,000 at most: N = 200, d0 = 4 to 40
+# down, d1 = 4 to 40 across.
 STEPS = {
     "hidden": [
         [50000, 50000, 50000, 40684, 28333],

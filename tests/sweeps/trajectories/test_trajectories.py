@@ -1,4 +1,6 @@
-"""What is recorded along training, against direct computation; the launcher: what it leaves, and that it goes on in the middle of a run."""
+"""What is recorded along training, against direct computation; the launcher: what it leaves, and that it goes on in
+the middle of a run.
+"""
 
 import dataclasses
 import io
@@ -58,8 +60,8 @@ def test_least_singular_value():
     params, problem = draw(0)
     H = np.maximum(problem.X @ params.W, 0)
     expected = np.linalg.svd(H.T, compute_uv=False).min()
-    assert differentials.least_singular_value(params, problem) == pytest.approx(expected, abs=1e-8)
-    assert differentials.least_singular_value(draw(0, d1=5)[0], problem) == 0
+    assert differentials.least_hidden_singular_value(params, problem) == pytest.approx(expected, abs=1e-8)
+    assert differentials.least_hidden_singular_value(draw(0, d1=5)[0], problem) == 0
 
 
 def test_dead_neurons_and_balance():
@@ -179,7 +181,9 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(tmp_path, monkeypatch):
 
 
 def places(archive):
-    """Every byte of a checkpoint that stands for something: (the structure of a zip file that it lies in, its place there)."""
+    """Every byte of a checkpoint that stands for something: (the structure of a zip file that it lies in, its place
+    there).
+    """
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
         members, central = file.infolist(), file.start_dir
     found, at = [], central
@@ -197,7 +201,9 @@ def places(archive):
 
 
 def test_a_damaged_checkpoint_is_not_used_wherever_it_is_damaged(tmp_path):
-    """Every flipped byte, every truncation: the checkpoint is read as it was, or its runs begin anew; nothing is raised."""
+    """Every flipped byte, every truncation: the checkpoint is read as it was, or its runs begin anew; nothing is
+    raised.
+    """
     path = tmp_path / "run_0.npz"
     state = (np.arange(6.0).reshape(1, 2, 3), np.zeros(1, np.int32), np.ones((1, 2), np.uint32))
     records = [
