@@ -105,7 +105,13 @@ def test_slopes_at_zero():
 
 
 def test_no_value_is_without_a_test():
-    own = {"trained_layers", "protocol", "interval"}
+    own = {
+        "trained_layers",
+        "protocol",
+        "interval",
+        "prove",
+        "keep_proofs",
+    }  # The last two: tests/sweeps/test_proving.py.
     assert set(flags_of(ConvergenceMap)) == {*OVERRIDES, *OF_THE_INCLUSION, *own}
 
 
