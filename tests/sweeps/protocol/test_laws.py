@@ -388,7 +388,7 @@ def test_from_python_the_function_itself_stands_for_its_name(module, tmp_path, f
 
 def test_the_files_of_the_page_are_laws(tmp_path, monkeypatch):
     """Each in an interpreter of its own would be slow: here under names of their own, and without scikit-learn."""
-    page = (Path(__file__).parent.parent / "docs" / "own_laws.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "own_laws.md").read_text()
     sources = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(sources) == 2
     monkeypatch.syspath_prepend(str(tmp_path))
