@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 __all__ = ["gram_of_factor", "hidden_jacobian_gram", "matmul", "norm_from_gram", "outer_gram"]
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: ArrayLike, b: ArrayLike) -> Array:
     """The product a b, in the highest precision that the backend has."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 

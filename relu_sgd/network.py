@@ -105,7 +105,9 @@ def _relu_with_slopes_jvp(primals: tuple[Array, Array], tangents: tuple[Array, A
 
 
 @jax.custom_jvp
-def _product(WT: Float[Array, "d1 d0"], XT: Float[Array, "d0 N"], X: Float[Array, "N d0"]) -> Float[Array, "d1 N"]:
+def _product(
+    WT: Float[ArrayLike, "d1 d0"], XT: Float[ArrayLike, "d0 N"], X: Float[ArrayLike, "N d0"]
+) -> Float[Array, "d1 N"]:
     """W^T X^T, for X in both orders: XT is X^T."""
     del X
     return matmul(WT, XT)

@@ -5,8 +5,13 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import settings
+from support import types
+
+# Types and shapes in the annotations are checked at every call, in whatever is imported after this.
+jaxtyping.install_import_hook(types.CHECKED, f"{types.__name__}.{types.check.__name__}")
 
 jax.config.update("jax_enable_x64", True)
 settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
@@ -18,6 +23,12 @@ def _compilation(request):
     """Most tests compile far more than they run, so XLA may leave its costly passes out."""
     in_full = request.node.get_closest_marker("compiled_in_full") is not None
     jax.config.update("jax_disable_most_optimizations", not in_full)
+
+
+@pytest.fixture(autouse=True)
+def _types(request):
+    """What a test passes wrongly on purpose meets the function's own refusal, not its annotation's."""
+    jaxtyping.config.update("jaxtyping_disable", request.node.get_closest_marker("wrong_types") is not None)
 
 
 @pytest.fixture

@@ -8,9 +8,12 @@ import logging as standard_logging
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import jax
 from absl import flags, logging
 
 from sweeps.command.parsers import Switch
@@ -18,7 +21,16 @@ from sweeps.runtime import arithmetic, processes, session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Flag, Report, Study, UsageError, flags_of
 
-__all__ = ["complete", "execute", "flag_values", "main", "report"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["as_a_program", "complete", "execute", "flag_values", "main", "main_is_guarded", "report", "run"]
+
+_CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 
 
 def _define(values: flags.FlagValues, name: str, spec: Flag, default: Any, text: str) -> None:
@@ -156,6 +168,72 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
     except (flags.Error, UsageError, StoreError, UnicodeDecodeError) as error:
         print(_one_line(study.name, error), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def as_a_program() -> Iterator[None]:
+    """What the launchers' own program sets in its environment and in JAX, and what was there before afterwards."""
+    names = ("jax_enable_x64", *arithmetic.PINNED, *_CACHE)
+    configuration = {name: jax.config.values[name] for name in names}
+    new = processes.one_thread()
+    old = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        for name, value in configuration.items():
+            jax.config.update(name, value)
+
+
+def main_is_guarded() -> tuple[bool, str]:
+    """Whether worker processes can import the script that was started without running it again; and its name."""
+    started = sys.modules["__main__"]
+    script = getattr(started, "__file__", None)
+    if not script or getattr(started, "__spec__", None) is not None or not Path(script).is_file():
+        return True, ""
+    guard = re.search(r"^if __name__ == ['\"]__main__['\"]", Path(script).read_text(), re.MULTILINE)
+    return guard is not None, Path(script).name
+
+
+def run(study: type[Study], out: str | Path, **given: Any) -> "dict[str, xr.Dataset]":
+    """A study from Python, as its command runs it: the same call goes on after an interruption.
+
+    Args:
+      study: the kind of study, one with a store.
+      out: the output folder.
+      given: its flags by name, as values or as their texts, where `module:function` may stand the function itself; and
+        fields of `sweeps.study.Execution`.
+
+    Returns:
+      The results of every set-up by its name, in memory.
+
+    Raises:
+      UsageError: (a ValueError) see the flags.
+      SystemExit: SIGINT or SIGTERM came, and the tiles in hand are stored.
+    """
+    own, places = flags_of(study), {name for name in _own(study) if name not in ("out", "figures_only")}
+    if stray := sorted(set(given) - set(own) - places):
+        raise UsageError(f"--{stray[0]}: {study.name} has no such flag")
+    made = study.make(**{name: value for name, value in given.items() if name in own})
+    where = {name: value for name, value in given.items() if name not in own}
+    is_guarded, script = main_is_guarded()
+    if not is_guarded:
+        if where.get("num_processes", 0) > 1:
+            raise UsageError(
+                f'--num_processes: worker processes would run {script} again, which has no `if __name__ == "__main__":`'
+            )
+        where["num_processes"] = 1
+    execution = Execution(out=Path(out), **where)
+    with as_a_program():
+        arithmetic.check(os.environ.get("XLA_FLAGS", ""))
+        complete(made, execution)
+        store = session.open_results(execution.out)
+        return {variant.group: store.read(variant.group) for variant in made.variants()}
 
 
 def main(study: type[Study], argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import xarray as xr
 
 from sweeps.convergence_map import figures
 from sweeps.convergence_map.study import INTERVALS, ConvergenceMap
+from sweeps.protocol import laws
 from sweeps.protocol.presets import CHOICES, PRESETS
 from sweeps.protocol.study import ProtocolStudy
 from sweeps.reporting.statistics import interval, summarize, summarize_proofs
@@ -49,9 +50,15 @@ def caption(study: ProtocolStudy) -> str:
     return (
         f"Protocol {study.protocol}{' with ' + ' '.join(overrides) if overrides else ''}, {study.precision}, "
         f"N = {num_samples}, {study.num_seeds} seeds a cell, {_dynamics(study)};\n"
-        f"criterion {CHOICES['criterion'][study.criterion]}, tolerance {study.tolerance:g}. {rank}\n"
+        f"criterion {_criterion(study)}. {rank}\n"
         f"Configuration {configuration_of(study.science())}."
     )
+
+
+def _criterion(study: ProtocolStudy) -> str:
+    if laws.is_own(study.criterion):
+        return laws.plain_name(study.criterion)
+    return f"{CHOICES['criterion'][study.criterion]}, tolerance {study.tolerance:g}"
 
 
 def _dynamics(study: ProtocolStudy) -> str:
@@ -80,12 +87,12 @@ def text_map(summary: xr.Dataset) -> str:
 def _counts(variant: Variant, summary: xr.Dataset) -> str:
     total = {name: int(summary[name].sum()) for name in ("runs", "converged", "step_limit", "dead", "diverged")}
     stopped = f", {int(summary['stopped'].sum())} stopped at a proved local minimum" if "stopped" in summary else ""
-    within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in PRESETS)
+    names = [name for name in PRESETS if summary[f"within_{name}"].notnull().any()]
+    within = ", ".join(f"{int(summary[f'within_{name}'].sum())} that of {name}" for name in names)
     return (
         f"{variant_title(variant)}: {total['converged']} of {total['runs']} runs converged; failures: "
         f"{total['step_limit']} at the step limit, {total['dead']} with dead samples, {total['diverged']} diverged"
-        f"{stopped}\n"
-        f"criteria met by the last network: {within}"
+        f"{stopped}" + (f"\ncriteria met by the last network: {within}" if names else "")
     )
 
 

@@ -3,10 +3,7 @@
 import inspect
 import math
 import os
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,7 @@ import numpy as np
 from relu_sgd._checks import whole_number
 from sweeps.command import app
 from sweeps.own_study.study import Code, OwnStudy
-from sweeps.runtime import arithmetic, processes, session
+from sweeps.runtime import session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, UsageError, flags_of
 
@@ -24,12 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["sweep"]
-
-_CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
 
 
 def sweep(
@@ -113,7 +104,7 @@ def sweep(
     except ValueError as error:
         raise UsageError(str(error)) from error
     places = _execution(out, _in_this_process(codes, execution))
-    with _as_a_program():
+    with app.as_a_program():
         try:
             finished = (places.out / "report.html").exists()
             if not (finished and _is_complete(study, session.open_results(places.out))):
@@ -191,13 +182,7 @@ def _in_this_process(codes: Sequence[Code], execution: dict[str, Any]) -> dict[s
     """The execution, in this process alone where workers could not import what they run, or would run the script
     again.
     """
-    main = sys.modules["__main__"]
-    script = getattr(main, "__file__", None)
-    is_guarded = True
-    if script and getattr(main, "__spec__", None) is None and Path(script).is_file():
-        is_guarded = (
-            re.search(r"^if __name__ == ['\"]__main__['\"]", Path(script).read_text(), re.MULTILINE) is not None
-        )
+    is_guarded, script = app.main_is_guarded()
     if is_guarded and all(code.attribute for code in codes):
         return execution
     if execution.get("num_processes", 0) not in (0, 1):
@@ -206,27 +191,7 @@ def _in_this_process(codes: Sequence[Code], execution: dict[str, Any]) -> dict[s
             + (
                 f"cannot import {next(code.name for code in codes if not code.attribute)}"
                 if is_guarded
-                else f'would run {Path(script or "").name} again, which has no `if __name__ == "__main__":`'
+                else f'would run {script} again, which has no `if __name__ == "__main__":`'
             )
         )
     return {**execution, "num_processes": 1}
-
-
-@contextmanager
-def _as_a_program() -> Iterator[None]:
-    """What the launchers' own program sets in its environment and in JAX, and what was there before afterwards."""
-    names = ("jax_enable_x64", *arithmetic.PINNED, *_CACHE)
-    configuration = {name: jax.config.values[name] for name in names}
-    new = processes.one_thread()
-    old = {name: os.environ.get(name) for name in new}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        for name, value in configuration.items():
-            jax.config.update(name, value)

@@ -6,6 +6,7 @@ share), then with the number of the stream below.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,12 @@ from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from relu_sgd import Params, Problem, initialization, problem
 from relu_sgd import _draws as draws
+from sweeps.protocol import laws
 from sweeps.protocol.presets import Protocol
 from sweeps.runtime import arithmetic
-from sweeps.study import Tile
+from sweeps.study import Tile, UsageError
 
-__all__ = ["Run", "draw_run", "draw_tile", "networks", "padded", "resize", "roomy", "x64"]
+__all__ = ["Run", "draw_run", "draw_tile", "networks", "padded", "resize", "roomy", "try_own_laws", "x64"]
 
 STREAMS = {"X": 0, "Y": 1, "W": 2, "V": 3, "batches": 4}
 
@@ -77,47 +79,173 @@ def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, la
             raise ValueError(f"unknown output law {law!r}")
 
 
-def draw_run(protocol: Protocol, run: Int[Array, "3"], sizes: tuple[int, int]) -> Run:
+def _streams(protocol: Protocol, run: Any) -> dict[str, Key[Array, ""]]:
+    """The keys of a run (d0, d1, seed), by stream."""
+    cell = jax.random.fold_in(jax.random.fold_in(arithmetic.key(protocol.base_seed), run[0]), run[1])
+    own = jax.random.fold_in(cell, 1 + run[2])
+    data = jax.random.fold_in(cell, 0) if protocol.data_sharing == "cell" else own
+    return {name: jax.random.fold_in(data if name in "XY" else own, stream) for name, stream in STREAMS.items()}
+
+
+def draw_run(
+    protocol: Protocol, run: Int[Array, "3"], sizes: tuple[int, int], given: Mapping[str, Array] | None = None
+) -> Run:
     """Data and weights of a run.
 
     Args:
       protocol: of its variant.
       run: (d0, d1, seed), traced or not.
       sizes: (d0, d1) that the result is padded to.
+      given: X, Y, W or V, padded, where own laws have drawn them.
 
     Raises:
       ValueError: the protocol names a law that does not exist.
     """
-    d0, d1, seed = run[0], run[1], run[2]
+    d0, d1 = run[0], run[1]
     padded_d0, padded_d1 = sizes
-    cell = jax.random.fold_in(jax.random.fold_in(arithmetic.key(protocol.base_seed), d0), d1)
-    own = jax.random.fold_in(cell, 1 + seed)
-    data = jax.random.fold_in(cell, 0) if protocol.data_sharing == "cell" else own
-
-    rows = {"sphere": problem.sphere_rows, "cube": problem.cube_rows}[protocol.data_law]
-    radius = jnp.sqrt(jnp.asarray(d0, jnp.result_type(float))) if protocol.data_radius == "sqrt_d0" else 1.0
-    X = rows(jax.random.fold_in(data, STREAMS["X"]), protocol.num_samples, d0, radius, padded_d0=padded_d0)
-    labels = {
-        "balanced": problem.balanced_labels,
-        "random_signs": problem.random_sign_labels,
-        "gaussian": problem.gaussian_labels,
-    }[protocol.label_law]
-    Y = labels(jax.random.fold_in(data, STREAMS["Y"]), protocol.num_samples, protocol.d2)
-
-    key = jax.random.fold_in(own, STREAMS["W"])
-    if protocol.hidden_law == "lecun":
-        W = initialization.lecun_hidden(key, d0, d1, padded_d0=padded_d0, padded_d1=padded_d1)
-    else:
+    keys, given = _streams(protocol, run), given or {}
+    X, Y, W, V = (given.get(name) for name in "XYWV")
+    if X is None:
+        rows = {"sphere": problem.sphere_rows, "cube": problem.cube_rows}[protocol.data_law]
+        radius = jnp.sqrt(jnp.asarray(d0, jnp.result_type(float))) if protocol.data_radius == "sqrt_d0" else 1.0
+        X = rows(keys["X"], protocol.num_samples, d0, radius, padded_d0=padded_d0)
+    if Y is None:
+        labels = {
+            "balanced": problem.balanced_labels,
+            "random_signs": problem.random_sign_labels,
+            "gaussian": problem.gaussian_labels,
+        }[protocol.label_law]
+        Y = labels(keys["Y"], protocol.num_samples, protocol.d2)
+    if W is None and protocol.hidden_law == "lecun":
+        W = initialization.lecun_hidden(keys["W"], d0, d1, padded_d0=padded_d0, padded_d1=padded_d1)
+    elif W is None:
         W = initialization.normal_hidden(
-            key, d0, d1, protocol.hidden_standard_deviation, padded_d0=padded_d0, padded_d1=padded_d1
+            keys["W"], d0, d1, protocol.hidden_standard_deviation, padded_d0=padded_d0, padded_d1=padded_d1
         )
-    V = _draw_output(protocol, jax.random.fold_in(own, STREAMS["V"]), d1, padded_d1, Y)
+    if V is None:
+        V = _draw_output(protocol, keys["V"], d1, padded_d1, Y)
     return Run(
         params=Params(W, V.astype(W.dtype)),
         problem=Problem(X, Y),
-        batches=jax.random.key_data(jax.random.fold_in(own, STREAMS["batches"])),
+        batches=jax.random.key_data(keys["batches"]),
         neurons=jnp.arange(padded_d1) < d1,
     )
+
+
+def _own_data(protocol: Protocol, keys: Mapping[str, Any], d0: int) -> dict[str, np.ndarray]:
+    """X, or X and Y, of a data law of one's own, in their true sizes."""
+    law, dtype = protocol.data_law, jnp.result_type(float)
+    returned = laws.call("data_law", law, keys["X"], protocol.num_samples, d0)
+    both = isinstance(returned, tuple)
+    if both and len(returned) != 2:
+        raise UsageError(
+            f"--data_law: {laws.plain_name(law)} must return X, or a Problem (X, Y), not {len(returned)} things"
+        )
+    if both != (protocol.label_law == "of_data"):
+        raise UsageError(
+            f"--data_law: {laws.plain_name(law)} returns X and Y; leave out --label_law"
+            if both
+            else f"--data_law: {laws.plain_name(law)} returns X alone; give a --label_law, or return a Problem (X, Y)"
+        )
+    X, Y = returned if both else (returned, None)
+    data = {"X": laws.array("data_law", law, "X", X, (protocol.num_samples, d0), dtype)}
+    if both:
+        data["Y"] = _own_labels("data_law", law, protocol, Y)
+    return data
+
+
+def _own_labels(flag: str, law: str, protocol: Protocol, returned: Any) -> np.ndarray:
+    Y = laws.array(flag, law, "Y", returned, (protocol.num_samples, protocol.d2), jnp.result_type(float))
+    if not Y.any():
+        raise UsageError(
+            f"--{flag}: {laws.plain_name(law)} returned labels that are all 0: no error is relative to them"
+        )
+    return Y
+
+
+def _own_draws(
+    protocol: Protocol, run: Sequence[int], data: dict[str, np.ndarray], X: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """What the own laws of a protocol draw for a run (d0, d1, seed), in true sizes.
+
+    Args:
+      protocol: of its variant.
+      run: (d0, d1, seed).
+      data: of another run of the cell, with the same data; empty for none. It is filled.
+      X: the rows, where they are drawn by a law that is not one's own, and the labels are.
+    """
+    d0, d1, _ = run
+    dtype, keys = jnp.result_type(float), _streams(protocol, run)
+    if not data and laws.is_own(protocol.data_law):
+        data |= _own_data(protocol, keys, d0)
+    if "Y" not in data and laws.is_own(protocol.label_law) and (X is not None or "X" in data):
+        rows = jnp.asarray(data["X"] if X is None else X)
+        labels = laws.call("label_law", protocol.label_law, keys["Y"], rows)
+        data["Y"] = _own_labels("label_law", protocol.label_law, protocol, labels)
+    weights = {
+        "W": ("hidden_law", protocol.hidden_law, (d0, d1), (d0, d1)),
+        "V": ("output_law", protocol.output_law, (d1,), (d1, protocol.d2)),
+    }
+    return data | {
+        name: laws.array(flag, law, name, laws.call(flag, law, keys[name], *sizes), shape, dtype)
+        for name, (flag, law, sizes, shape) in weights.items()
+        if laws.is_own(law)
+    }
+
+
+def _own_parts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
+    """Which of X, Y, W and V own laws draw, with the sizes that they are padded to, by name."""
+    parts: dict[str, tuple[str, ...]] = {}
+    if laws.is_own(protocol.data_law):
+        parts["X"] = ("N", "d0")
+    if laws.is_own(protocol.label_law) or protocol.label_law == "of_data":
+        parts["Y"] = ("N", "d2")
+    if laws.is_own(protocol.hidden_law):
+        parts["W"] = ("d0", "d1")
+    if laws.is_own(protocol.output_law):
+        parts["V"] = ("d1", "d2")
+    return parts
+
+
+def _shapes(protocol: Protocol, sizes: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Of what own laws draw, padded."""
+    values = {"N": protocol.num_samples, "d0": sizes[0], "d1": sizes[1], "d2": protocol.d2}
+    return {name: tuple(values[size] for size in shape) for name, shape in _own_parts(protocol).items()}
+
+
+def _stacked(
+    protocol: Protocol, runs: np.ndarray, sizes: tuple[int, int], X: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """What own laws draw for all runs, padded and stacked; labels are 0 where they wait for X."""
+    shapes = _shapes(protocol, sizes)
+    given = {name: np.zeros((len(runs), *shape), jnp.result_type(float)) for name, shape in shapes.items()}
+    shared: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+    for index, (d0, d1, seed) in enumerate(runs.tolist()):
+        data = shared.setdefault((d0, d1), {}) if protocol.data_sharing == "cell" else {}
+        drawn = _own_draws(protocol, (d0, d1, seed), data, None if X is None else X[index, :, :d0])
+        for name, value in drawn.items():
+            given[name][index][tuple(map(slice, value.shape))] = value
+    return given
+
+
+def try_own_laws(protocol: Protocol, sizes: Sequence[tuple[int, int]]) -> None:
+    """Draws the first run of some (d0, d1) by the own laws of a protocol, and asks its own criterion.
+
+    Raises:
+      UsageError: naming the flag; a law or rule is not to be had, raises, or returns something else than it should.
+    """
+    for d0, d1 in dict.fromkeys(sizes):
+        rows = np.ones((protocol.num_samples, d0), jnp.result_type(float))
+        _own_draws(protocol, (d0, d1, 0), {}, None if laws.is_own(protocol.data_law) else rows)
+        if laws.is_own(protocol.criterion):
+            kind: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.result_type(float))
+            data = Problem(kind(rows.shape), kind((protocol.num_samples, protocol.d2)))
+            ask = functools.partial(laws.call, "criterion", protocol.criterion)
+            holds = jax.eval_shape(ask, kind(rows.shape[:1]), data)
+            if getattr(holds, "shape", None) != () or holds.dtype != bool:
+                raise UsageError(
+                    f"--criterion: {laws.plain_name(protocol.criterion)} must return one truth value, not {holds}"
+                )
 
 
 def resize(run: Run, params: Params, d0: int, d1: int) -> Run:
@@ -146,8 +274,12 @@ def roomy(sizes: tuple[int, int]) -> tuple[int, int]:
 @functools.lru_cache(maxsize=16)
 def _compiled_draws(protocol: Protocol, num_runs: int, sizes: tuple[int, int], precision: bool) -> jax.stages.Compiled:
     del precision  # JAX's, part of what is compiled.
-    draw_all = jax.jit(lambda runs: jax.lax.map(lambda run: draw_run(protocol, run, sizes), runs))
-    return draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32)).compile()
+    draw_all = jax.jit(lambda *runs: jax.lax.map(lambda run: draw_run(protocol, run[0], sizes, run[1]), runs))
+    given = {
+        name: jax.ShapeDtypeStruct((num_runs, *shape), jnp.result_type(float))
+        for name, shape in _shapes(protocol, sizes).items()
+    }
+    return draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32), given).compile()
 
 
 def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:
@@ -156,8 +288,13 @@ def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:
     Tiles with one `widest` share the program that draws them, whatever their widths.
     """
     d0, d1 = padded(tile)
-    draw_all = _compiled_draws(protocol, tile.num_runs, roomy((d0, max(d1, widest))), x64())
-    drawn = jax.device_get(draw_all(networks(tile)))
+    sizes, runs = roomy((d0, max(d1, widest))), networks(tile)
+    draw_all = _compiled_draws(protocol, tile.num_runs, sizes, x64())
+    given = _stacked(protocol, runs, sizes)
+    if laws.is_own(protocol.label_law) and "X" not in given:
+        X = np.asarray(draw_all(runs, given).problem.X)
+        given = _stacked(protocol, runs, sizes, X)
+    drawn = jax.device_get(draw_all(runs, given))
     return resize(drawn, drawn.params, d0, d1)
 
 

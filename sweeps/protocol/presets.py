@@ -11,6 +11,7 @@ from typing import Any
 
 from relu_sgd.network import Normalization, TrainedLayers
 from sweeps.command.parsers import Choice, Number, Whole
+from sweeps.protocol.laws import Law
 from sweeps.study import flag
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "INCLUSION_ONLY",
     "PRESETS",
     "SELECTIONS",
+    "SIGNATURES",
+    "WITHOUT_EFFECT",
     "ByLayers",
     "Conditions",
     "Protocol",
@@ -44,6 +47,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "balanced": "half of the labels +1, half -1 (N must be even)",
         "random_signs": "independent +-1",
         "gaussian": "independent standard normal",
+        "of_data": "those that an own --data_law returns beside X",
     },
     "hidden_law": {
         "normal": "W0 independent normal entries, of standard deviation --hidden_standard_deviation",
@@ -76,6 +80,20 @@ CHOICES: dict[str, dict[str, str]] = {
     "precision": {"float32": "32-bit", "float64": "64-bit"},
 }
 
+# Where a function of one's own, module:function, may stand for a choice: the arguments that it is called with.
+SIGNATURES = {
+    "data_law": "key, num_samples, d0",
+    "label_law": "key, X",
+    "hidden_law": "key, d0, d1",
+    "output_law": "key, d1",
+    "criterion": "losses, problem",
+}
+# What decides nothing beside such a function.
+WITHOUT_EFFECT = {
+    "data_law": "data_radius",
+    "hidden_law": "hidden_standard_deviation",
+    "criterion": "tolerance",
+}
 # Choices of the slope of relu at 0 that are not a number.
 SELECTIONS = ("random", "minimum_norm")
 # What decides nothing when the inclusion is followed, and what decides nothing when it is not.
@@ -92,12 +110,14 @@ class ByLayers:
 
 
 def _choice(field: str, *, group: str) -> Any:
-    return flag(Choice(CHOICES[field]), meanings(field), group=group)
+    parser = Law(CHOICES[field], SIGNATURES[field]) if field in SIGNATURES else Choice(CHOICES[field])
+    return flag(parser, meanings(field), group=group)
 
 
 def meanings(field: str) -> str:
     """The allowed values of a field, with what each means."""
-    return "; ".join(f"{value}: {meaning}" for value, meaning in CHOICES[field].items())
+    own = f"; or module:function, of ({SIGNATURES[field]})" if field in SIGNATURES else ""
+    return "; ".join(f"{value}: {meaning}" for value, meaning in CHOICES[field].items()) + own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +129,7 @@ class Conditions:
       d2: output dimension.
       base_seed: random seed of the whole sweep.
       data_law, data_radius, data_sharing, label_law, hidden_law, normalization, criterion, stop, precision, dynamics:
-        see `CHOICES`.
+        see `CHOICES`; where `SIGNATURES` has the field, or an own function, see `sweeps.protocol.laws`.
       hidden_standard_deviation: of the entries of W0 under hidden_law "normal".
       momentum: v <- momentum v + gradient, theta <- theta - learning_rate v.
       batch_size: samples per step; 0 for all of them.
@@ -138,7 +158,9 @@ class Conditions:
     )
     batch_size: int = flag(Whole(0), "samples per step, drawn without replacement; 0 for all of them", group="training")
     criterion: str = flag(
-        Choice(CHOICES["criterion"]), f"what counts as success; {meanings('criterion')}", group="training"
+        Law(CHOICES["criterion"], SIGNATURES["criterion"]),
+        f"what counts as success; {meanings('criterion')}",
+        group="training",
     )
     tolerance: float = flag(Number(0, low_in=False), "tolerance of the criterion, dimensionless", group="training")
     stop: str = _choice("stop", group="training")
@@ -171,7 +193,7 @@ class Protocol(Conditions):
 
     Attributes:
       trained_layers: what is trained.
-      output_law: law of V0, see `CHOICES`.
+      output_law: law of V0, see `CHOICES`, or an own function.
       learning_rate: step size on the objective.
       relu_at_zero: slope of relu at 0: a number in [0, 1], or one of `SELECTIONS`.
     """

@@ -18,6 +18,7 @@ from relu_sgd.descent import Criterion, DescentResult, DescentState, mean_square
 from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
+from sweeps.protocol import laws
 from sweeps.protocol.draw import Run, draw_tile, networks, padded, resize, roomy, x64
 from sweeps.protocol.presets import Conditions, Protocol, relative_tolerance
 from sweeps.runtime import arithmetic
@@ -88,6 +89,8 @@ def metrics(protocol: Conditions) -> dict[str, tuple[type | None, str]]:
 
 
 def _criterion(protocol: Protocol) -> Criterion:
+    if laws.is_own(protocol.criterion):
+        return functools.partial(laws.call, "criterion", protocol.criterion)
     below = relative_error_below if protocol.criterion == "relative_error" else mean_squared_error_below
     return below(protocol.tolerance)
 

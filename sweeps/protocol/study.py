@@ -6,12 +6,15 @@ from typing import Any, Self
 
 from relu_sgd.network import TrainedLayers
 from sweeps.command.parsers import Choice, Number, OneOrSeveral, Parser, PerLayers, Several, Sizes, Whole
+from sweeps.protocol import draw, laws
 from sweeps.protocol.presets import (
     CHOICES,
     DESCENT_ONLY,
     INCLUSION_ONLY,
     PRESETS,
     SELECTIONS,
+    SIGNATURES,
+    WITHOUT_EFFECT,
     ByLayers,
     Conditions,
     Protocol,
@@ -73,7 +76,9 @@ class ProtocolStudy(Conditions, Study):
     )
     num_seeds: int = flag(Whole(1), "runs per (d0, d1) cell", group="protocol")
     output_law: tuple[str, ...] = flag(
-        PerLayers(Choice(CHOICES["output_law"])), f"law of V0, {_PER_LAYERS}; {meanings('output_law')}", group="laws"
+        PerLayers(laws.Law(CHOICES["output_law"], SIGNATURES["output_law"])),
+        f"law of V0, {_PER_LAYERS}; {meanings('output_law')}",
+        group="laws",
     )
     learning_rate: tuple[float, ...] = flag(
         PerLayers(Number(0, low_in=False)), f"step size on the objective, {_PER_LAYERS}", group="training"
@@ -120,6 +125,11 @@ class ProtocolStudy(Conditions, Study):
             values["precision"] = "float64"
         if given.get("hidden_law") == "lecun" and "hidden_standard_deviation" in given:
             raise UsageError("--hidden_standard_deviation: has no effect with --hidden_law=lecun; give one of the two")
+        for name, other in WITHOUT_EFFECT.items():
+            if laws.is_own(given.get(name)) and other in given:
+                raise UsageError(f"--{other}: has no effect beside --{name}={laws.plain_name(given[name])}")
+        if laws.is_own(given.get("data_law")):
+            values["label_law"] = "of_data"
         return cls(**{**values, **given})
 
     def check(self) -> None:
@@ -130,6 +140,10 @@ class ProtocolStudy(Conditions, Study):
         """
         if self.label_law == "balanced" and self.num_samples % 2:
             raise UsageError(f"--num_samples: {self.num_samples} is odd, and --label_law=balanced needs an even number")
+        if self.label_law == "of_data" and not laws.is_own(self.data_law):
+            raise UsageError("--label_law: of_data needs a --data_law of your own, module:function")
+        if laws.is_own(self.criterion) and self.dynamics == "inclusion":
+            raise UsageError("--criterion: an own criterion is for --dynamics=descent")
         if self.batch_size > self.num_samples:
             raise UsageError(f"--batch_size: {self.batch_size} exceeds --num_samples={self.num_samples}")
         odd = [d1 for d1 in self.d1 if d1 % 2]
@@ -138,10 +152,24 @@ class ProtocolStudy(Conditions, Study):
                 raise UsageError(f"--d1: {odd[0]} is odd, and --output_law={law} ({layers}) needs even widths")
             if law == "appendix_g" and self.d2 != 1:
                 raise UsageError(f"--d2: {self.d2} does not fit --output_law=appendix_g ({layers}), which has d2 = 1")
-        if self.criterion == "scaled_mean_squared_error" and self.label_law == "gaussian":
+        # Descent takes the labels as they are; the inclusion's criterion is a relative error.
+        incomparable = self.label_law == "gaussian" or (
+            self.dynamics == "inclusion" and (self.label_law == "of_data" or laws.is_own(self.label_law))
+        )
+        if self.criterion == "scaled_mean_squared_error" and incomparable:
+            law = laws.plain_name(self.label_law)
             raise UsageError(
-                "--criterion: scaled_mean_squared_error is comparable for labels +-1 only, not --label_law=gaussian"
+                f"--criterion: scaled_mean_squared_error is comparable for labels +-1 only, not --label_law={law}"
             )
+
+    def check_code(self) -> None:
+        """Draws by the laws that are the user's own, at the ends of the grid.
+
+        Raises:
+          UsageError: naming the flag.
+        """
+        for variant in self.variants():
+            draw.try_own_laws(self.protocol_of(variant), [(self.d0[end], self.d1[end]) for end in (0, -1)])
 
     def variants(self) -> tuple[Variant, ...]:
         """The trained layers and, when several are asked for, the slope of relu at 0."""
@@ -171,7 +199,8 @@ class ProtocolStudy(Conditions, Study):
 
     def science(self) -> dict[str, Any]:
         """Everything that decides the results, by flag, as JSON holds it."""
-        unused = INCLUSION_ONLY if self.dynamics == "descent" else DESCENT_ONLY
+        unused = {*(INCLUSION_ONLY if self.dynamics == "descent" else DESCENT_ONLY)}
+        unused |= {field for law, field in WITHOUT_EFFECT.items() if laws.is_own(getattr(self, law))}
         return {name: value for name, value in super().science().items() if name not in unused}
 
     def replay(self) -> dict[str, Any]:

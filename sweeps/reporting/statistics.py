@@ -133,7 +133,7 @@ def summarize(results: xr.Dataset, method: str = "wilson") -> xr.Dataset:
     science = results.attrs["science"]
     within = {
         f"within_{name}": (results["relative_error"].where(status != Status.PENDING) < tolerance).sum("seed")
-        if science["label_law"] != "gaussian"
+        if science["label_law"] in ("balanced", "random_signs")
         else runs * np.nan
         for name, tolerance in relative_tolerances(science["num_samples"]).items()
     }

@@ -6,6 +6,7 @@ store would name either by the same configuration.
 
 import functools
 import hashlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from sweeps.study import UsageError
 
-__all__ = ["check", "checked", "fingerprints"]
+__all__ = ["check", "check_here", "checked", "fingerprints", "is_as_in_file"]
 
 _PACKAGES = ("relu_sgd", "sweeps")
 # What a process fills as it runs.
@@ -47,17 +48,30 @@ def _modules() -> dict[str, ModuleType]:
     return dict(sorted(ours.items()))
 
 
+def _fingerprint(module: ModuleType) -> str:
+    public = {
+        key: _described(value)
+        for key, value in vars(module).items()
+        if not key.startswith("__") and not isinstance(value, ModuleType) and (module.__name__, key) not in _CACHES
+    }
+    return hashlib.sha256(repr(sorted(public.items())).encode()).hexdigest()[:16]
+
+
 def fingerprints() -> tuple[tuple[str, str], ...]:
     """Of every module of this project that is loaded: its name, and a hash of the functions and tables in it."""
-    found = []
-    for name, module in _modules().items():
-        public = {
-            key: _described(value)
-            for key, value in vars(module).items()
-            if not key.startswith("__") and not isinstance(value, ModuleType) and (name, key) not in _CACHES
-        }
-        found.append((name, hashlib.sha256(repr(sorted(public.items())).encode()).hexdigest()[:16]))
-    return tuple(found)
+    return tuple((name, _fingerprint(module)) for name, module in _modules().items())
+
+
+def is_as_in_file(module: ModuleType) -> bool:
+    """Whether a module holds what its file makes when it is run once more, beside it."""
+    if module.__spec__ is None or module.__spec__.loader is None:
+        return True
+    copy = importlib.util.module_from_spec(module.__spec__)
+    try:
+        module.__spec__.loader.exec_module(copy)
+    except Exception:  # Whatever was written into it.
+        return False
+    return _fingerprint(copy) == _fingerprint(module)
 
 
 def check() -> None:
@@ -74,6 +88,20 @@ def check() -> None:
                     f"{name}.{key} was replaced by {value.__module__}.{value.__qualname__}, which the configuration does not "
                     "name: results would pass for those of the original"
                 )
+
+
+def check_here() -> None:
+    """Refuses what workers would refuse, where this process does their work.
+
+    Raises:
+      UsageError: a module of the project, other than of reports, is not as in its file.
+    """
+    for name, module in _modules().items():
+        of_reports = name.startswith("sweeps.reporting") or name.endswith((".report", ".figures", ".__main__"))
+        if not of_reports and not is_as_in_file(module):
+            raise UsageError(
+                f"{name} was changed after it was imported, which the configuration does not name; nothing was computed"
+            )
 
 
 @functools.cache

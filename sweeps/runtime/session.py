@@ -357,6 +357,8 @@ def run_tiles(
     run = functools.partial(_run_tile, study, execution)
     if num_processes > 1:
         run = functools.partial(patched.checked, run, patched.fingerprints())
+    elif todo:
+        patched.check_here()
     begun = time.monotonic()
     forecast = Forecast(todo, study.cost, num_processes)
     progress = Progress(len(mine), len(mine) - len(todo), forecast)

@@ -20,17 +20,19 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from relu_sgd.problem import balanced_labels, cube_rows, sphere_rows
 from relu_sgd.theory import gram, hidden_layer, width_search, widths
 from relu_sgd.theory.width_search import Scaling
 from sweeps.command.parsers import Choice, Folder, Number, Several, Sizes, Whole
-from sweeps.protocol.presets import CHOICES
+from sweeps.protocol import laws
+from sweeps.protocol.presets import SIGNATURES
 from sweeps.runtime import arithmetic
 from sweeps.runtime.session import open_results
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
-__all__ = ["CONDITION_OF_METRIC", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure"]
+__all__ = ["CONDITION_OF_METRIC", "MULTIPLES", "SCALINGS", "WidthBounds", "dimension", "measure", "rows"]
 
 ROW_LAWS = {"sphere": sphere_rows, "cube": cube_rows}
 MULTIPLES = (1.0, 1.25, 2.0, 4.0)
@@ -75,7 +77,10 @@ class WidthBounds(Study):
     num_seeds: int = flag(Whole(1), "data sets and starts per cell", 5)
     base_seed: int = flag(Whole(0, 2**32 - 1), "random seed of the whole sweep", 0)
     data_law: str = flag(
-        Choice(CHOICES["data_law"]), "law of the rows of X: sphere, or cube (normalized rows of a cube)", "sphere"
+        laws.Law(ROW_LAWS, SIGNATURES["data_law"]),
+        "law of the rows of X: sphere; cube (normalized rows of a cube); or module:function, of (key, num_samples, "
+        "d0), to X with rows of norm 1",
+        "sphere",
     )
     scaling: tuple[str, ...] = flag(
         Several(Choice(SCALINGS)),
@@ -114,6 +119,11 @@ class WidthBounds(Study):
             )
         if self.map is not None:
             open_results(self.map)
+
+    def check_code(self) -> None:
+        """Draws once by an own law."""
+        num_samples, delta = min(self.num_samples), min(self.delta)
+        rows(self, arithmetic.key(self.base_seed), num_samples, dimension(num_samples, delta))
 
     def variants(self) -> tuple[Variant, ...]:
         """One."""
@@ -169,6 +179,21 @@ class WidthBounds(Study):
         return table, {"measuring": time.perf_counter() - begun}
 
 
+def rows(study: WidthBounds, key: Key[Array, ""], num_samples: int, d0: int) -> np.ndarray:
+    """X, with rows of norm 1.
+
+    Raises:
+      UsageError: an own law returns something else.
+    """
+    law = study.data_law
+    if not laws.is_own(law):
+        return np.asarray(ROW_LAWS[law](key, num_samples, d0), float)
+    X = laws.array("data_law", law, "X", laws.call("data_law", law, key, num_samples, d0), (num_samples, d0), float)
+    if not np.allclose(np.linalg.norm(X, axis=1), 1, atol=1e-5):
+        raise UsageError(f"--data_law: {laws.plain_name(law)} must return rows of norm 1, which --scaling scales")
+    return X
+
+
 def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> dict[str, float]:
     """One data set and start: every metric of the store."""
     d0 = dimension(num_samples, delta)
@@ -176,7 +201,7 @@ def measure(study: WidthBounds, num_samples: int, delta: float, seed: int) -> di
     for part in (seed, num_samples, d0):
         key = jax.random.fold_in(key, part)
     data, labels = jax.random.split(key)
-    X = np.asarray(ROW_LAWS[study.data_law](data, num_samples, d0), float)
+    X = rows(study, data, num_samples, d0)
     Y = np.asarray(balanced_labels(labels, num_samples), float)
     neurons = int(np.random.SeedSequence((study.base_seed, seed, num_samples, d0)).generate_state(1)[0])
     G = gram.gram(X)

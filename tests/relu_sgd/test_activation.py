@@ -86,6 +86,7 @@ def test_slopes_outside_the_subdifferential_are_refused(at_zero):
         relu(jnp.zeros(2), at_zero)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("shape", [(3,), (2, 2)])
 def test_slopes_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="does not broadcast"):

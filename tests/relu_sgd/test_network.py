@@ -116,6 +116,7 @@ def test_shapes_that_do_not_fit_are_named(function):
             function(params, problem)
 
 
+@pytest.mark.wrong_types
 def test_bad_options():
     params, problem = jax_arrays(draw())
     with pytest.raises(ValueError, match="normalization"):

@@ -5,13 +5,13 @@ import importlib.util
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from support import ROOT
 from support.launchers import command, sized
 
 from relu_sgd import Params, Problem, Status, proofs
@@ -26,7 +26,6 @@ from sweeps.runtime import engine, session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Variant
 
-ROOT = Path(__file__).parents[2]
 GRID = dict(d0="3", d1="4,14", num_seeds=3, num_samples=16)
 MAP = dict(**GRID, num_steps=1500)
 STOPPING = GRID | dict(d1="4,24", num_steps=9000, stop="decided", trained_layers="hidden")
@@ -161,7 +160,7 @@ def test_what_cannot_be_tried_says_why():
     params, problem = Params(np.ones((2, 2)), np.ones((2, 1))), Problem(np.ones((4, 2)), np.ones((4, 1)))
     assert proving.decide_end(params, problem, "hidden", Status.DIVERGED) == (None, 1)
     infinite = Params(np.full((2, 2), np.inf), np.ones((2, 1)))
-    assert proving.decide_end(infinite, problem, "hidden", Status.STEP_LIMIT) == (None, 2)
+    assert proving.decide_end(infinite, problem, "hidden", Status.MAX_STEPS_REACHED) == (None, 2)
 
 
 def test_every_reason_has_a_code():
@@ -215,7 +214,8 @@ def test_what_stops_does_not_depend_on_lanes_and_chunks(stopped, tmp_path):
     np.testing.assert_allclose(found["steps"], expected["steps"], rtol=1e-2)
     ended = expected["status"] == Status.STOPPED
     np.testing.assert_array_equal(found["steps"].where(ended), expected["steps"].where(ended))
-    kept = expected["status"] != Status.STEP_LIMIT  # After thousands of steps that chatter runs are alike, not equal.
+    # After thousands of steps that chatter runs are alike, not equal.
+    kept = expected["status"] != Status.MAX_STEPS_REACHED
     error = lambda values: values["relative_error"].where(kept)
     np.testing.assert_allclose(error(found), error(expected), rtol=1e-3)
 

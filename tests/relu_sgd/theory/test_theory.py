@@ -12,7 +12,7 @@ from scipy import integrate
 from scipy.optimize import brentq
 
 from relu_sgd import Params, Problem, inclusion, loss
-from relu_sgd.theory import certificate, comparison, gram, trajectory
+from relu_sgd.theory import _streaming, certificate, comparison, gram, trajectory
 from relu_sgd.theory.certificate import Certificate
 
 
@@ -148,7 +148,7 @@ def test_streaming_needs_no_whole_layer():
     X = unit_rows(6, 3)
     W = np.random.default_rng(0).normal(size=(3, 1001))
     H = np.maximum(X @ W, 0)
-    np.testing.assert_allclose(certificate.hidden_gram(X, certificate.neuron_chunks(W, 64)), H @ H.T, rtol=1e-12)
+    np.testing.assert_allclose(_streaming.hidden_gram(X, _streaming.neuron_chunks(W, 64)), H @ H.T, rtol=1e-12)
 
 
 @given(st.floats(0.01, 3), st.floats(0.5, 20), st.floats(0.1, 3), st.floats(0.1, 3), st.floats(0.1, 3))
@@ -472,7 +472,7 @@ def test_comparison_problem_is_mapped_over_alpha():
         (lambda: certificate.certificate_of(1.0, 1, np.inf, 1, 1), "operator_norm"),
         (lambda: certificate.certificate(*draw(0), chunk=0), "chunk"),
         (lambda: certificate.certificate(*draw(0), chunk=2.5), "chunk must be a whole number"),
-        (lambda: list(certificate.neuron_chunks(np.ones((2, 3)), 0)), "chunk"),
+        (lambda: list(_streaming.neuron_chunks(np.ones((2, 3)), 0)), "chunk"),
         (lambda: certificate.certificate(draw(0)[0], Problem(draw(0)[1].X * np.nan, draw(0)[1].Y)), "X .* not finite"),
         (lambda: certificate.certificate(draw(0)[0]._replace(W=np.full((5, 60), np.inf)), draw(0)[1]), "W .* not fin"),
         (lambda: certificate.certificate(Params(*(1e200 * p for p in draw(0)[0])), draw(0)[1]), "a must be finite"),

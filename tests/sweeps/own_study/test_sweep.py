@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 import optax
 import pandas
 import pytest
+from support import ROOT
 
 from relu_sgd import Descent, Params, Problem
 from relu_sgd.dynamics import Status
@@ -23,7 +23,6 @@ from sweeps.reporting import style
 from sweeps.reporting.statistics import interval
 from sweeps.study import UsageError
 
-ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "own_experiment"
 
 
@@ -124,7 +123,7 @@ class Endless:
         return state[0] < 0.1
 
     def result(self, state):
-        return {"steps": state[1], "status": jnp.where(self.done(state), Status.CONVERGED, Status.STEP_LIMIT)}
+        return {"steps": state[1], "status": jnp.where(self.done(state), Status.CONVERGED, Status.MAX_STEPS_REACHED)}
 
 
 HALVING = Endless()

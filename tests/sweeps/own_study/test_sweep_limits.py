@@ -81,7 +81,7 @@ class Shrink(Stepwise):
         return jnp.abs(state.x) < state.limit
 
     def result(self, state):
-        status = jnp.where(self.done(state), Status.CONVERGED, Status.STEP_LIMIT)
+        status = jnp.where(self.done(state), Status.CONVERGED, Status.MAX_STEPS_REACHED)
         return End(state.x, state.step, status, state.x[None])
 
 

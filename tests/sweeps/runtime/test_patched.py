@@ -6,6 +6,7 @@ import pytest
 from support.launchers import command
 
 import relu_sgd.problem
+from sweeps.protocol import draw
 from sweeps.protocol.presets import PRESETS
 from sweeps.runtime import patched, processes
 from sweeps.study import UsageError
@@ -66,3 +67,12 @@ def test_a_law_of_ones_own_in_the_place_of_another_is_refused_in_one_process_too
     )
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_one_process_refuses_a_table_of_the_sweeps_that_was_replaced(monkeypatch, tmp_path):
+    patched.check_here()
+    words = ["--num_processes=1", "--num_samples=4", "--d0=2", "--d1=2", "--num_seeds=1"]
+    monkeypatch.setattr(draw, "STREAMS", {**draw.STREAMS, "W": 7})
+    done = command("convergence_map", f"--out={tmp_path / 'out'}", *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("convergence_map: sweeps.protocol.draw was changed")

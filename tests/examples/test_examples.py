@@ -1,0 +1,84 @@
+"""examples/: each is short, runs with few seeds, and computes what it says."""
+
+import importlib
+import re
+import runpy
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas
+import pytest
+from support import ROOT
+
+from relu_sgd import predict
+from sweeps.reporting import style
+
+FOLDER = ROOT / "examples"
+LINES = {"safran_shamir": 40, "dana": 45, "jamming": 45}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_examples_are_short(name):
+    lines = (FOLDER / f"{name}.py").read_text().splitlines()
+    assert len(lines) <= LINES[name]
+    assert max(map(len, lines)) < 120
+
+
+# Words of the command, what a line of its output looks like, and how many of them.
+RUNS = {
+    "safran_shamir": (["3"], r"k = (7|8|10): [0-3] of 3 not global, \d+ of 500 published; Fisher's p = [01]\.\d\d", 3),
+    "dana": (["1"], r"d, p, n = [\d ]+: [01] of 1 succeed; published \d+ of \d+; Fisher's p = [01]\.\d\d", 3),
+    "jamming": (["1", "150"], r"P / N = \d\.\d: [01] of 1 at zero loss", 7),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_example_runs_and_its_second_call_prints_the_same(name, tmp_path, monkeypatch, capsys):
+    words, pattern, count = RUNS[name]
+    monkeypatch.setattr(style, "FORMATS", ("png",))
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "out"), *words])
+    runpy.run_module(f"examples.{name}", run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.fullmatch(pattern, line)]
+    assert len(lines) == count
+    assert len(pandas.read_csv(tmp_path / "out" / "summary.csv")) == count
+    runpy.run_module(f"examples.{name}", run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_safran_and_shamirs_loss_is_the_population_loss_and_its_gradient_the_gradient():
+    example = importlib.import_module("examples.safran_shamir")
+    W = jax.random.normal(jax.random.key(0), (3, 3))
+    found = example.evaluate(W)
+    inputs = np.random.default_rng(0).standard_normal((400_000, 3))
+    squares = (np.maximum(inputs @ W.T, 0).sum(axis=1) - np.maximum(inputs, 0).sum(axis=1)) ** 2 / 2
+    assert abs(found.objective - squares.mean()) < 5 * squares.std() / np.sqrt(len(squares))
+    step = 1e-6 * jax.random.normal(jax.random.key(1), W.shape)
+    change = (example.evaluate(W + step).objective - example.evaluate(W - step).objective) / 2
+    np.testing.assert_allclose(jnp.sum(found.gradient * step), change, rtol=1e-6)
+    solved = example.evaluate(jnp.eye(3)[jnp.array([2, 0, 1])])
+    assert abs(solved.objective) < 1e-15
+    assert jnp.abs(solved.gradient).max() < 1e-15
+
+
+def test_danas_laws():
+    example = importlib.import_module("examples.dana")
+    params, problem = example.draw(jax.random.key(0), 4, 300, 500)
+    for sizes in (np.linalg.norm(problem.X, axis=1), np.abs(problem.Y)):
+        assert 1 <= sizes.min() < 1.1 < 1.9 < sizes.max() <= 2
+    W, a = params.W * np.sqrt(300), params.V[:, 0] * np.sqrt(300)
+    assert np.abs(W).max() <= 0.5
+    excess = np.abs(a) - np.linalg.norm(W, axis=0)
+    assert excess.min() > 0
+    assert abs(excess.mean() - 1) < 0.25
+    assert 100 < (a > 0).sum() < 200
+    whole = (a * np.maximum(problem.X @ W, 0)).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(predict(params, problem), whole, rtol=1e-9)
+
+
+def test_jammings_number_of_parameters():
+    example = importlib.import_module("examples.jamming")
+    problem = example.problem.Problem(jnp.ones((2, 16)), jnp.ones((2, 1)))
+    leaves = jax.tree.leaves(example.NETWORK.init(jax.random.key(0), problem))
+    assert sum(leaf.size for leaf in leaves) == example.NUM_PARAMETERS == 561

@@ -1,0 +1,22 @@
+"""Types and shapes in annotations are checked while the tests run, see conftest.py."""
+
+from typing import Any
+
+from beartype import BeartypeConf, beartype
+
+# Packages and modules whose functions and data classes are checked.
+CHECKED = [
+    "relu_sgd.activation",
+    "relu_sgd.problem",
+    "relu_sgd.network",
+    "relu_sgd.initialization",
+    "relu_sgd.measurements",
+]
+
+# An int where a float is wanted is right, as it is for every type checker.
+_checker = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def check(function: Any) -> Any:
+    """The function, which refuses arguments and results of other types than its annotations name."""
+    return _checker(function)
