@@ -669,7 +669,8 @@ def descend(
         line searches evaluate those.
       measure: a function of theta whose results are recorded, at theta_0 and after every `measure_every` steps.
       measure_every: number of steps between two records; the last record is at `num_steps` rounded down to a multiple.
-      differentiable: whether loops have fixed length, which reverse-mode differentiation can go through.
+      differentiable: whether loops have fixed length, which reverse-mode differentiation can go through; without it
+        `jax.grad` raises JAX's ValueError about reverse mode and `while_loop`.
 
     Returns:
       A `DescentResult`.

@@ -154,7 +154,8 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
         groups = dict.fromkeys(spec.group for spec, _ in _own(study).values())
         document = sys.modules[study.__module__].__doc__ or ""
-        print(document.strip() + "\n" + "".join(values.module_help(group) for group in groups))
+        introduction = flags.text_wrap(re.sub(r"(?<!\n)\n(?!\n)", " ", document.strip()))
+        print(introduction + "\n" + "".join(values.module_help(group) for group in groups))
         raise SystemExit(0)
     try:
         left = values(argv)

@@ -81,6 +81,11 @@ class Number(Parser):
             raise ValueError(f"{argument} is not a finite number in {ends}")
         return value
 
+    def serialize(self, value: float) -> str:
+        """Six digits where they are all, as 1e+11."""
+        short = f"{value:g}"
+        return short if float(short) == value else str(value)
+
 
 class Whole(Parser):
     """A whole number between two ends, both in."""
@@ -173,6 +178,15 @@ class Sizes(_List):
         if any(b <= a for a, b in itertools.pairwise(sizes)):
             raise ValueError(f"sizes must increase without repeats, got {argument!r}")
         return sizes
+
+    def serialize(self, value: Any) -> str:
+        """start:stop:step where the steps are equal, and a comma list."""
+        sizes = tuple(value) if isinstance(value, Sequence) else (value,)
+        if len(sizes) > 2 and all(isinstance(size, int) for size in sizes):
+            step = max(sizes[1] - sizes[0], 1)
+            if sizes == tuple(range(sizes[0], sizes[-1] + 1, step)):
+                return f"{sizes[0]}:{sizes[-1]}:{step}"
+        return super().serialize(sizes)
 
 
 def _range(text: str, *parts: int) -> tuple[int, ...]:

@@ -36,12 +36,11 @@ class Slope(Parser):
         return argument if argument in SELECTIONS else Number(0, 1).parse(argument)
 
 
-def _shown(value: Any) -> str:
+def _shown(parser: Parser, value: Any) -> str:
+    """A preset's value, as the flag takes it."""
     if isinstance(value, ByLayers):
-        return _shown(value.hidden) if value.hidden == value.both else f"{value.hidden} hidden, {value.both} both"
-    if isinstance(value, tuple) and len(value) > 1:
-        return f"{value[0]}:{value[-1]}:{value[1] - value[0]}"
-    return str(value[0] if isinstance(value, tuple) else value)
+        value = value.hidden if value.hidden == value.both else (value.hidden, value.both)
+    return parser.serialize(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +220,8 @@ class ProtocolStudy(Conditions, Study):
     @classmethod
     def help_of(cls, name: str, text: str) -> str:
         """The help of a flag, with the presets' values."""
-        values = {preset: _shown(fields[name]) for preset, fields in cls.presets().items() if name in fields}
+        parser = flags_of(cls)[name][0].parser if name in flags_of(cls) else Parser()
+        values = {preset: _shown(parser, fields[name]) for preset, fields in cls.presets().items() if name in fields}
         if not values:
             return text
         same = len(set(values.values())) == 1

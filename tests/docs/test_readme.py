@@ -38,6 +38,13 @@ def test_code_runs_and_prints_what_it_promises(page, capsys, float32, tmp_path, 
             assert abs(found[-1] / numbers[-1] - 1) < 0.2
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_pages_say_what_reverse_mode_needs(name):
+    """In the same sentence that says what goes through descend."""
+    (sentence,) = re.findall(r"[^.;:]*\bjit, vmap and jvp\b[^.]*\.", (ROOT / name).read_text())
+    assert "grad with `differentiable=True`" in " ".join(sentence.split())
+
+
 @named
 def test_every_block_is_of_a_kind_that_is_tested(page):
     assert {*re.findall(r"^ *```(.*)\n(?:(?! *```).*\n)*? *```$", page.read_text(), flags=re.M)} <= KINDS

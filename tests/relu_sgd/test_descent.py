@@ -257,6 +257,8 @@ def test_reverse_mode_equals_forward_mode_and_finite_differences():
             Params(W, V), Problem(X, Y), num_steps=20, optimizer=optax.sgd(rate), differentiable=differentiable
         ).loss
 
+    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):
+        jax.grad(final)(0.01, False)
     reverse = jax.grad(final)(0.01, True)
     forward = jax.jvp(lambda rate: final(rate, False), (0.01,), (1.0,))[1]
     difference = (final(0.01 + 1e-6, False) - final(0.01 - 1e-6, False)) / 2e-6

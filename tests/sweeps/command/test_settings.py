@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,11 @@ import pytest
 from absl.testing import flagsaver
 from hypothesis import given
 from hypothesis import strategies as st
+from support.launchers import STUDIES
 
 from sweeps.command import app, parsers
 from sweeps.convergence_map.study import ConvergenceMap
-from sweeps.protocol.presets import PRESETS, ByLayers
+from sweeps.protocol.presets import INCLUSION_ONLY, PRESETS, ByLayers
 from sweeps.study import Execution, flags_of
 
 
@@ -105,13 +107,7 @@ def test_slopes_at_zero():
 
 
 def test_no_value_is_without_a_test():
-    own = {
-        "trained_layers",
-        "protocol",
-        "interval",
-        "prove",
-        "keep_proofs",
-    }  # The last two: tests/sweeps/test_proving.py.
+    own = {"trained_layers", "protocol", "interval", "prove", "keep_proofs"}
     assert set(flags_of(ConvergenceMap)) == {*OVERRIDES, *OF_THE_INCLUSION, *own}
 
 
@@ -242,11 +238,49 @@ def test_help_names_every_flag_with_its_default(capsys):
     for name in OVERRIDES:
         assert f"--{name}:" in text
     flat = " ".join(text.split())
-    assert "(preset: 0.15 hidden, 0.002 both in as_written; 0.15 in as_released)" in flat
+    assert "(preset: 0.15,0.002 in as_written; 0.15 in as_released)" in flat
     assert "(preset: 2:60:2)" in flat
     # Names and formulas as they are.
     assert "v <- momentum v + gradient" in flat
     assert "sphere: rows of X uniform" in flat
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_what_help_shows_of_a_default_is_what_the_flag_takes(name):
+    study = STUDIES[name]
+    for flag_name, (spec, default) in (flags_of(study) | flags_of(Execution)).items():
+        if default is not None:
+            assert spec.parser.parse(spec.parser.serialize(default)) == default, flag_name
+        for said in re.findall(r"\(preset: (.*)\)$", study.help_of(flag_name, "")):
+            for shown, _, preset in [part.rpartition(" in ") for part in said.split("; ")]:
+                same = {"dynamics": "inclusion"} if flag_name in INCLUSION_ONLY[1:] else {}
+                same |= {"protocol": preset} if shown else {}
+                assert study.make(**same, **{flag_name: shown or preset}) == study.make(**same), flag_name
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_help_fits_a_terminal(name, capsys):
+    with pytest.raises(SystemExit):
+        app.execute(STUDIES[name], [name, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_numbers_are_shown_in_few_digits():
+    number = parsers.Number(0)
+    assert [number.serialize(value) for value in (1e11, 0.15, 1e-8, 1.0)] == ["1e+11", "0.15", "1e-08", "1"]
+    assert parsers.Sizes().serialize((200, 752, 2828)) == "200,752,2828"
+    assert parsers.Sizes().serialize((2, 4, 6)) == "2:6:2"
+
+
+@given(st.floats(0, 1e300))
+def test_numbers_come_back(value):
+    assert parsers.Number(0).parse(parsers.Number(0).serialize(value)) == value
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=4, unique=True).map(sorted).map(tuple))
+def test_sizes_come_back(sizes):
+    assert parsers.Sizes().parse(parsers.Sizes().serialize(sizes)) == sizes
 
 
 def test_whoever_reads_the_help_may_stop_early():
