@@ -85,7 +85,7 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("width_bounds", ["--confidence=1"], "--confidence: 1 is not"),
         ("width_bounds", ["--scaling=mine"], "--scaling: 'mine' is not one of unit, lecun"),
         ("width_bounds", ["--lanes=2"], "Unknown command line flag 'lanes'"),
-        ("width_bounds", ["--map=nowhere"], "there are no results"),
+        ("width_bounds", ["--map=nowhere"], "--map: there are no results"),
         ("width_bounds", ["--d0=3"], "Unknown command line flag 'd0'"),
     ],
 )
