@@ -153,6 +153,8 @@ BAD = {
     "unknown law": (["--data_law=torus"], "--data_law: 'torus' is not one of sphere, cube"),
     "unknown output law": (["--output_law=zeros"], "--output_law"),
     "unknown flag": (["--learning_speed=1"], "learning_speed"),
+    "another flag's part": (["--seeds=3"], "Unknown command line flag 'seeds'. Did you mean: num_seeds ?"),
+    "nothing like a flag": (["--qqqq=3"], "Unknown command line flag 'qqqq'\n"),
     "not a flag": (["fast"], "'fast' is not a flag"),
     "rate that is no number": (["--learning_rate=fast"], "--learning_rate: 'fast' is not a number"),
     "rate NaN": (["--learning_rate=nan"], "--learning_rate: nan"),
