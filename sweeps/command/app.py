@@ -3,6 +3,7 @@
 Bad input is one line on the standard error that names the flag, and status 2; nothing is written.
 """
 
+import difflib
 import importlib
 import logging as standard_logging
 import os
@@ -58,6 +59,15 @@ def flag_values(study: type[Study]) -> flags.FlagValues:
     for name, (spec, default) in _own(study).items():
         _define(values, name, spec, default, study.help_of(name, spec.help))
     return values
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """As the flags do it, with a flag's nearest name where there is none of this one."""
+    try:
+        return values(argv)
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(values), n=1)
+        raise flags.UnrecognizedFlagError(error.flagname, suggestions=near) from error
 
 
 def _read(study: type[Study], values: flags.FlagValues) -> tuple[Study, Execution]:
@@ -116,6 +126,7 @@ def complete(study: Study, execution: Execution) -> Report | None:
         session.check_folder(execution.out, marks=("config.json",))
         session.check_config(study, execution.out)
         session.configure_jax(study.arithmetic, "")
+    logging.info("drawing figures")
     made = report(study, store)
     from sweeps.reporting import write  # With plots and tables.
 
@@ -158,7 +169,7 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
         print(introduction + "\n" + "".join(values.module_help(group) for group in groups))
         raise SystemExit(0)
     try:
-        left = values(argv)
+        left = _parse(values, argv)
         if len(left) > 1:
             raise UsageError(f"{left[1]!r} is not a flag; flags begin with --")
         flags.FLAGS.mark_as_parsed()  # The logging module looks there.

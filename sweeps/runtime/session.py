@@ -94,34 +94,37 @@ def write(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(folder: Path, shard_index: int = 0, shard_count: int = 1) -> Iterator[None]:
-    """The folder is ours while this lasts, or the shard of it.
+    """The folder, made where there is none, is ours while this lasts, or the shard of it.
 
     Raises:
-      UsageError: another process has it.
+      UsageError: another process has it, or it cannot be made or written.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f".lock-{shard_index}-of-{shard_count}", blocking=False):
             yield
     except filelock.Timeout as error:
         raise UsageError(f"--out: another run is writing to {folder}") from error
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _is_ours(entry: Path) -> bool:
     return entry.name.startswith(".lock-") or entry.name.endswith(".partial")
 
 
-def open_results(out: Path) -> Store:
+def open_results(out: Path, *, flag: str = "out") -> Store:
     """The finished or unfinished results in an output folder, to read.
 
     Raises:
-      UsageError: there are none, or they are damaged.
+      UsageError: there are none, or they are damaged; it names the flag that the folder comes from.
     """
     try:
         store = Store.open(out / "results.zarr", read_only=True)
     except StoreError as error:
-        raise UsageError(f"--out: {error}") from error
+        raise UsageError(f"--{flag}: {error}") from error
     if not isinstance(store.attributes.get("science"), dict):
-        raise UsageError(f"--out: {out / 'results.zarr'} is no store of a sweep")
+        raise UsageError(f"--{flag}: {out / 'results.zarr'} is no store of a sweep")
     return store
 
 
@@ -312,7 +315,6 @@ def train(study: Study, execution: Execution) -> Store:
         _check_same(open_results(out), study, block, out)
     with jax.enable_x64(study.arithmetic == "float64"):
         study.check_code()
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out, execution.shard_index, execution.shard_count):
         store = _open_store(study, execution)
         # Another shard may be writing: leave what is fresh.

@@ -126,7 +126,11 @@ class Store:
         Raises:
           StoreError: there is none, or it cannot be read.
         """
-        if not path.is_dir():
+        try:
+            is_there = path.is_dir()
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+        if not is_there:
             raise StoreError(f"there are no results at {path}")
         try:
             return cls(path, zarr.open_group(path, mode="r" if read_only else "r+"))

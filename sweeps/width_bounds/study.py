@@ -118,7 +118,7 @@ class WidthBounds(Study):
                 f"--delta: {min(self.delta):g} gives d0 = 1 at N = {min(self.num_samples)}: rows are equal"
             )
         if self.map is not None:
-            open_results(self.map)
+            open_results(self.map, flag="map")
 
     def check_code(self) -> None:
         """Draws once by an own law."""

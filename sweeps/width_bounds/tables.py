@@ -149,7 +149,7 @@ def map_widths(folder: Path) -> pandas.DataFrame:
     Raises:
       UsageError: there is no map in the folder.
     """
-    store = open_results(folder)
+    store = open_results(folder, flag="map")
     try:
         study = ConvergenceMap.from_science(store.attributes)
         num_samples, base_seed = study.num_samples, study.base_seed

@@ -21,8 +21,8 @@ KINDS = {"python", "sh", "text", "console"}
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.stem
 )
 def test_code_runs_and_prints_what_it_promises(page, capsys, float32, tmp_path, monkeypatch):
-    """The blocks of a page, in order, share their names. What is promised below a block is its output: the first
-    number, a percentage, within 10; the last within a fifth, since rounding differs between processors."""
+    """The blocks of a page, in order, share their names. What is promised below a block is its output, in so few digits
+    that they are those of every processor."""
     monkeypatch.chdir(tmp_path)
     text, names = page.read_text(), {"__name__": page.stem}
     blocks = BLOCK.findall(text)
@@ -32,10 +32,7 @@ def test_code_runs_and_prints_what_it_promises(page, capsys, float32, tmp_path, 
         exec(compile(code, page.name, "exec"), names)
         printed = capsys.readouterr().out.strip()
         if promised:
-            numbers, found = ([float(number) for number in re.findall(r"\d+", text)] for text in (promised, printed))
-            assert re.sub(r"\d+", "", printed) == re.sub(r"\d+", "", promised)
-            assert abs(found[0] - numbers[0]) <= 10
-            assert abs(found[-1] / numbers[-1] - 1) < 0.2
+            assert printed == promised
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])

@@ -6,6 +6,15 @@ import sys
 import pytest
 from support import ROOT
 
+BAD_CONDITIONS = {
+    "--sizes=20x10": "argument --sizes: 20x10 is not N x d0 x d1",
+    "--sizes=20x10x": "argument --sizes: '20x10x' is not of the form 4x3",
+    "--sizes=21x10x10": "argument --sizes: N is odd in 21x10x10, and balanced labels need an even number",
+    "--num_seeds=0": "argument --num_seeds: 0 is not a whole number in [1, 2147483647]",
+    "--folds=0": "argument --folds: 0 is not a finite number in (0, inf)",
+    "--ends=a": "argument --ends: 'a' is not a number",
+    "--seeds=2": "unrecognized arguments: --seeds=2",
+}
 SCRIPTS = {"own_experiment": "DIR", "verify_proofs": "FILE_OR_FOLDER"}
 
 
@@ -30,3 +39,16 @@ def test_usage(name, monkeypatch, tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert SCRIPTS[name] in told.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("word", BAD_CONDITIONS)
+def test_bad_flags_of_conditions(word, monkeypatch, tmp_path, capsys):
+    assert leaves(monkeypatch, tmp_path, "conditions", word) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"conditions: {BAD_CONDITIONS[word]}\n"
+
+
+def test_odd_widths_of_conditions(monkeypatch, tmp_path, capsys):
+    assert leaves(monkeypatch, tmp_path, "conditions", "--trained_layers=hidden", "--sizes=20x10x5") == 2
+    assert capsys.readouterr().err.startswith("conditions: argument --sizes: d1 is odd in 20x10x5")

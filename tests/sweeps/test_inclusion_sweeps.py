@@ -85,7 +85,7 @@ def test_the_same_command_has_nothing_left_to_do(limit):
         ("width_bounds", ["--confidence=1"], "--confidence: 1 is not"),
         ("width_bounds", ["--scaling=mine"], "--scaling: 'mine' is not one of unit, lecun"),
         ("width_bounds", ["--lanes=2"], "Unknown command line flag 'lanes'"),
-        ("width_bounds", ["--map=nowhere"], "there are no results"),
+        ("width_bounds", ["--map=nowhere"], "--map: there are no results"),
         ("width_bounds", ["--d0=3"], "Unknown command line flag 'd0'"),
     ],
 )
@@ -110,10 +110,12 @@ def test_two_samples_are_enough(tmp_path):
     assert np.isfinite(ratios).all()
 
 
-def test_figure_1(tmp_path):
+def test_figure_1(tmp_path, caplog):
     out = tmp_path / "out"
     few = ["--num_alpha=5", "--num_times=50"]
-    done = command("comparison_ode", f"--out={out}", *few)
+    with caplog.at_level("INFO"):
+        done = command("comparison_ode", f"--out={out}", *few)
+    assert "drawing figures" in caplog.messages
     assert done.returncode == 0, done.stderr
     assert "as printed: solutions blow up for alpha below 1.7293" in done.stdout
     assert "with 2 alpha t: solutions blow up for alpha below 2.0441" in done.stdout

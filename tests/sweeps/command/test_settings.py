@@ -1,10 +1,12 @@
 """Flags: how they are read, and that bad ones leave one line and nothing else."""
 
 import dataclasses
+import errno
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
@@ -151,6 +153,8 @@ BAD = {
     "unknown law": (["--data_law=torus"], "--data_law: 'torus' is not one of sphere, cube"),
     "unknown output law": (["--output_law=zeros"], "--output_law"),
     "unknown flag": (["--learning_speed=1"], "learning_speed"),
+    "another flag's part": (["--seeds=3"], "Unknown command line flag 'seeds'. Did you mean: num_seeds ?"),
+    "nothing like a flag": (["--qqqq=3"], "Unknown command line flag 'qqqq'\n"),
     "not a flag": (["fast"], "'fast' is not a flag"),
     "rate that is no number": (["--learning_rate=fast"], "--learning_rate: 'fast' is not a number"),
     "rate NaN": (["--learning_rate=nan"], "--learning_rate: nan"),
@@ -226,6 +230,27 @@ def test_an_unwritable_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "cannot write to" in fails(capsys, [f"--out={tmp_path / 'a' / 'b'}"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("denied", ["mkdir", "open", "write_text"])
+def test_a_system_that_refuses_to_write(denied, capsys, tmp_path, monkeypatch):
+    """Though it says of the folder that one may: a folder of the system, a full disk, a network's file system."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*{"open": (os, "open")}.get(denied, (Path, denied)), refuse)
+    told = fails(capsys, [f"--out={tmp_path / 'out'}", "--d0=2", "--d1=2", "--num_seeds=1", "--num_processes=1"])
+    assert told == f"convergence_map: --out: cannot write to {tmp_path / 'out'}: No space left on device\n"
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("status/c"))
+
+
+def test_a_name_that_no_file_can_have(capsys):
+    name = "x" * 300
+    assert f"--out: cannot use {name}: File name too long" in fails(capsys, [f"--out={name}"])
+    told = fails(capsys, [f"--out={name}", "--figures_only"])
+    assert f"--out: cannot read {name}/results.zarr: File name too long" in told
 
 
 def test_help_names_every_flag_with_its_default(capsys):
