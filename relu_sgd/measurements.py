@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, ScalarLike, UInt32
 
 from relu_sgd.network import Params, preactivations, predict
@@ -26,7 +27,7 @@ __all__ = [
     "relative_error",
 ]
 
-Neurons = Bool[Array, " d1"] | None
+Neurons = Bool[Array | np.ndarray, " d1"] | None
 Preactivations = Callable[[Any, Problem], Float[Array, "N d1"]]
 
 

@@ -270,6 +270,7 @@ def test_bad_sizes(call, message):
         call()
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("name", sorted(set(laws.__all__) - {"balanced_sign_output"}))
 def test_keys_and_sizes_of_another_kind_are_named(name):
     draw = functools.partial(getattr(laws, name), **({"standard_deviation": 1.0} if name == "normal_output" else {}))
@@ -282,6 +283,7 @@ def test_keys_and_sizes_of_another_kind_are_named(name):
     assert draw(jax.random.PRNGKey(0), 4, 2).ndim == 2  # A key of the old kind.
 
 
+@pytest.mark.wrong_types
 def test_sizes_of_fixed_weights_are_whole_numbers():
     for sizes in ((2.5, 1), (0, 1), (4, 1.5)):
         with pytest.raises(ValueError, match=r"(d1|d2) must be"):

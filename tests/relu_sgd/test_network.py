@@ -93,6 +93,7 @@ def test_everything_batches():
         np.testing.assert_allclose(found[0], function(params, problem), rtol=1e-12)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("function", [preactivations, predict, loss, jacobian_gram, certificate, board, decide])
 def test_arguments_of_another_kind_are_named(function):
     params, problem = Params(jnp.ones((4, 3)), jnp.ones((3, 1))), Problem(jnp.ones((5, 4)), jnp.ones((5, 1)))
