@@ -114,7 +114,9 @@ def _product(
 
 
 @functools.partial(_product.defjvp, symbolic_zeros=True)
-def _product_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
+def _product_jvp(
+    primals: tuple[ArrayLike, ArrayLike, ArrayLike], tangents: tuple[Any, Any, Any]
+) -> tuple[Array, Array]:
     WT, XT, X = primals
     out = _product(WT, XT, X)
     tangent = jnp.zeros_like(out)

@@ -237,7 +237,7 @@ class OwnStudy(Study):
         return self._shapes_of(0)
 
     def _shapes_of(self, index: int) -> tuple[dict[str, Any], set[str]]:
-        """Names, types and shapes of a run's record, and the names that the run gives, in the first or last cell."""
+        """Names, types and shapes of a run's record in a cell, and the names that the run itself gives."""
         cell = tuple((name, values[index]) for name, values in self.grid.items())
         own: set[str] = set()
 

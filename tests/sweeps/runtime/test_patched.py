@@ -63,7 +63,7 @@ def test_a_law_of_ones_own_in_the_place_of_another_is_refused_in_one_process_too
     done = command("convergence_map", f"--out={tmp_path / 'out'}", *words)
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "convergence_map: relu_sgd.problem.sphere_rows was replaced by test_patched.other_rows"
+        f"convergence_map: relu_sgd.problem.sphere_rows was replaced by {other_rows.__module__}.other_rows"
     )
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
