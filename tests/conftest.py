@@ -8,10 +8,10 @@ import jax
 import jaxtyping
 import pytest
 from hypothesis import settings
-from support import types
+from support import annotations
 
 # Types and shapes in the annotations are checked at every call, in whatever is imported after this.
-jaxtyping.install_import_hook(types.CHECKED, f"{types.__name__}.{types.check.__name__}")
+jaxtyping.install_import_hook(annotations.CHECKED, f"{annotations.__name__}.{annotations.check.__name__}")
 
 jax.config.update("jax_enable_x64", True)
 settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
