@@ -272,7 +272,10 @@ class Descent:
             if callable(self.at_zero):
                 raise ValueError("a selection of slopes is for the shallow network with the squared loss")
             if not _takes(self.losses, None, at_zero=0.0):
-                raise ValueError("losses must take a problem and the keyword at_zero, and return the map to the losses")
+                raise ValueError(
+                    "losses must have the signature losses(problem, *, at_zero) -> (theta, samples=None) -> N floats; "
+                    "a loss(outputs, labels) goes through approximators.shallow(loss=...)"
+                )
             if not getattr(self.losses, "is_squared", False):
                 if self.normalization == "mean":
                     raise ValueError(
@@ -391,7 +394,7 @@ class Descent:
             raise ValueError("without an objective of its own a descent needs a problem")
         losses_of = self.losses(problem, at_zero=0.0)
         if not _takes(losses_of, None, None):
-            raise ValueError("the map from theta to the losses must take theta and, as an option, which samples")
+            raise ValueError("what losses(problem, at_zero=...) returns must have the signature (theta, samples=None)")
 
         def check(samples: Any, expected: tuple[int, ...]) -> jax.ShapeDtypeStruct:
             losses = jax.eval_shape(losses_of, params, samples)

@@ -1,5 +1,6 @@
 """README and docs: what they print is true, their commands name flags that exist, their links lead somewhere."""
 
+import inspect
 import itertools
 import re
 
@@ -8,12 +9,15 @@ import yaml
 from support import ROOT
 from support.launchers import STUDIES
 
+from relu_sgd import descend
 from sweeps.command import app
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\nIt prints `([^`]*)`)?", flags=re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^```python\n(.*?)^```$(?:\n\nIt prints `([^`]*)`(?: and `([^`]*)`)?)?", flags=re.DOTALL | re.MULTILINE
+)
 KINDS = {"python", "sh", "text", "console"}
 
 
@@ -27,12 +31,12 @@ def test_code_runs_and_prints_what_it_promises(page, capsys, float32, tmp_path, 
     text, names = page.read_text(), {"__name__": page.stem}
     blocks = BLOCK.findall(text)
     assert len(blocks) == text.count("```python") > 0
-    assert sum(bool(promised) for _, promised in blocks) == text.count("It prints `")
-    for code, promised in blocks:
+    assert sum(bool(promised) for _, promised, _ in blocks) == text.count("It prints `")
+    for code, *promised in blocks:
         exec(compile(code, page.name, "exec"), names)
         printed = capsys.readouterr().out.strip()
-        if promised:
-            assert printed == promised
+        if any(promised):
+            assert printed.splitlines() == [line for line in promised if line]
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
@@ -40,6 +44,20 @@ def test_pages_say_what_reverse_mode_needs(name):
     """In the same sentence that says what goes through descend."""
     (sentence,) = re.findall(r"[^.;:]*\bjit, vmap and jvp\b[^.]*\.", (ROOT / name).read_text())
     assert "grad with `differentiable=True`" in " ".join(sentence.split())
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_first_pages_say_how_to_begin_and_what_comes_out(name):
+    text = (ROOT / name).read_text()
+    assert "`pip install -e .`" in text[: text.index("```python")]
+    assert "report.html`" in text
+
+
+def test_quickstart_names_the_keywords_of_descend():
+    (paragraph,) = re.findall(r"^`descend` takes.*?\n\n", (DOCS / "quickstart.md").read_text(), flags=re.M | re.S)
+    keywords = set(re.findall(r"`(\w+)=", paragraph))
+    assert keywords <= set(inspect.signature(descend).parameters)
+    assert keywords >= {"measure", "stopping_rule", "stop", "criterion", "losses", "at_zero", "batch_size"}
 
 
 @named
