@@ -148,25 +148,34 @@ def sample_losses(
     """
     check_fields("problem", problem, Problem)
     inputs, labels = problem.X.T, problem.Y.T
+    return lambda params, samples=None: _contiguous_losses(params, samples, problem, inputs, labels, at_zero, slopes)
+
+
+def _contiguous_losses(
+    params: Params,
+    samples: Int[Array, " samples"] | None,
+    problem: Problem,
+    inputs: Any,
+    labels: Any,
+    at_zero: Any,
+    slopes: Any,
+) -> Float[Array, " samples"]:
+    """The losses of the samples, all of them if `samples` is None; `inputs` is X^T and `labels` Y^T."""
+    _check(params, problem)
     # D X is faster than D (X^T)^T where the rows of X fill vector registers, and slower where they do not (tried with
     # 256-bit registers in float32).
     whole_registers = problem.X.shape[1] == 8 or problem.X.shape[1] % 16 == 0
-
-    def losses(params: Params, samples: Int[Array, " samples"] | None = None) -> Float[Array, " samples"]:
-        _check(params, problem)
-        x, X = (inputs, problem.X) if samples is None else (inputs[:, samples], problem.X[samples])
-        y = labels if samples is None else labels[:, samples]
-        slope = at_zero if slopes is None else slopes
-        if jnp.ndim(slope):
-            slope = jnp.broadcast_to(slope, (problem.X.shape[0], params.W.shape[1])).T
-            slope = slope if samples is None else slope[:, samples]
-        # The barrier keeps XLA from folding the transpose into the products, which are faster without it.
-        WT = jax.lax.optimization_barrier(params.W.T)
-        Z = _product(WT, x, X) if whole_registers else matmul(WT, x)
-        hidden = relu(Z, slope) if slopes is None else _relu_with_slopes(Z, jnp.asarray(slope, Z.dtype))
-        return 0.5 * jnp.sum((y - matmul(params.V.T, hidden)) ** 2, axis=0)
-
-    return losses
+    x, X = (inputs, problem.X) if samples is None else (inputs[:, samples], problem.X[samples])
+    y = labels if samples is None else labels[:, samples]
+    slope = at_zero if slopes is None else slopes
+    if jnp.ndim(slope):
+        slope = jnp.broadcast_to(slope, (problem.X.shape[0], params.W.shape[1])).T
+        slope = slope if samples is None else slope[:, samples]
+    # The barrier keeps XLA from folding the transpose into the products, which are faster without it.
+    WT = jax.lax.optimization_barrier(params.W.T)
+    Z = _product(WT, x, X) if whole_registers else matmul(WT, x)
+    hidden = relu(Z, slope) if slopes is None else _relu_with_slopes(Z, jnp.asarray(slope, Z.dtype))
+    return 0.5 * jnp.sum((y - matmul(params.V.T, hidden)) ** 2, axis=0)
 
 
 def loss(
