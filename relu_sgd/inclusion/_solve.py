@@ -39,6 +39,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8
 
 from relu_sgd._algebra import hidden_jacobian_gram, matmul
+from relu_sgd._checks import check_fields
 from relu_sgd.clarke import kink_sides
 from relu_sgd.dynamics import Status
 from relu_sgd.inclusion._lines import merge
@@ -170,9 +171,14 @@ def solve(
         which a kink falls.
 
     Raises:
+      TypeError: params or problem are of another kind.
       ValueError: shapes do not fit, params or problem are not finite, times are negative or do not increase, a step
         size is not positive, the tolerance is below eps, or an option is not allowed.
     """
+    check_fields("params", params, Params)
+    check_fields("problem", problem, Problem)
+    # NumPy's float64 becomes what JAX computes in, so that eps is that of the arithmetic.
+    params, problem = jax.tree.map(jnp.asarray, (params, problem))
     times = jnp.atleast_1d(jnp.asarray(times, params.W.dtype))
     _check_arguments(params, problem, times, step_size, tolerance, max_steps)
     if trained_layers not in get_args(TrainedLayers):

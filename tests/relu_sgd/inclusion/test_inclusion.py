@@ -303,6 +303,21 @@ def test_single_precision():
     assert float(found.loss[0]) == pytest.approx(float(hidden(params, problem, [5.0]).loss[0]), rel=2e-2)
 
 
+def test_arrays_of_numpy_are_taken_in_the_precision_of_jax(float32):
+    params, problem = ([np.asarray(array, np.float64) for array in tree] for tree in drawn(2, 8, 4, 6, "hidden"))
+    found = inclusion.solve(Params(*params), Problem(*problem), 0.5, trained_layers="hidden")
+    assert found.status == Status.REACHED
+    assert found.loss.dtype == jnp.float32
+
+
+def test_other_things_than_a_network_are_named():
+    params, problem = drawn(2, 8, 4, 6, "hidden")
+    with pytest.raises(TypeError, match="params must be a Params of W and V, got NoneType"):
+        inclusion.solve(None, problem, 1.0)
+    with pytest.raises(TypeError, match="problem must be a Problem of X and Y, got Params"):
+        inclusion.solve(params, params, 1.0)
+
+
 def test_statuses():
     params, problem = drawn(2, 20, 5, 10, "hidden")
     assert hidden(params, problem, [20.0], max_steps=5).status == Status.MAX_STEPS_REACHED
