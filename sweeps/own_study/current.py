@@ -10,6 +10,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from sweeps.runtime import sources
 from sweeps.study import UsageError
 
 __all__ = ["check_current"]
@@ -41,7 +42,7 @@ def check_current(value: Any) -> None:
         if code is None or code in seen or os.path.realpath(code.co_filename) != os.path.realpath(file):
             continue
         seen.add(code)
-        if _code(code) not in codes.get(code.co_qualname, []):
+        if sources.described(code) not in codes.get(code.co_qualname, []):
             raise UsageError(f"run: {file.name} was edited after {code.co_qualname} was imported from it; begin anew")
         for name in _names(code):
             known = function.__globals__.get(name)
@@ -53,7 +54,7 @@ def check_current(value: Any) -> None:
 def _collect(code: CodeType, codes: dict[str, list[Any]]) -> None:
     for part in code.co_consts:
         if isinstance(part, CodeType):
-            codes.setdefault(part.co_qualname, []).append(_code(part))
+            codes.setdefault(part.co_qualname, []).append(sources.described(part))
             _collect(part, codes)
 
 
@@ -75,12 +76,3 @@ def _names(code: CodeType) -> list[str]:
     """The global names that a function reads, and the functions inside it."""
     own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return sorted(own.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType))))
-
-
-def _code(code: CodeType) -> Any:
-    constants = [_code(part) if isinstance(part, CodeType) else _constant(part) for part in code.co_consts]
-    return code.co_code.hex(), code.co_names, constants
-
-
-def _constant(value: Any) -> str:
-    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

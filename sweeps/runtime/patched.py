@@ -10,9 +10,10 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
+from sweeps.runtime import sources
 from sweeps.study import UsageError
 
 __all__ = ["check", "check_here", "checked", "fingerprints", "is_as_in_file"]
@@ -22,16 +23,10 @@ _PACKAGES = ("relu_sgd", "sweeps")
 _CACHES = {("sweeps.runtime.engine", "_PROGRAMS")}
 
 
-def _code(code: CodeType) -> Any:
-    constants = [_code(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts
-                 if isinstance(part, CodeType | int | float | str | None)]  # fmt: skip
-    return code.co_code.hex(), code.co_names, constants
-
-
 def _described(value: Any) -> Any:
     """What two processes that have imported the same files say alike of a value; its type where it says no more."""
     if inspect.isfunction(plain := inspect.unwrap(value) if callable(value) else value):
-        return value.__module__, plain.__qualname__, _code(plain.__code__)
+        return value.__module__, plain.__qualname__, sources.described(plain.__code__)
     if isinstance(value, type):
         return value.__module__, value.__qualname__
     if isinstance(value, Mapping):

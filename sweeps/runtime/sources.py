@@ -13,9 +13,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
-__all__ = ["load", "name_of", "named", "source_hash"]
+__all__ = ["described", "load", "name_of", "named", "source_hash"]
 
 
 def _file(module_name: str) -> Path | None:
@@ -35,12 +36,19 @@ def source_hash(function: Callable[..., Any], module_name: str = "") -> str:
     if inspect.isfunction(plain) and not Path(plain.__code__.co_filename).is_file():
         files = {None}  # Typed into an interpreter or a notebook.
     content = b"".join(file.read_bytes() for file in sorted(file for file in files if file))
-    return hashlib.sha256(content or repr(_code(plain.__code__)).encode()).hexdigest()[:12]
+    return hashlib.sha256(content or repr(described(plain.__code__)).encode()).hexdigest()[:12]
 
 
-def _code(code: Any) -> Any:
-    parts = [_code(part) if inspect.iscode(part) else repr(part) for part in code.co_consts]
-    return code.co_code.hex(), code.co_names, parts
+def described(code: CodeType) -> Any:
+    """What two processes say alike of code that is the same: its instructions, names and constants."""
+    return code.co_code.hex(), code.co_names, [_constant(part) for part in code.co_consts]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return described(value)
+    # The order of a set of texts is another one in every process.
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def name_of(function: Any) -> str:
