@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 import numpy as np
 from absl import flags
 
+from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
 from sweeps.command.parsers import Block, Folder, Parser, Switch, Whole
 
@@ -100,11 +101,14 @@ class Tile:
       variant: the set-up.
       axes: name to the values in the block, in their own types, in the order of the store's dimensions.
       seeds: the runs of every cell.
+      within: of a part of a block, the block's axes, whose largest values its programs are made for; so its runs end
+        as those of the whole block do, to the bit.
     """
 
     variant: Variant
     axes: Mapping[str, tuple[Any, ...]]
     seeds: range
+    within: Mapping[str, tuple[Any, ...]] | None = None
 
     def __hash__(self) -> int:
         return hash((self.variant, tuple(self.axes.items()), self.seeds))
@@ -177,6 +181,7 @@ class Execution:
       compilation_cache: folder of compiled programs, "" for none.
       shard_index, shard_count: this run does every shard_count-th tile.
       figures_only: draw from the store, and run nothing.
+      refine: further runs, spent where they tell most about the boundary, see `sweeps.refinement`.
     """
 
     out: Path = flag(Folder(), "output folder: new, empty, or one of an earlier run of the same study", group="output")
@@ -204,6 +209,13 @@ class Execution:
     figures_only: bool = flag(
         Switch(), "draw figures and summary from the results in --out, and run nothing", False, group="tiles"
     )
+    refine: int = flag(
+        Whole(0),
+        "so many further runs at most, in groups of 8, where they tell most about the boundary at which the "
+        "probability is 1/2 (docs/refinement.md); a larger number later goes on",
+        0,
+        group="refinement",
+    )
     num_devices: int = flag(
         Whole(0, 4096),
         "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees",
@@ -223,6 +235,11 @@ class Execution:
     def __post_init__(self) -> None:
         if self.shard_index >= self.shard_count:
             raise UsageError(f"--shard_index: {self.shard_index} is not below --shard_count={self.shard_count}")
+        if self.refine and self.shard_count > 1:
+            raise UsageError(
+                f"--refine: contradicts --shard_count={self.shard_count}, since it needs the results of all shards; "
+                "give it without shards when they are done"
+            )
         if self.num_devices and self.num_processes > 1:
             raise UsageError(f"--num_devices: contradicts --num_processes={self.num_processes}, where each has a core")
         if self.num_devices and not self.num_processes:
@@ -315,6 +332,15 @@ class Study:
     def records(self) -> tuple[str, tuple[int, ...]] | None:
         """What all metrics but the status are recorded along, and the values there."""
         return None
+
+    @property
+    def boundary_axis(self) -> str:
+        """The axis along which the probability of success grows from below 1/2 to above it; "" for none."""
+        return ""
+
+    def succeeded(self, results: "xr.Dataset") -> np.ndarray:
+        """Which runs are successes, over the axes and the seeds: those that converged."""
+        return results["status"].values == Status.CONVERGED
 
     @property
     def arithmetic(self) -> str:
@@ -428,11 +454,12 @@ class Study:
         """The values of the flags that repeat the study."""
         return {name: getattr(self, name) for name in self.science()}
 
-    def flagfile(self, block: Sequence[int] = ()) -> str:
-        """The flag file that repeats the study, in tiles of `block` cells."""
+    def flagfile(self, block: Sequence[int] = (), refine: int = 0) -> str:
+        """The flag file that repeats the study, in tiles of `block` cells, with so many further runs."""
         values = flags.FlagValues()
         known = {**flags_of(type(self)), **flags_of(Execution)}
-        for name, value in {**self.replay(), **({"block": tuple(block)} if block else {})}.items():
+        execution = {"block": tuple(block), "refine": refine}
+        for name, value in {**self.replay(), **{name: value for name, value in execution.items() if value}}.items():
             parser = known[name][0].parser
             flags.DEFINE(parser, name, parser.serialize(value), "", values, serializer=parser)
         return values.flags_into_string()

@@ -36,6 +36,7 @@ class ConvergenceMap(ProtocolStudy):
 
     name = "convergence_map"
     reporter = "sweeps.convergence_map.report:report"
+    execution_groups = (*ProtocolStudy.execution_groups, "refinement")
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
 
     interval: str = flag(
@@ -86,6 +87,11 @@ class ConvergenceMap(ProtocolStudy):
         from sweeps import proving  # Loads solvers.
 
         return {**proving.METRICS, **own}
+
+    @property
+    def boundary_axis(self) -> str:
+        """The width."""
+        return "d1"
 
     def default_block(self) -> tuple[int, ...]:
         """What spans 8 inputs and 6 neurons."""

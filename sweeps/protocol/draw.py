@@ -55,7 +55,8 @@ def padded(tile: Tile) -> tuple[int, int]:
     beyond is rounded up, so that more padding costs less time (with 256-bit vector registers; 12 inputs take longer
     than 16).
     """
-    d0, d1 = max(tile.axes["d0"]), max(tile.axes["d1"])
+    axes = tile.within or tile.axes
+    d0, d1 = max(axes["d0"]), max(axes["d1"])
     beyond = d0 % 16
     return d0 - beyond + (beyond if beyond <= 4 else 8 if beyond <= 8 else 16), d1
 

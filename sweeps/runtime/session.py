@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from relu_sgd import _draws as draws
-from sweeps.runtime import arithmetic, patched, processes, tiles
+from sweeps.runtime import arithmetic, extension, patched, processes, tiles
 from sweeps.runtime.progress import Forecast, Progress, Stopping, duration
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Study, Tile, Timings, UsageError, Variant, flags_of
@@ -309,6 +309,8 @@ def train(study: Study, execution: Execution) -> Store:
     if block is not None and len(block) not in (len(axes), len(axes) + 1):
         raise UsageError(f"--block: {'x'.join(map(str, block))} does not fit the axes {', '.join(axes)} (and seeds)")
     study.check_block(block or study.default_block())
+    if execution.refine:
+        extension.check(study)
     num_processes = _count_processes(execution)
     out = execution.out
     if (out / "results.zarr").exists():
@@ -322,7 +324,7 @@ def train(study: Study, execution: Execution) -> Store:
         block = tuple(store.attributes["block"])
         write(out / "config.json", json.dumps(store.attributes, indent=2) + "\n")
         if flags_of(study):
-            write(out / "run.flagfile", study.flagfile(block))
+            write(out / "run.flagfile", study.flagfile(block, max(execution.refine, extension.num_runs(store))))
         grid = tiles.cut(study.variants(), axes, seeds, block)
         left = pending(study, store)
         mine = tiles.share(grid, execution.shard_index, execution.shard_count, study.cost)
@@ -330,6 +332,12 @@ def train(study: Study, execution: Execution) -> Store:
         provenance = _provenance(store, execution, num_processes)
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         run_tiles(study, execution, store, mine, todo, num_processes, provenance)
+        if execution.refine:
+
+            def run(more: Store, seeds: range, units: Sequence[Tile]) -> None:
+                run_tiles(study, execution, more, units, units, num_processes, provenance, seeds)
+
+            extension.refine(study, store, execution.refine, run)
     return store
 
 
@@ -345,15 +353,18 @@ def run_tiles(
     todo: Sequence[Tile],
     num_processes: int,
     provenance: dict[str, Any],
+    seeds: range | None = None,
 ) -> None:
     """The loop over tiles, and a line in sessions.jsonl.
+
+    The store holds the runs of `seeds`, the study's own unless they are given.
 
     Raises:
       UsageError: a worker died, or the disk refuses.
       SystemExit: a signal asked to stop.
     """
     spent: dict[str, float] = collections.defaultdict(float)
-    axes = {**study.axes(), "seed": study.seeds()}
+    axes = {**study.axes(), "seed": study.seeds() if seeds is None else seeds}
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, study.arithmetic, execution.compilation_cache)
     run = functools.partial(_run_tile, study, execution)
