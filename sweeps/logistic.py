@@ -5,12 +5,11 @@ root of the determinant of the Fisher information (D. Firth, Bias reduction of m
 80, 1993): the estimates are finite where the counts are separated, all failures below a size and all successes above.
 """
 
-import functools
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 __all__ = ["ABOVE", "BELOW", "FLAT", "INSIDE", "Boundary", "Fit", "boundary", "fit", "information", "weights"]
 
@@ -235,11 +234,6 @@ def _bootstrap(
         return np.exp(low), np.exp(high)
 
 
-@functools.cache
-def _drop(level: float) -> float:
-    return float(stats.chi2.ppf(level, 1))
-
-
 def _deviance(eta: np.ndarray, successes: np.ndarray, runs: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         best = sum(
@@ -290,12 +284,11 @@ def boundary(
     low, high = np.zeros(count), np.full(count, np.inf)
     low[none], high[none] = _monotone_bounds(sizes, runs[none], level, succeed=False)
     low[every], high[every] = _monotone_bounds(sizes, runs[every], level, succeed=True)
+    drop = NormalDist().inv_cdf((1 + level) / 2) ** 2  # Of chi-squared with one degree of freedom.
     for side, ends in ((-1, low), (1, high)):
         rows = np.flatnonzero(grows & (place != (BELOW if side < 0 else ABOVE)))
         if len(rows):
-            z_end = _profile_end(
-                found.log_likelihood[rows], where[rows], side, _drop(level), z, successes[rows], runs[rows]
-            )
+            z_end = _profile_end(found.log_likelihood[rows], where[rows], side, drop, z, successes[rows], runs[rows])
             with np.errstate(over="ignore"):
                 ends[rows] = np.exp(center + scale * z_end)
 

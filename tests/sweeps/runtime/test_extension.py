@@ -49,6 +49,10 @@ class Known(Study):
             raise KeyboardInterrupt
         if "left" in self.interrupted:
             self.interrupted["left"] -= 1
+        if tile.within is not None:  # Of the block that the cell is in, which a program is made for.
+            blocks = {"d1": [D1[:4], D1[4:]], "d0": [self.d0[:2], self.d0[2:]]}
+            for name, values in tile.axes.items():
+                assert tile.within[name] == next(block for block in blocks[name] if values[0] in block)
         uniform = np.empty(tile.shape)
         for index, cell in zip(np.ndindex(*tile.shape[:-1]), tile.cells(), strict=True):
             for place, seed in enumerate(tile.seeds):
