@@ -61,7 +61,10 @@ def _open(store: Store, *, read_only: bool = True) -> Store | None:
     more = Store.open(path, read_only=read_only)
     same = all(more.attributes.get(name) == store.attributes.get(name) for name in ("study", "configuration", "block"))
     if not same or not isinstance(more.attributes.get("rounds"), list):
-        raise StoreError(f"{path} is damaged, or has the runs of other results than {store.path.name} beside it")
+        raise StoreError(
+            f"{path} is damaged, or has the runs of other results than {store.path.name} beside it; when it is deleted "
+            "the same command makes it again"
+        )
     return more
 
 

@@ -170,6 +170,9 @@ def test_what_was_deleted_is_made_again(refined, tmp_path):
     chunk.unlink()
     train(out, refine=300)
     assert files(out / "refined.zarr") == files(refined / "refined.zarr")
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    with pytest.raises(StoreError, match="damaged"):
+        extension.read(Store.open(out / "results.zarr"), "a")
 
 
 def test_it_ends_by_itself_where_nothing_is_to_be_known(tmp_path, monkeypatch):
