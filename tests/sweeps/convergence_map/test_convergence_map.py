@@ -81,7 +81,8 @@ def finished(tmp_path_factory, cache):
 
 def test_what_a_sweep_leaves(finished):
     assert sorted(path.name for path in finished.iterdir() if not path.name.startswith(".")) == [
-        "boundary.csv", "config.json", "figures", "report.html", "results.zarr", "run.flagfile", "sessions.jsonl", "summary.csv",
+        "boundary.csv", "config.json", "figures", "report.html", "results.zarr", "run.flagfile", "sessions.jsonl",
+        "summary.csv",
     ]  # fmt: skip
     for layers in ("hidden", "both"):
         found = xr.open_zarr(finished / "results.zarr", group=layers, consolidated=False)
