@@ -552,7 +552,10 @@ class Descent:
             value_fn = lambda trial: objective(trial, state.params, state.step)[0]
             known = dict(value=state.objective, grad=state.gradient, value_fn=value_fn)
             try:
-                updates, new = optimizer.update(state.gradient, state.optimizer_state, trained, **known)
+                # Where the caller is strict about types: optax's optimizers count steps in int32 and take powers of
+                # floats.
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, new = optimizer.update(state.gradient, state.optimizer_state, trained, **known)
             except (AttributeError, TypeError) as error:
                 raise ValueError(
                     f"the optimizer must do with the gradient, the weights, value, grad and value_fn: {error}"

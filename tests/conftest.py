@@ -14,6 +14,9 @@ from support import annotations
 jaxtyping.install_import_hook(annotations.CHECKED, f"{annotations.__name__}.{annotations.check.__name__}")
 
 jax.config.update("jax_enable_x64", True)
+# Whoever uses the library may have these on: it broadcasts and converts explicitly.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ci")
 

@@ -105,7 +105,7 @@ def kink_sides(params: Params, problem: Problem, tolerance: ScalarLike | None = 
     elif not isinstance(tolerance, jax.core.Tracer) and not np.all(np.asarray(tolerance) >= 0):
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     lengths = jnp.linalg.norm(problem.X, axis=1)[:, None]
-    zero = jnp.abs(Z) <= tolerance * lengths * jnp.linalg.norm(params.W, axis=0)
+    zero = jnp.abs(Z) <= tolerance * lengths * jnp.linalg.norm(params.W, axis=0)[None, :]
     return jnp.where(zero, jnp.where(lengths > 0, 0, -1), jnp.where(Z > 0, 1, -1)).astype(jnp.int8)
 
 
@@ -229,7 +229,8 @@ def _exactness(
     certain, negligible = jnp.sqrt(eps), eps * 16 * (num_rows + d0)
     lengths = jnp.linalg.norm(rows, axis=1)
     present = (lengths > 0) & (coefficients != 0)
-    columns = jnp.where(present, rows.T / jnp.where(lengths > 0, lengths, 1), 0)  # d0 x K, unit columns.
+    # d0 x K, unit columns.
+    columns = jnp.where(present[None, :], rows.T / jnp.where(lengths > 0, lengths, 1)[None, :], 0)
 
     def eliminate(state: Any, _: None) -> tuple[Any, None]:
         matrix, used, basis, unsure = state
@@ -249,7 +250,7 @@ def _exactness(
     start = (columns, jnp.zeros(d0, bool), jnp.full(d0, num_rows), jnp.bool_(False))
     (matrix, used, basis, unsure), _ = jax.lax.scan(eliminate, start, length=min(num_rows, d0))
     # Entry (b, e): how much of basis element b the element e needs.
-    entries = jnp.where(used[:, None] & present, jnp.abs(matrix), 0)
+    entries = jnp.where(used[:, None] & present[None, :], jnp.abs(matrix), 0)
     unsure |= jnp.any((entries > negligible) & (entries < certain))
     needs = jnp.zeros((num_rows + 1, num_rows), bool).at[basis].set(entries >= certain)[:-1]
     together = needs | needs.T | jnp.eye(num_rows, dtype=bool)
@@ -258,8 +259,8 @@ def _exactness(
         together = jnp.matmul(together.astype(jnp.float32), together.astype(jnp.float32)) > 0
     known = jnp.abs(coefficients) > rounding
     positive, negative = present & known & (coefficients > 0), present & known & (coefficients < 0)
-    mixed = together & positive[:, None] & negative
-    open_sign = together & (present & ~known)[:, None] & present & ~jnp.eye(num_rows, dtype=bool)
+    mixed = together & positive[:, None] & negative[None, :]
+    open_sign = together & (present & ~known)[:, None] & present[None, :] & ~jnp.eye(num_rows, dtype=bool)
     one_sign = ~jnp.any(present & ~known) & ~(jnp.any(positive) & jnp.any(negative))
     decided = jnp.where(unsure | jnp.any(open_sign), Exactness.UNDECIDED, Exactness.EXACT)
     decided = jnp.where(jnp.any(mixed) & ~unsure, Exactness.NOT_EXACT, decided)

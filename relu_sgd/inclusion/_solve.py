@@ -303,7 +303,7 @@ def solve(
     records = jax.tree.map(lambda record: record[1:], records)
     records["energy_residual"] += initial_loss
     balance = lambda p: jnp.sum(p.W**2, axis=-2) - jnp.sum(p.V**2, axis=-1)
-    drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
+    drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)[None, :]), axis=-1)
     now = state.velocity
     status = jnp.where(state.time >= final, Status.REACHED, Status.MAX_STEPS_REACHED)
     met = jnp.sqrt(2 * (now.loss + lines.offset)) < relative_error * label_norm

@@ -1,7 +1,8 @@
 """What would decide results besides flags and code: options of JAX and XLA that the environment may set.
 
 A configuration hash stands for one set of results. So what can be pinned is pinned, whatever JAX_* variables say; what
-breaks the arithmetic is refused; the rest, which may change last digits as another machine may, is recorded.
+breaks the arithmetic is refused; the rest, which may change last digits as another machine may, is recorded. Rules of
+promotion, which can refuse a program and never change its results, are left to the user.
 """
 
 import re
@@ -22,8 +23,6 @@ PINNED: dict[str, Any] = {
     "jax_random_seed_offset": 0,
     "jax_threefry_partitionable": True,
     "jax_default_matmul_precision": "highest",
-    "jax_numpy_dtype_promotion": "standard",
-    "jax_numpy_rank_promotion": "allow",
     "jax_disable_jit": False,
 }
 
