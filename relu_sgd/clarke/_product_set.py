@@ -185,7 +185,7 @@ class Subdifferential(NamedTuple):
     @property
     def exactness(self) -> Int8[Array, " d1"]:
         """For every neuron, whether its zonotope is its part of the Clarke subdifferential: an `Exactness`."""
-        decide = jax.vmap(_exactness)(self.rows, self.coefficients, self.coefficient_rounding)
+        decide = _exactness_of_neurons(self.rows, self.coefficients, self.coefficient_rounding)
         return jnp.where(self.is_complete, decide, Exactness.UNDECIDED).astype(jnp.int8)
 
     @property
@@ -207,7 +207,7 @@ class Subdifferential(NamedTuple):
 
     def _nearest(self, point: Params) -> tuple[Params, Float[Array, "N d1"], Float[Array, ""]]:
         """The element nearest to a point, its slopes, and the sum of the duality gaps."""
-        nearest = jax.vmap(nearest_point)((self.fixed.W - point.W).T, self.generators)
+        nearest = _nearest_points((self.fixed.W - point.W).T, self.generators)
         num_samples, d1 = self.sides.shape
         slopes = jnp.zeros((num_samples + 1, d1), nearest.coefficients.dtype)
         slopes = slopes.at[self.samples, jnp.arange(d1)[:, None]].set(nearest.coefficients)[:-1]
@@ -265,6 +265,11 @@ def _exactness(
     decided = jnp.where(unsure | jnp.any(open_sign), Exactness.UNDECIDED, Exactness.EXACT)
     decided = jnp.where(jnp.any(mixed) & ~unsure, Exactness.NOT_EXACT, decided)
     return jnp.where(one_sign, Exactness.EXACT, decided).astype(jnp.int8)
+
+
+# Compiled once for every shape, where a method is called outside of jit.
+_nearest_points = jax.jit(jax.vmap(nearest_point), inline=True)
+_exactness_of_neurons = jax.jit(jax.vmap(_exactness), inline=True)
 
 
 def subdifferential(

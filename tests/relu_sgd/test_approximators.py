@@ -262,6 +262,8 @@ def test_bad_input():
         (lambda: approximators.deep([4], 0), "num_outputs"),
         (lambda: approximators.deep([4], loss="mine"), "loss must be one of"),
         (lambda: approximators.shallow("mine"), "loss must be one of"),
+        (lambda: approximators.shallow(lambda outputs: outputs), r"signature loss\(outputs, labels\)"),
+        (lambda: approximators.deep([2], loss=lambda *, outputs: outputs), r"signature loss\(outputs, labels\)"),
         (lambda: approximators.deep([4], loss=["hinge"]), "loss must be one of"),
         (lambda: approximators.deep([4], initializer="normal"), "initializer must be a function"),
         (
