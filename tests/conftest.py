@@ -14,9 +14,6 @@ from support import annotations
 jaxtyping.install_import_hook(annotations.CHECKED, f"{annotations.__name__}.{annotations.check.__name__}")
 
 jax.config.update("jax_enable_x64", True)
-# Whoever uses the library may have these on: it broadcasts and converts explicitly.
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("ci")
 
@@ -26,6 +23,16 @@ def _compilation(request):
     """Most tests compile far more than they run, so XLA may leave its costly passes out."""
     in_full = request.node.get_closest_marker("compiled_in_full") is not None
     jax.config.update("jax_disable_most_optimizations", not in_full)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _promotion(request):
+    """Who uses the core may be strict about ranks and types, so it is tested so; functions of a user's own, in sweeps,
+    examples and docs, mostly meet JAX's defaults.
+    """
+    is_core = request.path.relative_to(request.config.rootpath).parts[1] == "relu_sgd"
+    jax.config.update("jax_numpy_rank_promotion", "raise" if is_core else "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "strict" if is_core else "standard")
 
 
 @pytest.fixture(autouse=True)

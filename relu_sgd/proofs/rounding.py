@@ -48,7 +48,7 @@ def at_most(computed: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray, 
     """An upper bound of the exact value of an expression of nonnegative numbers, from its computed value: (R2),
     (R3).
     """
-    return np.asarray(computed) * (1 + _SLACK) + TINY
+    return np.asarray(computed * (1 + _SLACK) + TINY)
 
 
 def at_least(computed: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray, "*shape"]:

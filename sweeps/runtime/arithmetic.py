@@ -1,8 +1,7 @@
 """What would decide results besides flags and code: options of JAX and XLA that the environment may set.
 
 A configuration hash stands for one set of results. So what can be pinned is pinned, whatever JAX_* variables say; what
-breaks the arithmetic is refused; the rest, which may change last digits as another machine may, is recorded. Rules of
-promotion, which can refuse a program and never change its results, are left to the user.
+breaks the arithmetic is refused; the rest, which may change last digits as another machine may, is recorded.
 """
 
 import re
@@ -23,6 +22,9 @@ PINNED: dict[str, Any] = {
     "jax_random_seed_offset": 0,
     "jax_threefry_partitionable": True,
     "jax_default_matmul_precision": "highest",
+    # Stricter rules would not change a result, but refuse functions of a user's own.
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
     "jax_disable_jit": False,
 }
 

@@ -583,6 +583,7 @@ X2, Y2 = np.eye(2), np.ones((2, 1))
 W2, V2 = np.ones((2, 3)), np.ones((3, 1))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "words"),
     [
