@@ -55,7 +55,7 @@ def at_least(computed: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray,
     """A lower bound of the exact value of an expression of nonnegative numbers, from its computed value: (R2),
     (R3).
     """
-    return np.maximum(np.asarray(computed) * (1 - _SLACK) - TINY, 0.0)
+    return np.asarray(np.maximum(computed * (1 - _SLACK) - TINY, 0.0))
 
 
 def frobenius(matrix: Float[np.ndarray, "*shape"]) -> float:

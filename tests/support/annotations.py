@@ -12,6 +12,19 @@ CHECKED = [
     "relu_sgd.network",
     "relu_sgd.initialization",
     "relu_sgd.measurements",
+    "relu_sgd.differentials",
+    "relu_sgd.dynamics",
+    "relu_sgd.clarke.hull",
+    "relu_sgd.proofs.kinks",
+    "relu_sgd.proofs.result",
+    "relu_sgd.proofs.rounding",
+    "relu_sgd.proofs.verification",
+    "relu_sgd.theory.certificate",
+    "relu_sgd.theory.comparison",
+    "relu_sgd.theory.conditions",
+    "relu_sgd.theory.flip_certificate",
+    "relu_sgd.theory.gram",
+    "relu_sgd.theory.trajectory",
 ]
 
 # An int where a float is wanted is right, as it is for every type checker.
