@@ -208,7 +208,7 @@ def _own_parts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
 
 
 def _shapes(protocol: Protocol, sizes: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """The arrays that own laws draw, padded."""
+    """The shapes of the arrays that own laws draw, padded."""
     values = {"N": protocol.num_samples, "d0": sizes[0], "d1": sizes[1], "d2": protocol.d2}
     return {name: tuple(values[size] for size in shape) for name, shape in _own_parts(protocol).items()}
 
