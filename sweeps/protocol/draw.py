@@ -60,7 +60,7 @@ def padded(tile: Tile) -> tuple[int, int]:
     return d0 - beyond + (beyond if beyond <= 4 else 8 if beyond <= 8 else 16), d1
 
 
-def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, labels: Array) -> Array:
+def _draw_output(protocol: Protocol, key: Key[Array, ""], d1: int | Array, padded_d1: int, labels: Array) -> Array:
     d2 = protocol.d2
     match protocol.output_law:
         case "normal":
