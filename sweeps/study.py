@@ -52,7 +52,7 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A set-up of a study; what a study does not vary is None.
+    """A variant of a study; what a study does not vary is None.
 
     Attributes:
       trained_layers: "hidden" or "both".
@@ -98,7 +98,7 @@ class Tile:
     """A block of the grid of one variant: what a process takes, a chunk of the store, and what resume skips.
 
     Attributes:
-      variant: the set-up.
+      variant: the variant that it belongs to.
       axes: name to the values in the block, in their own types, in the order of the store's dimensions.
       seeds: the runs of every cell.
       within: of a part of a block, the block's axes, whose largest values its programs are made for; so its runs end
@@ -309,7 +309,7 @@ class Study:
     # What a subclass says of itself.
 
     def variants(self) -> tuple[Variant, ...]:
-        """The set-ups, a group of the store each."""
+        """The variants, a group of the store each."""
         return (Variant(),)
 
     def axes(self) -> dict[str, tuple[Any, ...]]:

@@ -133,7 +133,8 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
 
     def move(state: Any) -> Any:
         r, free, iterations, _ = state
-        system = jnp.where(free[:, None] & free, Q, 0) + jnp.where(free, jnp.sqrt(eps) * 1e-2, 1.0) * identity
+        diagonal = jnp.where(free, jnp.sqrt(eps) * 1e-2, 1.0)[None, :] * identity
+        system = jnp.where(free[:, None] & free[None, :], Q, 0) + diagonal
         factor = jnp.linalg.cholesky(system)
         refine = lambda _, change: (
             change - jax.scipy.linalg.cho_solve((factor, True), jnp.where(free, gradient_at(r + change), 0))

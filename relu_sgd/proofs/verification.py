@@ -124,7 +124,7 @@ def power_of_two(value: float) -> float:
 def powers_of_two(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """`power_of_two` of every entry."""
     usable = np.isfinite(values) & (values > 0)
-    return 2.0 ** np.where(usable, np.round(np.log2(np.where(usable, values, 1.0))), 0.0)
+    return np.asarray(2.0 ** np.where(usable, np.round(np.log2(np.where(usable, values, 1.0))), 0.0))
 
 
 def verify(

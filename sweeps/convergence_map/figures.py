@@ -96,7 +96,7 @@ def _over_setups(
     colours: str,
     missing: str = "no run yet",
 ) -> Figure:
-    """A panel per set-up, all on one scale."""
+    """A panel per variant, all on one scale."""
     figure, panels = _panels(summaries, title, caption)
     for axes, (variant, summary) in zip(panels[0], summaries.items(), strict=True):
         mesh = _cells(axes, summary[name], norm=norm, cmap=colours)
@@ -221,7 +221,7 @@ def _causes(summaries: Summaries) -> dict[str, str]:
 
 
 def causes(summaries: Summaries, caption: str) -> Figure:
-    """Why runs fail: the share of runs that ended for each reason; a row per set-up."""
+    """Why runs fail: the share of runs that ended for each reason; a row per variant."""
     figure, panels = _panels(summaries, "Why runs fail", caption, rows=max(2, len(summaries)))
     known = _causes(summaries)
     for row, (variant, summary) in zip(panels, summaries.items(), strict=False):
@@ -238,7 +238,7 @@ def causes(summaries: Summaries, caption: str) -> Figure:
 
 def verdicts(summaries: Summaries, caption: str) -> Figure:
     """What is proved of the runs: the shares with a global and with a local minimum nearby; the hatched part of a cell
-    is the share of its runs that are undecided. A row per set-up.
+    is the share of its runs that are undecided. A row per variant.
     """
     rows = max(2, len(summaries))
     figure = Figure(figsize=(10.0, 4.1 * rows + 0.9), layout="constrained")

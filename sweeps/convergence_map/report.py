@@ -103,7 +103,7 @@ def _counts(variant: Variant, summary: xr.Dataset) -> str:
 
 
 def _comparison(summaries: Mapping[Variant, xr.Dataset]) -> tuple[Claim, ...]:
-    """Whether the set-ups differ, as far as the intervals can tell."""
+    """Whether the variants differ, as far as the intervals can tell."""
     if len(summaries) != 2:
         return ()
     (first, a), (second, b) = summaries.items()

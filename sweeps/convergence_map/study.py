@@ -2,7 +2,7 @@
 
 python -m sweeps.convergence_map --protocol=as_written --out=DIR
 
-trains every network of the grid, in every set-up, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The
+trains every network of the grid, in every variant, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The
 same command goes on after an interruption.
 """
 

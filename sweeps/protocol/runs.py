@@ -105,9 +105,9 @@ def _at_zero(protocol: Protocol) -> Any:
             return slope
 
 
-@functools.lru_cache(maxsize=8)  # Of one object compiled programs are used again.
+@functools.lru_cache(maxsize=8)  # One object, so that compiled programs are used again.
 def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
-    """The descent that the protocol of one set-up asks for."""
+    """The descent that the protocol of one variant asks for."""
     return Descent(
         optimizer=optax.sgd(protocol.learning_rate, momentum=protocol.momentum or None),
         normalization=protocol.normalization,
@@ -155,7 +155,7 @@ def _end_of(result: DescentResult) -> End:
 
 @functools.lru_cache(maxsize=8)
 def follow_inclusion(protocol: Protocol, trained_layers: TrainedLayers) -> Callable[[Run], End]:
-    """A run that follows the differential inclusion; `protocol` is that of the set-up.
+    """A run that follows the differential inclusion; `protocol` is that of the variant.
 
     It goes on past branching and undecided kinks, and stops at the first network that meets the criterion.
     """
@@ -259,7 +259,7 @@ def map_cells(
     """The same starts through every cell of a tile whose axes are not (d0, d1).
 
     Args:
-      protocol: of the variant; the starts are drawn from it.
+      protocol: that of the variant; the starts are drawn from it.
       sizes: (d0, d1) of the networks.
       tile: what is run.
       follow: from the values of a cell to what is done to a run.
@@ -295,8 +295,8 @@ def train_tile(
     """A tile from its draws to its records.
 
     Args:
-      protocol: of the tile's set-up.
-      trained_layers: of the tile's set-up.
+      protocol: that of the tile's variant.
+      trained_layers: those of the tile's variant.
       tile: what to train.
       lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
       steps_per_chunk, devices: as for `engine.run_on_devices`.
