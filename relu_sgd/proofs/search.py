@@ -201,6 +201,7 @@ def descend_to_minimum(
     damping: float = 0.0,
     max_iterations: int = 200,
     patience: int = 40,
+    least_loss: float = 0.0,
 ) -> Candidate:
     """From W down to a minimum of L(., V).
 
@@ -211,6 +212,7 @@ def descend_to_minimum(
         find nearer minima.
       max_iterations: least-squares problems that may be solved.
       patience: how many of them may pass without L falling, before the search gives up.
+      least_loss: minima below it are of no interest: the search gives up there.
     """
     W = np.array(W)
     alive = np.any(V != 0, axis=1)
@@ -248,7 +250,7 @@ def descend_to_minimum(
         gain = float((jacobian @ step) @ E.ravel())
         loss = float(np.sum(E**2))
         best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
-        if since > patience:
+        if since > patience or loss < 2 * least_loss:
             break
         if gain > 1e-24 * label_norm and gain > 1e-15 * loss:
             dZ = np.where(kinks, 0.0, X @ D)

@@ -7,7 +7,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,10 +18,9 @@ from sweeps import proving
 from sweeps.convergence_map import figures, report
 from sweeps.convergence_map.study import ConvergenceMap
 from sweeps.protocol import runs
-from sweeps.protocol.draw import draw_tile
 from sweeps.protocol.presets import preset
 from sweeps.reporting.statistics import summarize, summarize_proofs
-from sweeps.runtime import engine, session
+from sweeps.runtime import session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Variant
 
@@ -194,7 +192,7 @@ def test_runs_end_at_a_minimum_that_is_proved(stopped, checker):
     ended = status == Status.STOPPED
     assert ended.sum() >= 3
     assert np.any(status == Status.CONVERGED)
-    assert np.all((steps[ended] - proving.WATCHED) % proving.LOOK == 0)
+    assert np.all(steps[ended] % proving.LOOK == 0)
     assert np.all(steps[ended] < 9000)
     verdict, error = found["verdict"].values.ravel(), found["relative_error"].values.ravel()
     assert np.all(verdict[ended] == proofs.Verdict.LOCAL_MINIMUM)
@@ -226,33 +224,27 @@ def test_without_somebody_who_decides_no_run_is_ended():
         runs.train_tile(protocol, "hidden", sized("hidden", (3,), (4,), 1))
 
 
-def test_chunks_meet_every_look():
-    for steps in (1, 7, 200, 999, 1000, 10**6):
+def test_chunks_meet_every_iterate_that_is_watched_and_every_look():
+    assert proving.LOOK % proving.SPACING == 0
+    for steps in (1, 7, 150, 200, 999, 10**6):
         length = proving.TileProofs.chunk(steps)
-        assert proving.LOOK % length == 0
-        assert 1 <= length <= max(steps, 1)
-    assert proving.TileProofs.chunk(200) == 200
+        assert proving.SPACING % length == 0
+        assert 1 <= length <= steps
+    assert proving.TileProofs.chunk(10**6) == proving.SPACING
 
 
-def test_the_last_iterates_are_watched_as_they_are():
-    """Padded and in one program, against single steps."""
-    protocol = preset("as_written", "both", stop="decided", num_samples=20, precision="float64")
-    tile = sized("both", (3,), (5,), 2)
-    drawn = jax.tree.map(lambda leaf: leaf[1], runs.starts_of(draw_tile(protocol, tile)))
-    descent = runs.descent_of(protocol, "both")
-    state = jax.tree.map(np.asarray, engine.raw(descent.advance_to(descent.init(*engine.typed(drawn)), 30)))
-    end, above, below = proving._watch(descent, state, (64, 64))
-    params, positive, negative = [], [], []
-    state = engine.typed(jax.tree.map(jnp.asarray, state))
-    advance = jax.jit(lambda state: descent.advance_to(state, state.step + 1))
-    for _ in range(proving.WATCHED):
-        state = advance(state)
-        Z = state.problem.X @ state.params.W
-        params, positive, negative = state.params, [*positive, Z > 0], [*negative, Z < 0]
-    assert end.step == 30 + proving.WATCHED
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12), end.params, params)
-    assert np.array_equal(above[:, :5], np.any(positive, axis=0))
-    assert np.array_equal(below[:, :5], np.any(negative, axis=0))
+def test_what_chatters_has_both_signs_of_late_and_more_than_once():
+    column = lambda *signs: np.array(signs, bool)[:, None, None]
+    no, yes = np.array([[False]]), np.array([[True]])
+    for signs, once, again in [
+        ((1, 1, 1, 1), False, False),
+        ((0, 0, 1, 1), False, False),  # Long ago.
+        ((0, 0, 0, 1), False, True),  # Once: by a step that may carry it back, or for good.
+        ((0, 1, 0, 1), True, True),
+        ((0, 1, 0, 0), False, False),
+    ]:
+        assert proving.chatters(column(*signs), no).item() == once
+        assert proving.chatters(column(*signs), yes).item() == again
 
 
 def a_proof():
