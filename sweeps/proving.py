@@ -9,10 +9,12 @@ descent would go there is not claimed.
 
 (a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
 (b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k, at which the criterion does not hold;
-(c) its last iterates, `WATCHED` of them, `SPACING` steps apart, move around theta*: no hyperplane Z_ij = 0 separates
-    all of them from theta*. That is, where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs
-    of samples that theta* fits exactly do not count, since there the theorem lets signs change);
-(d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*.
+(c) its last iterates, `SPACING` steps apart, `WATCHED` of them or those since step k / 2, move around theta*: no
+    hyperplane Z_ij = 0 separates all of them from theta*. That is, where Z*_ij is not 0, Z_ij had its sign at one of
+    these iterates at least (pairs of samples that theta* fits exactly do not count, since there the theorem lets signs
+    change);
+(d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*, hence none below L(theta_k) / (1 +
+    `NEAR`).
 
 (b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions
 that meet there. (a), (c) and (d) are seen. That descent with a finite step would stay is neither: now and then its
@@ -233,7 +235,9 @@ class TileProofs:
             steps = np.array(lanes.step)
             ended: dict[int, Lane] = {}
             due = np.flatnonzero(~done & (steps % SPACING == 0))
-            W, least = np.array(lanes.state.params.W), np.array(lanes.state.best_loss)
+            W, least, loss = (
+                np.array(leaf) for leaf in (lanes.state.params.W, lanes.state.best_loss, lanes.state.loss)
+            )
             for owner, lane in zip(*np.unique(owners[due], return_index=True), strict=True):
                 lane, run = due[lane], int(order[owner])
                 step = int(steps[lane])
@@ -241,11 +245,14 @@ class TileProofs:
                 if step % LOOK:
                     continue
                 before, looks[run] = looks.get(run, np.inf), float(least[lane])
-                if looks[run] <= (1 - STALLED) * before or step < not_before.get(run, 0):
+                stalled = (1 - STALLED) * before < looks[run]
+                near = loss[lane] <= (1 + NEAR) * looks[run]
+                if not (stalled and near) or step < not_before.get(run, 0):
                     continue
                 not_before[run] = LATER * step
                 state = jax.tree.map(lambda leaf: np.array(leaf[lane]), lanes.state)  # noqa: B023
-                if self._is_decided(descent, run, state, np.stack(watched[run])):
+                late = list(watched[run])[-max(1, step // (2 * SPACING)) :]
+                if self._is_decided(descent, run, state, np.stack(late)):
                     stopped: Any = np.asarray(True)
                     end = Lane(steps[lane], state._replace(stopped=stopped))
                     ended |= dict.fromkeys(np.flatnonzero(owners == owner).tolist(), end)
@@ -290,12 +297,11 @@ class TileProofs:
 
 
 def chatters(positive: Bool[np.ndarray, "iterates N d1"], may: Bool[np.ndarray, "N d1"]) -> Bool[np.ndarray, "N d1"]:
-    """Which preactivations change their sign for ever, as it seems: among the later half of the iterates they had
-    both, and they changed twice among all of them or `may` again.
+    """Which preactivations change their sign for ever, as it seems: those that changed it twice among the iterates, or
+    once and `may` again.
     """
-    late = positive[len(positive) // 2 :]
     changes = np.sum(positive[1:] != positive[:-1], axis=0)
-    return late.any(axis=0) & ~late.all(axis=0) & (may | (changes >= 2))
+    return (changes >= 2) | (may & (changes == 1))
 
 
 def moves_around(

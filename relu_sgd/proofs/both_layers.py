@@ -203,13 +203,17 @@ def descend_to_stationary_point(
             if hit is not None:
                 kinks[hit] = True
             continue
-        if last < 2 and gain > 0:
+        refines = last < 2 and gain > 0
+        if refines and last:
             W, V, last = W + D, V + dV, last + 1
             continue
         C = E @ V.T
         multipliers = multipliers_of(X, C, kinks, active)
         excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
-        tolerance = 1e-10 * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        tolerance = (1e-5 if refines else 1e-10) * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        if refines and not np.any(excess > tolerance):
+            W, V, last = W + D, V + dV, 1
+            continue
         if not np.any(excess > tolerance):
             is_stationary = True
             break

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 __all__ = ["Candidate", "FreeNeurons", "descend_to_minimum", "multipliers_of", "nearest_fit"]
 
-_TOLERANCE = 1e-12
+# Of multipliers, relative; so many times as much before the solution is refined.
+_TOLERANCE, _UNREFINED = 1e-12, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,14 +269,19 @@ def descend_to_minimum(
                 kinks[hit] = True
             last = 0
             continue
-        if last < 2 and gain > 0:  # Two more, for the last digits.
-            W += D
-            last += 1
+        refines = last < 2 and gain > 0  # Two more, for the last digits; what is far from them is seen before.
+        if refines and last:
+            W, last = W + D, last + 1
             continue
         C = E @ V.T
         multipliers = multipliers_of(X, C, kinks, active)
         excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
         tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        if refines:
+            tolerance *= _UNREFINED
+        if refines and not np.any(excess > tolerance):
+            W, last = W + D, 1
+            continue
         if not np.any(excess > tolerance):
             # What a solution came to rest on without being pushed there is a kink as well; it holds from now on.
             resting = (np.abs(Z) <= 1e-9 * scale * np.linalg.norm(W, axis=0)) & ~kinks & nonzero & alive
