@@ -27,17 +27,16 @@ alone.
 """
 
 import collections
-import os
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from relu_sgd import Descent, DescentState, Params, Problem, Status, proofs, sample_losses
+from relu_sgd import Descent, DescentState, Params, Problem, Status, proofs
 from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs.rounding import MAGNITUDE
 from sweeps.protocol.draw import Run, networks
@@ -158,9 +157,9 @@ def certificate_path(folder: Path, tile: Tile, d0: int, d1: int, seed: int) -> P
 
 
 def _keep(path: Path, proof: proofs.Proof, problem: Problem, params: Params) -> None:
-    """Written whole or not at all."""
+    """Written whole or not at all; what a killed process has left is written over."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         proofs.save_certificate(file, proof, problem, params)
     partial.replace(path)
@@ -250,7 +249,8 @@ class TileProofs:
                 if not (stalled and near) or step < not_before.get(run, 0):
                     continue
                 not_before[run] = LATER * step
-                state = jax.tree.map(lambda leaf: np.array(leaf[lane]), lanes.state)  # noqa: B023
+                # Rows are picked with NumPy: JAX would compile a program for every shape.
+                state = jax.tree.map(lambda leaf: np.array(leaf)[lane], lanes.state)  # noqa: B023
                 late = list(watched[run])[-max(1, step // (2 * SPACING)) :]
                 if self._is_decided(descent, run, state, np.stack(late)):
                     stopped: Any = np.asarray(True)
@@ -289,11 +289,27 @@ class TileProofs:
             or not moves_around(proof, problem, above, below)
         ):
             return False
-        W, V = map(jnp.asarray, (proof.W, proof.V))
-        if descent.criterion is not None and descent.criterion(sample_losses(problem)(Params(W, V)), problem):
+        E = problem.Y - np.maximum(problem.X @ proof.W, 0.0) @ proof.V
+        if _meets(descent, 0.5 * np.sum(E * E, axis=1), state.problem):
             return False
         self._stopped[run] = proof
         return True
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_criterion(descent: Descent, shapes: tuple[tuple[int, ...], ...], kind: Any) -> jax.stages.Compiled:
+    losses, X, Y = (jax.ShapeDtypeStruct(shape, kind) for shape in shapes)
+    criterion: Any = descent.criterion
+    data: Any = Problem
+    return jax.jit(criterion).lower(losses, data(X, Y)).compile()
+
+
+def _meets(descent: Descent, losses: Float[np.ndarray, " N"], problem: Any) -> bool:
+    """Whether the criterion holds for losses of all samples."""
+    if descent.criterion is None:
+        return False
+    shapes = losses.shape, problem.X.shape, problem.Y.shape
+    return bool(_compiled_criterion(descent, shapes, problem.Y.dtype)(losses.astype(problem.Y.dtype), problem))
 
 
 def chatters(positive: Bool[np.ndarray, "iterates N d1"], may: Bool[np.ndarray, "N d1"]) -> Bool[np.ndarray, "N d1"]:

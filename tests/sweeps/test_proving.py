@@ -3,8 +3,13 @@
 import importlib.machinery
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -269,6 +274,53 @@ def test_preactivations_that_a_step_carries_across_zero():
     assert proving.may_chatter(params, problem, 0.2).ravel().tolist() == [False, True]
     assert proving.may_chatter(params, problem, 0.25).ravel().tolist() == [True, True]
     assert not proving.may_chatter(params, problem, 0.0).any()
+
+
+# Killed, and gone on with.
+
+KILLED = GRID | dict(d1="4,8", num_seeds=8, num_steps=6000, stop="decided", prove=True, keep_proofs=True)
+
+
+def begin(out, cache):
+    """The map of `KILLED` in a process of its own, without its report."""
+    program = (
+        "from pathlib import Path\n"
+        "from sweeps.convergence_map.study import ConvergenceMap\n"
+        "from sweeps.runtime import session\n"
+        "from sweeps.study import Execution\n"
+        f"place = Execution(out=Path({str(out)!r}), num_processes=1, block=(1, 2), compilation_cache={str(cache)!r})\n"
+        f"session.train(ConvergenceMap.make(**{KILLED!r}), place)\n"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_killed_between_two_certificates_of_a_tile_it_ends_like_an_uninterrupted_map(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    killed, processes = [], [begin(whole, tmp_path / "one"), begin(out, tmp_path / "other")]
+    for layers in ("hidden", "both"):  # Their tiles come in this order.
+        folder = out / "proofs" / layers
+        while not (folder.exists() and any(folder.iterdir())):
+            assert processes[-1].poll() is None, processes[-1].stderr.read()
+            time.sleep(1e-3)
+        processes[-1].kill()
+        _, log = processes[-1].communicate()
+        assert processes[-1].returncode == -signal.SIGKILL, log
+        assert not results(out)[layers]["status"].any()
+        killed.append(len(list(folder.iterdir())))
+        processes.append(begin(out, tmp_path / "other"))
+    for process in processes:
+        _, log = process.communicate(timeout=100)
+        assert process.returncode in (0, -signal.SIGKILL), log
+    for layers, expected in results(whole).items():
+        xr.testing.assert_identical(results(out)[layers], expected)
+        assert np.any(expected["status"] == Status.STOPPED)
+    assert all(0 < count < 16 for count in killed), killed  # Of the 16 of a tile.
+    certificates = sorted(path.relative_to(whole) for path in whole.glob("proofs/*/*"))
+    assert certificates == sorted(path.relative_to(out) for path in out.glob("proofs/*/*"))
+    assert len(certificates) >= 10
+    for path in certificates:
+        assert (out / path).read_bytes() == (whole / path).read_bytes(), path
 
 
 # Reports.
