@@ -1,5 +1,6 @@
 """Maps whose runs are decided by theorems: what the store holds, certificates, and runs that end by a proof."""
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
@@ -249,6 +250,16 @@ def test_what_chatters_has_changed_its_sign_more_than_once():
     ]:
         assert proving.chatters(column(*signs), no).item() == again
         assert proving.chatters(column(*signs), yes).item() == may_again
+
+
+def test_a_minimum_that_meets_the_criterion_is_told():
+    protocol = preset("as_written", "hidden", stop="decided", num_samples=20, precision="float64")
+    descent = runs.descent_of(protocol, "hidden")
+    problem = Problem(np.ones((20, 3)), np.ones((20, 1)))
+    # A relative error of 2.5e-3 is a loss of 2.5e-3^2 / 2 of a label 1.
+    for factor, meets in ((0.99, True), (1.01, False)):
+        assert proving._meets(descent, np.full(20, factor * 2.5e-3**2 / 2), problem) == meets
+    assert not proving._meets(dataclasses.replace(descent, criterion=None), np.zeros(20), problem)
 
 
 def a_proof():

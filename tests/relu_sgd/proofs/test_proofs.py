@@ -412,6 +412,18 @@ def test_chattering_is_a_further_start(proofs):
         local_minimum(params, problem, held.astype(float))
 
 
+@pytest.mark.parametrize("name", ["local", "local, both layers"])
+def test_a_search_ends_below_the_least_loss_that_is_wanted(name, proofs):
+    params, problem, proof, _ = proofs[name]
+    ask = lambda least: decide(params, problem, trained_layers=proof.trained_layers, least_loss=least)
+    found = ask(0.9 * proof.loss[0])
+    assert found.verdict == Verdict.LOCAL_MINIMUM
+    np.testing.assert_allclose(found.loss, proof.loss, rtol=1e-6)
+    ended = ask(1.1 * loss(*params, problem))
+    assert ended.verdict == Verdict.UNDECIDED
+    assert ended.reason == "the search found no stationary point"
+
+
 def test_the_nearest_fit_is_nearest_and_fits():
     generator = np.random.default_rng(3)
     X, Y, V = sphere(generator, 10, 6), generator.normal(size=(10, 2)), generator.normal(size=(8, 2))
