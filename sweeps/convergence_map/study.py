@@ -19,8 +19,13 @@ from sweeps.protocol.study import ProtocolStudy
 from sweeps.runtime import tiles
 from sweeps.study import Execution, Metrics, Tile, Timings, UsageError, flag
 
-__all__ = ["INTERVALS", "ConvergenceMap"]
+__all__ = ["INTERVALS", "KERNELS", "ConvergenceMap"]
 
+KERNELS = {
+    "xla": "the program that JAX compiles",
+    "native": "C++ that is compiled for this processor when it is first used, faster for small networks; full batch, a "
+    "fixed slope at 0, on a CPU; its results differ from those of xla by rounding",
+}
 INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
 
 
@@ -32,6 +37,7 @@ class ConvergenceMap(ProtocolStudy):
       interval: method of the confidence intervals, see `INTERVALS`.
       prove: whether the end of every run is decided by a theorem, see `sweeps.proving`.
       keep_proofs: whether the certificates are kept.
+      kernel: what takes the steps, see `KERNELS`.
     """
 
     name = "convergence_map"
@@ -61,6 +67,13 @@ class ConvergenceMap(ProtocolStudy):
         group="proofs",
         decides=False,
     )
+    kernel: str = flag(
+        Choice(KERNELS),
+        "what takes the steps; " + "; ".join(f"{k}: {v}" for k, v in KERNELS.items()),
+        "xla",
+        group="devices",
+        decides=False,
+    )
 
     def check(self) -> None:
         """Refuses values that contradict each other.
@@ -71,6 +84,23 @@ class ConvergenceMap(ProtocolStudy):
         super().check()
         if self.keep_proofs and not self.prove:
             raise UsageError("--keep_proofs: has no effect without --prove")
+
+    def check_code(self) -> None:
+        """Tries laws of the user's own, and compiles the native kernel where it is asked for.
+
+        Raises:
+          UsageError: naming the flag.
+        """
+        super().check_code()
+        if self.kernel == "native":
+            if jax.default_backend() != "cpu":
+                raise UsageError(f"--kernel: native is for a CPU, not for a {jax.default_backend()}")
+            for variant in self.variants():
+                runs.native_descent_of(self.protocol_of(variant), variant.layers)
+
+    def recorded(self) -> dict[str, Any]:
+        """What a session writes down besides: the kernel."""
+        return {"kernel": self.kernel}
 
     def science(self) -> dict[str, Any]:
         """Everything that decides the results; nothing about proofs where none are asked for, as in older stores."""
@@ -122,6 +152,7 @@ class ConvergenceMap(ProtocolStudy):
             steps_per_chunk=execution.steps_per_chunk,
             devices=runs.devices_of(execution),
             decider=decider,
+            kernel=self.kernel,
         )
         jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
         return result
