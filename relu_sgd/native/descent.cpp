@@ -15,6 +15,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -78,6 +82,28 @@ struct Free {
   void operator()(void* pointer) const { std::free(pointer); }
 };
 
+// Subnormal numbers are 0 while this lives, as in XLA's programs: the velocity of a neuron without active samples
+// decays, and would be slow for ever after.
+class FlushSubnormals {
+ public:
+#if defined(__SSE__)
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#elif defined(__aarch64__)
+  FlushSubnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" ::"r"(before_ | (std::uint64_t(1) << 24)));
+  }
+  ~FlushSubnormals() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+ private:
+  std::uint64_t before_;
+#endif
+};
+
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // What every network of a call has in common.
@@ -112,7 +138,8 @@ class Network {
 
   bool has_memory() const { return memory_ != nullptr; }
 
-  void load(const T* X, const T* Y, const T* W, const T* W_velocity, const T* W_gradient, const T* V,
+  // The gradient is 0 until theta_0 has been evaluated, whatever is given.
+  void load(bool is_evaluated, const T* X, const T* Y, const T* W, const T* W_velocity, const T* W_gradient, const T* V,
             const T* V_velocity, const T* V_gradient) {
     for (int i = 0; i < N_; ++i) {
       for (int k = 0; k < d0_; ++k) X_[k * Np_ + i] = X[i * d0_ + k];
@@ -123,12 +150,10 @@ class Network {
     label_norm_ = std::sqrt(square);
     copy_hidden(W, W_);
     copy_hidden(W_velocity, W_velocity_);
-    copy_hidden(W_gradient, W_gradient_);
     std::copy_n(V, d1_ * d2_, V_);
-    if (options_.both_layers) {
-      std::copy_n(V_velocity, d1_ * d2_, V_velocity_);
-      std::copy_n(V_gradient, d1_ * d2_, V_gradient_);
-    }
+    if (is_evaluated) copy_hidden(W_gradient, W_gradient_);
+    if (options_.both_layers) std::copy_n(V_velocity, d1_ * d2_, V_velocity_);
+    if (options_.both_layers && is_evaluated) std::copy_n(V_gradient, d1_ * d2_, V_gradient_);
     trim();
   }
 
@@ -390,15 +415,16 @@ ffi::Error advance(Array<kType> X, Array<kType> Y, Array<kType> W, Array<kType> 
   const std::int64_t count = target.element_count();
   const Options options{learning_rate, momentum,    tolerance,     at_zero,
                         gradient_scale, both_layers, first_passage, criterion};
+  const FlushSubnormals flush;
   for (std::int64_t n = 0; n < count; ++n) {
     const auto hidden = n * d0 * d1, output = n * d1 * d2, moving = both_layers ? output : 0;
     Network<T> network(N, d0, d1, d2, options);
     if (!network.has_memory()) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for a network");
-    network.load(X.typed_data() + n * N * d0, Y.typed_data() + n * N * d2, W.typed_data() + hidden,
-                 W_velocity.typed_data() + hidden, W_gradient.typed_data() + hidden, V.typed_data() + output,
-                 V_velocity.typed_data() + moving, V_gradient.typed_data() + moving);
     std::int32_t state[kNumIntegers];
     std::copy_n(integers.typed_data() + n * kNumIntegers, kNumIntegers, state);
+    network.load(state[kEvaluated], X.typed_data() + n * N * d0, Y.typed_data() + n * N * d2, W.typed_data() + hidden,
+                 W_velocity.typed_data() + hidden, W_gradient.typed_data() + hidden, V.typed_data() + output,
+                 V_velocity.typed_data() + moving, V_gradient.typed_data() + moving);
     T now = loss.typed_data()[n], best = best_loss.typed_data()[n];
     const std::int32_t step = target.typed_data()[n];
     auto done = [&] {
