@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -22,12 +23,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, Key
 
-from relu_sgd._normalization import normalize
+from relu_sgd._normalization import loss_scale, normalize
 from relu_sgd.descent import (
     Descent,
     DescentResult,
@@ -87,7 +87,14 @@ def build(folder: Path | None = None) -> Path:
       NativeError: there is no compiler, it fails, or the folder cannot be written.
     """
     compiler = _compiler()
-    parts = (_SOURCE.read_text(), *compiler, _run([*compiler, "--version"]), *_FLAGS, jaxlib.__version__, _processor())
+    parts = (
+        _SOURCE.read_text(),
+        *compiler,
+        _run([*compiler, "--version"]),
+        *_FLAGS,
+        importlib.metadata.version("jaxlib"),
+        _processor(),
+    )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relu_sgd"
@@ -196,9 +203,16 @@ class NativeDescent:
         return self.reference.result(state)
 
     def advance_to(self, state: DescentState, step: int | Int[Array, ""]) -> DescentState:
-        """As `Descent.advance_to`; not differentiable."""
+        """As `Descent.advance_to`; not differentiable.
+
+        Raises:
+          ValueError: weights and data are not all float32 or all float64.
+        """
         W, V = state.params
         kind, both = W.dtype, self.trained_layers == "both"
+        kinds = {array.dtype.name for array in (*state.params, *state.problem)}
+        if kinds not in ({"float32"}, {"float64"}):
+            raise ValueError(f"weights and data must all be float32 or all float64, got {', '.join(sorted(kinds))}")
         (N, _), d2 = state.problem.X.shape, state.problem.Y.shape[1]
         nothing = jnp.zeros((0, 0), kind)
         gradient = state.gradient if both else Params(state.gradient, nothing)
@@ -216,16 +230,18 @@ class NativeDescent:
             *(state.loss, state.best_loss, integers, jnp.asarray(step, jnp.int32)),
         )
         like = lambda *arrays: [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
-        losses = jax.ShapeDtypeStruct((N,), kind)
-        call = jax.ffi.ffi_call(_targets()[kind.name], [*like(*arguments[2:-1]), losses], vmap_method="broadcast_all")
-        scale = {"half_sum": 1.0, "mean": 2 / (N * d2), "sample_mean": 1 / N}[self.normalization]
-        W, v_W, g_W, V, v_V, g_V, loss, best_loss, integers, losses = call(
+        call = jax.ffi.ffi_call(
+            _targets()[kind.name],
+            [*like(*arguments[2:-1]), jax.ShapeDtypeStruct((N,), kind)],
+            vmap_method="broadcast_all",
+        )
+        W, v_W, g_W, V, v_V, g_V, loss, best_loss, now, losses = call(
             *arguments,
             learning_rate=np.float64(self.learning_rate),
             momentum=np.float64(self.momentum),
             tolerance=np.float64(self.tolerance),
             at_zero=np.float64(self.at_zero),
-            gradient_scale=np.float64(scale),
+            gradient_scale=np.float64(loss_scale(N, d2, self.normalization)),
             both_layers=np.bool_(both),
             first_passage=np.bool_(self.stop == "first_passage"),
             criterion=np.int32(0 if self.criterion is None else _CRITERIA[self.criterion]),
@@ -234,17 +250,17 @@ class NativeDescent:
         if self.momentum:
             trace = Params(v_W, v_V) if both else v_W
             optimizer_state = (optimizer_state[0]._replace(trace=trace), *optimizer_state[1:])
-        is_new = integers[4] > 0
+        is_new = now[4] > 0
         return state._replace(
             params=Params(W, V) if both else state.params._replace(W=W),
-            step=integers[0],
-            evaluated=integers[1] > 0,
+            step=now[0],
+            evaluated=now[1] > 0,
             optimizer_state=optimizer_state,
             gradient=Params(g_W, g_V) if both else g_W,
             objective=jnp.where(is_new, normalize(losses, d2, self.normalization), state.objective),
             loss=loss,
             best_loss=best_loss,
             losses=None if state.losses is None else jnp.where(is_new, losses, state.losses),
-            converged_at=integers[2],
-            meets=integers[3] > 0,
+            converged_at=now[2],
+            meets=now[3] > 0,
         )

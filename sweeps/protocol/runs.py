@@ -361,7 +361,7 @@ def train_tile(
         is_native = kernel == "native"
         if is_native:  # It leaves padding out by itself, and so tiles share a program.
             ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
-        descent = (native_descent_of if is_native else descent_of)(protocol, trained_layers)
+        descent: Any = (native_descent_of if is_native else descent_of)(protocol, trained_layers)
         between = None
         if protocol.stop == "decided":
             if decider is None:
