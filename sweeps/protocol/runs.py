@@ -12,10 +12,11 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from relu_sgd import Descent, Params, inclusion, measurements, native
+from relu_sgd import Descent, Params, inclusion, measurements
 from relu_sgd.clarke import selections
 from relu_sgd.descent import Criterion, DescentResult, DescentState, mean_squared_error_below, relative_error_below
 from relu_sgd.dynamics import Status
+from relu_sgd.kernels import FusedDescent, MomentumDescent, NativeDescent, NativeError
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
 from sweeps.protocol import laws
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sweeps.proving import TileProofs
 
 __all__ = [
+    "KERNELS",
     "METRICS",
     "STATUSES",
     "STOPPED",
@@ -36,11 +38,11 @@ __all__ = [
     "descent_of",
     "devices_of",
     "follow_inclusion",
+    "kernel_of",
     "map_cells",
     "measure_run",
     "measure_tile",
     "metrics",
-    "native_descent_of",
     "network_cost",
     "starts_of",
     "train_tile",
@@ -121,36 +123,42 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
     )
 
 
+# Kernels in place of XLA's program, by the name that --kernel has for them.
+KERNELS: dict[str, type[MomentumDescent]] = {"native": NativeDescent, "pallas": FusedDescent}
+
+
 @functools.lru_cache(maxsize=8)
-def native_descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> native.NativeDescent:
-    """The same descent by compiled code (--kernel=native).
+def kernel_of(name: str, protocol: Protocol, trained_layers: TrainedLayers) -> MomentumDescent:
+    """The descent that a protocol asks for by one of `KERNELS`.
 
     Raises:
-      UsageError: the code is not to be had, or cannot do what the protocol asks for.
+      UsageError: it cannot do what the protocol asks for, or is not to be had.
     """
     asks = {
         "dynamics": protocol.dynamics != "descent",
         "batch_size": protocol.batch_size,
         "relu_at_zero": isinstance(protocol.relu_at_zero, str),
         "criterion": laws.is_own(protocol.criterion),
+        "precision": name == "pallas" and protocol.precision != "float32",
     }
-    if names := [name for name, is_asked in asks.items() if is_asked]:
-        value = laws.plain_name(str(getattr(protocol, names[0])))
-        raise UsageError(f"--kernel: native has no --{names[0]}={value}; --kernel=xla has")
-    criterion = "relative_error" if protocol.criterion == "relative_error" else "mean_squared_error"
+    if flags := [flag for flag, is_asked in asks.items() if is_asked]:
+        value = laws.plain_name(str(getattr(protocol, flags[0])))
+        raise UsageError(f"--kernel: {name} has no --{flags[0]}={value}; --kernel=xla has")
+    if name == "native" and jax.default_backend() != "cpu":
+        raise UsageError(f"--kernel: native is for a CPU, not for a {jax.default_backend()}")
     try:
-        return native.NativeDescent(
+        return KERNELS[name](
             learning_rate=protocol.learning_rate,
             momentum=protocol.momentum,
             normalization=protocol.normalization,
             trained_layers=trained_layers,
             at_zero=float(protocol.relu_at_zero),
-            criterion=criterion,
+            criterion="relative_error" if protocol.criterion == "relative_error" else "mean_squared_error",
             tolerance=protocol.tolerance,
             stop="never" if protocol.stop == "never" else "first_passage",
             stoppable=protocol.stop == "decided",
         )
-    except native.NativeError as error:
+    except NativeError as error:
         raise UsageError(f"--kernel: {error}; --kernel=xla needs none") from error
 
 
@@ -336,7 +344,7 @@ def train_tile(
       lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
       steps_per_chunk, devices: as for `engine.run_on_devices`.
       decider: what proves, and may end runs (a protocol with stop="decided" needs it); see `sweeps.proving`.
-      kernel: "xla", or "native" for `native_descent_of`.
+      kernel: "xla", or one of `KERNELS`.
 
     Returns:
       The records of its runs, and the seconds that went into each part of the work.
@@ -361,7 +369,9 @@ def train_tile(
         is_native = kernel == "native"
         if is_native:  # It leaves padding out by itself, and so tiles share a program.
             ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
-        descent: Any = (native_descent_of if is_native else descent_of)(protocol, trained_layers)
+        descent: Any = descent_of(protocol, trained_layers)
+        if kernel != "xla":
+            descent = kernel_of(kernel, protocol, trained_layers)
         between = None
         if protocol.stop == "decided":
             if decider is None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support import numpy_reference
 from support.problems import draw
 
-from relu_sgd import Params, Problem, Status, native
+from relu_sgd import Params, Problem, Status
+from relu_sgd.kernels import native
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
