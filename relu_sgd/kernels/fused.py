@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Int
 
 from relu_sgd._normalization import loss_scale
-from relu_sgd.kernels.momentum_descent import Advanced, Layers, MomentumDescent, Run
+from relu_sgd.kernels._momentum_descent import Advanced, Layers, MomentumDescent, Run
 
 __all__ = ["FusedDescent"]
 

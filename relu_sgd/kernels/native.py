@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from relu_sgd._normalization import loss_scale
-from relu_sgd.kernels.momentum_descent import CRITERIA, Advanced, Layers, MomentumDescent, Run
+from relu_sgd.kernels._momentum_descent import CRITERIA, Advanced, Layers, MomentumDescent, Run
 
 __all__ = ["NativeDescent", "NativeError", "build"]
 
