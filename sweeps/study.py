@@ -376,6 +376,12 @@ class Study:
           UsageError: naming --block.
         """
 
+    def recorded(self) -> dict[str, Any]:
+        """What a session writes down besides its devices and lanes: choices that are no science and may move the last
+        bits of results.
+        """
+        return {}
+
     def check_code(self) -> None:
         """Refuses code of one's own that cannot be run, before anything is written.
 

@@ -256,7 +256,7 @@ def _exactness(
     together = needs | needs.T | jnp.eye(num_rows, dtype=bool)
     # Reachability by repeated squaring.
     for _ in range(max(1, (num_rows - 1).bit_length())):
-        together = jnp.matmul(together.astype(jnp.float32), together.astype(jnp.float32)) > 0
+        together = matmul(together.astype(jnp.float32), together.astype(jnp.float32)) > 0
     known = jnp.abs(coefficients) > rounding
     positive, negative = present & known & (coefficients > 0), present & known & (coefficients < 0)
     mixed = together & positive[:, None] & negative[None, :]
@@ -316,7 +316,7 @@ def subdifferential(
     rows = jnp.where(is_kink[:, :, None], X[samples], 0)
     coefficients = jnp.where(is_kink, jnp.take_along_axis(C.T, samples, axis=1), 0)
     # E is a difference of Y and a sum over d1 neurons; c is a sum over d2 outputs.
-    sizes = jnp.matmul(jnp.abs(Y) + jnp.matmul(H, jnp.abs(V)), jnp.abs(V).T)
+    sizes = matmul(jnp.abs(Y) + matmul(H, jnp.abs(V)), jnp.abs(V).T)
     rounding = 4 * jnp.finfo(C.dtype).eps * jnp.take_along_axis(sizes.T, samples, axis=1)
     return Subdifferential(
         fixed=Params(fixed_W, fixed_V),

@@ -258,7 +258,7 @@ def _peak_memory(num_processes: int) -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def _provenance(store: Store, execution: Execution, num_processes: int) -> dict[str, Any]:
+def _provenance(study: Study, store: Store, execution: Execution, num_processes: int) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "configuration": store.attributes["configuration"],
@@ -271,6 +271,7 @@ def _provenance(store: Store, execution: Execution, num_processes: int) -> dict[
         **arithmetic.recorded(os.environ.get("XLA_FLAGS", "")),
         "lanes": execution.lanes or "by size",
         "steps_per_chunk": execution.steps_per_chunk,
+        **study.recorded(),
         "shard": f"{execution.shard_index} of {execution.shard_count}",
     }
 
@@ -329,7 +330,7 @@ def train(study: Study, execution: Execution) -> Store:
         left = pending(study, store)
         mine = tiles.share(grid, execution.shard_index, execution.shard_count, study.cost)
         todo = [tile for tile in mine if left[tile.variant][tile.slices({**axes, "seed": seeds})].any()]
-        provenance = _provenance(store, execution, num_processes)
+        provenance = _provenance(study, store, execution, num_processes)
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         run_tiles(study, execution, store, mine, todo, num_processes, provenance)
         if execution.refine:
