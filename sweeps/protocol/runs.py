@@ -370,13 +370,14 @@ def train_tile(
         if is_native:  # It leaves padding out by itself, and so tiles share a program.
             ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
         descent: Any = descent_of(protocol, trained_layers)
+        reference = descent
         if kernel != "xla":
             descent = kernel_of(kernel, protocol, trained_layers)
         between = None
         if protocol.stop == "decided":
             if decider is None:
                 raise ValueError("stop='decided' needs somebody who decides: sweeps.proving.TileProofs")
-            between = decider.between(descent, order)
+            between = decider.between(reference, order)
             steps_per_chunk = decider.chunk(num_steps if is_native else steps_per_chunk)
         results, timings = run_on_devices(
             descent,
