@@ -31,6 +31,7 @@ __all__ = [
     "Results",
     "Study",
     "Tile",
+    "TileError",
     "Timings",
     "UsageError",
     "Variant",
@@ -46,7 +47,19 @@ Timings: TypeAlias = dict[str, float]
 
 
 class UsageError(ValueError):
-    """What the user asked for is not possible; the message is one line that says why."""
+    """What the user asked for is not possible; the message is one line that says why.
+
+    Attributes:
+      exit_code: of the program.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class TileError(UsageError):
+    """Some tiles could not be computed; the others are stored."""
+
+    exit_code = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +190,7 @@ class Execution:
       compilation_cache: folder of compiled programs, "" for none.
       shard_index, shard_count: this run does every shard_count-th tile.
       figures_only: draw from the store, and run nothing.
+      repair: compute anew what is damaged.
     """
 
     out: Path = flag(Folder(), "output folder: new, empty, or one of an earlier run of the same study", group="output")
@@ -204,6 +218,13 @@ class Execution:
     figures_only: bool = flag(
         Switch(), "draw figures and summary from the results in --out, and run nothing", False, group="tiles"
     )
+    repair: bool = flag(
+        Switch(),
+        "compute what is damaged or deleted of the results in --out again, and make missing metadata anew; otherwise "
+        "such results are refused",
+        False,
+        group="tiles",
+    )
     num_devices: int = flag(
         Whole(0, 4096),
         "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees",
@@ -223,6 +244,8 @@ class Execution:
     def __post_init__(self) -> None:
         if self.shard_index >= self.shard_count:
             raise UsageError(f"--shard_index: {self.shard_index} is not below --shard_count={self.shard_count}")
+        if self.repair and self.figures_only:
+            raise UsageError("--repair: contradicts --figures_only, which computes nothing")
         if self.num_devices and self.num_processes > 1:
             raise UsageError(f"--num_devices: contradicts --num_processes={self.num_processes}, where each has a core")
         if self.num_devices and not self.num_processes:
