@@ -45,6 +45,7 @@ def find(store: Store, statuses: Sequence[int] | None = None) -> list[Damage]:
 def _find(store: Store, group: str, statuses: Sequence[int] | None) -> Iterator[Damage]:
     metrics = [name for name in store.attributes.get("metrics", []) if name != "status"]
     try:
+        store.check_group(group)
         status = store.array(group, "status")
         sizes = tuple(store.values(group, name).size for name in store.dimensions(group))
         arrays = {name: store.array(group, name) for name in metrics}
@@ -70,7 +71,7 @@ def _find(store: Store, group: str, statuses: Sequence[int] | None) -> Iterator[
             codes[where] = part
             begun.append(where)
     for name, array in arrays.items():
-        files = _files(store.path / group / name) if store.attributes.get("every_chunk") else None
+        files = store.chunk_files(group, name) if store.attributes.get("every_chunk") else None
         whole = _values(array)
         # A float that was never written is NaN.
         checked = array.dtype.kind == "f" and not store.attributes.get("nan_allowed", False)
@@ -95,10 +96,6 @@ def _values(array: zarr.Array[Any], where: Any = ...) -> np.ndarray | None:
         return _read(array, where)
     except Exception:
         return None
-
-
-def _files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in (folder / "c").rglob("*") if path.is_file()}
 
 
 def mend(path: Path, template: Path) -> list[str]:

@@ -22,7 +22,7 @@ __all__ = ["GRACE", "Died", "WorkerError", "available_cores", "map_unordered", "
 Task = TypeVar("Task")
 
 # Seconds that tasks in hand have to end, after somebody asked to stop.
-GRACE = 5.0
+GRACE = 3.0
 # Workers that die one after another before any of them was ready.
 _MOST_FALSE_STARTS = 3
 

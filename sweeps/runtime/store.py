@@ -39,7 +39,13 @@ def _fill(dtype: np.dtype) -> Any:
 
 
 def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array[Any]:
-    return group.create_array(name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs)
+    return group.create_array(
+        name,
+        dimension_names=dimensions,
+        compressors=ZstdCodec(level=1, checksum=True),
+        config={"write_empty_chunks": True},
+        **kwargs,
+    )
 
 
 def chunk_key(array: zarr.Array[Any], where: Where) -> str:
@@ -195,9 +201,16 @@ class Store:
         """
         array = self.array(group, axis)
         try:
+            if self.attributes.get("every_chunk") and len(self.chunk_files(group, axis)) < array.nchunks:
+                raise FileNotFoundError("its values are missing")
             return np.asarray(array[...])
         except Exception as error:  # Zarr and its codecs raise many kinds.
             raise StoreError(f"group {group!r} of {self.path} is damaged: {axis}: {one_line(error)}") from error
+
+    def chunk_files(self, group: str, name: str) -> set[str]:
+        """The files of all chunks of an array that are there, as `chunk_key` names them."""
+        folder = self.path / group / name
+        return {path.relative_to(folder).as_posix() for path in (folder / "c").rglob("*") if path.is_file()}
 
     def tiles(self, group: str) -> list[Where]:
         """All chunks of a variant.
@@ -292,6 +305,18 @@ class Store:
         if found := damage.find(self, statuses):
             more = f", and {len(found) - 1} more" if len(found) > 1 else ""
             raise StoreError(f"{self.path} is damaged: {found[0].what}{more}")
+
+    def check_group(self, group: str) -> None:
+        """Reads the metadata of a variant, which its arrays do without.
+
+        Raises:
+          StoreError: they are missing or damaged.
+        """
+        try:
+            if not isinstance(self._root[group], zarr.Group):
+                raise KeyError(f"{group} is no group")
+        except Exception as error:
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 
     def array(self, group: str, name: str) -> zarr.Array[Any]:
         """An array of a variant.
