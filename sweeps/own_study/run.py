@@ -60,7 +60,7 @@ def sweep(
       base_seed: another one gives other random keys. The key of a run depends on it, on the seed and on the values of
         the axes, and on nothing else.
       execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless
-        told otherwise), block, shard_index, shard_count, num_devices, compilation_cache.
+        told otherwise), block, shard_index, shard_count, num_devices, compilation_cache, repair.
 
     Returns:
       The results over (*axes, seed), in memory; the status of a run that another shard has not made yet is 0.
@@ -72,7 +72,9 @@ def sweep(
     Raises:
       UsageError: (a ValueError) an argument is not allowed; the folder holds other results; or the file that defines
         the function was edited since they were begun.
-      SystemExit: SIGINT or SIGTERM came, and the cells in hand are stored.
+      TileError: (a UsageError) some cells could not be computed; the others are stored, and it is raised from what the
+        first of them said.
+      SystemExit: SIGINT or SIGTERM came; what was done is stored.
     """
     if not isinstance(axes, Mapping):
         raise UsageError(f"axes: must be a dictionary of names to values, got {axes!r:.60}")
@@ -106,12 +108,12 @@ def sweep(
     places = _execution(out, _in_this_process(codes, execution))
     with app.as_a_program():
         try:
-            finished = (places.out / "report.html").exists()
+            finished = not places.repair and (places.out / "report.html").exists()
             if not (finished and _is_complete(study, session.open_results(places.out))):
                 app.complete(study, places)
             results = session.open_results(places.out).read("runs")
         except StoreError as error:
-            raise UsageError(f"out: {error}") from error
+            raise UsageError(f"out: {error}{session.REPAIR}") from error
     # Of text Zarr's own type comes back, which xarray cannot look up.
     return results.assign_coords({name: np.asarray(values) for name, values in grid.items()})
 

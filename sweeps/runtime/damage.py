@@ -12,7 +12,7 @@ import zarr
 
 from sweeps.runtime.store import Store, StoreError, Where, chunk_key
 
-__all__ = ["Damage", "find", "mend"]
+__all__ = ["Damage", "codes", "find", "mend"]
 
 # What decides how an array's chunks are found and read.
 _LAYOUT = ("node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "dimension_names")
@@ -46,44 +46,57 @@ def _find(store: Store, group: str, statuses: Sequence[int] | None) -> Iterator[
     metrics = [name for name in store.attributes.get("metrics", []) if name != "status"]
     try:
         store.check_group(group)
-        status = store.array(group, "status")
-        sizes = tuple(store.values(group, name).size for name in store.dimensions(group))
-        arrays = {name: store.array(group, name) for name in metrics}
+        name_of, sizes = store.names(group), [store.values(group, name).size for name in store.dimensions(group)]
+        status, arrays = store.array(group, "status"), {name: store.array(group, name) for name in metrics}
         for name, array in {"status": status, **arrays}.items():
-            if array.shape[: len(sizes)] != sizes or array.chunks[: len(sizes)] != status.chunks:
+            if list(array.shape[: len(sizes)]) != sizes or array.chunks[: len(sizes)] != status.chunks:
                 raise StoreError(f"group {group!r} of {store.path} is damaged: {name} does not fit its axes")
+        found, unreadable = codes(store, group)
     except StoreError as error:
         yield Damage(group, None, str(error))
         return
-    if not store.is_begun(group):
-        return
-    codes = np.zeros(status.shape, status.dtype)
-    begun: list[Where] = []
-    whole = _values(status)
-    for where in store.tiles(group):
-        part = whole[where] if whole is not None else _values(status, where)
-        if part is None:
-            yield Damage(group, where, f"{store.name_of(group, where)}: status cannot be read")
-        elif statuses is not None and not np.isin(part, statuses).all():
-            known = ", ".join(map(str, statuses))
-            yield Damage(group, where, f"{store.name_of(group, where)}: a status is none of {known}")
-        elif part.any():
-            codes[where] = part
-            begun.append(where)
-    for name, array in arrays.items():
+    for where in unreadable:
+        yield Damage(group, where, f"{name_of(where)}: status cannot be read")
+    done = found != 0
+    begun = [where for where in store.tiles(group) if done[where].any()] if done.any() else []
+    if statuses is not None and not np.isin(found, statuses).all():
+        known = ", ".join(map(str, statuses))
+        foreign = [where for where in begun if not np.isin(found[where], statuses).all()]
+        yield from (Damage(group, where, f"{name_of(where)}: a status is none of {known}") for where in foreign)
+    for name, array in arrays.items() if begun else ():
         files = store.chunk_files(group, name) if store.attributes.get("every_chunk") else None
         whole = _values(array)
         # A float that was never written is NaN.
         checked = array.dtype.kind == "f" and not store.attributes.get("nan_allowed", False)
         if whole is not None and checked:
-            checked = bool(np.isnan(whole[codes != 0]).any())
+            checked = bool(np.isnan(whole[done]).any())
         for where in begun:
             if files is not None and chunk_key(array, where) not in files:
-                yield Damage(group, where, f"{store.name_of(group, where)}: {name} is missing")
+                yield Damage(group, where, f"{name_of(where)}: {name} is missing")
             elif (part := whole[where] if whole is not None else _values(array, where)) is None:
-                yield Damage(group, where, f"{store.name_of(group, where)}: {name} cannot be read")
-            elif checked and np.isnan(part[codes[where] != 0]).any():
-                yield Damage(group, where, f"{store.name_of(group, where)}: {name} is missing for finished runs")
+                yield Damage(group, where, f"{name_of(where)}: {name} cannot be read")
+            elif checked and np.isnan(part[done[where]]).any():
+                yield Damage(group, where, f"{name_of(where)}: {name} is missing for finished runs")
+
+
+def codes(store: Store, group: str) -> tuple[np.ndarray, list[Where]]:
+    """The statuses of a variant, 0 where they cannot be read, and the tiles where that is so.
+
+    Raises:
+      StoreError: the group is missing or damaged.
+    """
+    status = store.array(group, "status")
+    if not store.is_begun(group):
+        return np.zeros(status.shape, status.dtype), []
+    if (whole := _values(status)) is not None:
+        return whole, []
+    found, unreadable = np.zeros(status.shape, status.dtype), []
+    for where in store.tiles(group):
+        if (part := _values(status, where)) is None:
+            unreadable.append(where)
+        else:
+            found[where] = part
+    return found, unreadable
 
 
 def _read(array: zarr.Array[Any], where: Any = ...) -> np.ndarray:

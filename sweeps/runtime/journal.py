@@ -23,10 +23,22 @@ try:
 except ImportError:  # Only the locks of POSIX can be looked at without taking them.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Journal", "is_ours", "locked", "now", "sessions", "shards_at_work", "write"]
+__all__ = [
+    "Journal",
+    "is_ours",
+    "locked",
+    "note",
+    "note_with_age",
+    "notes",
+    "now",
+    "sessions",
+    "shards_at_work",
+    "write",
+]
 
 SESSIONS = "sessions.jsonl"
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
+_NOTE = re.compile(r"\.session-(\d+)-of-(\d+)\.json")
 # Whoever looks whether a lock is held has it for a moment.
 _PATIENCE = 0.3
 
@@ -97,10 +109,22 @@ def shards_at_work(out: Path) -> list[tuple[int, int]]:
 
 def note(out: Path, shard_index: int, shard_count: int) -> dict[str, Any]:
     """What the running session of a shard, or one that was killed, says of itself; empty where there is none."""
+    return note_with_age(out, shard_index, shard_count)[0]
+
+
+def note_with_age(out: Path, shard_index: int, shard_count: int) -> tuple[dict[str, Any], float]:
+    """The same, and how many seconds ago."""
+    path = _note_path(out, shard_index, shard_count)
     try:
-        return json.loads(_note_path(out, shard_index, shard_count).read_text())
+        return json.loads(path.read_text()), max(time.time() - path.stat().st_mtime, 0.0)
     except (OSError, ValueError):
-        return {}
+        return {}, 0.0
+
+
+def notes(out: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """The notes of all shards that left one, by (index, count)."""
+    shards = [(int(match[1]), int(match[2])) for entry in out.iterdir() if (match := _NOTE.fullmatch(entry.name))]
+    return {shard: note(out, *shard) for shard in sorted(shards)}
 
 
 def _note_path(out: Path, shard_index: int, shard_count: int) -> Path:

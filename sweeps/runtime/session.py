@@ -30,6 +30,7 @@ from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Study, Tile, TileError, Timings, UsageError, Variant, flags_of
 
 __all__ = [
+    "REPAIR",
     "check_folder",
     "configuration_of",
     "configure_jax",
@@ -47,7 +48,7 @@ _HOPELESS = 8
 # What to do when the disk refuses.
 _ROOM = "make room or leave to write; all finished tiles are kept, and the same command goes on where it stopped"
 # What to do about a damaged store.
-_REPAIR = "; the sweep's own command with --repair makes it anew (in Python repair=True), and keeps the rest"
+REPAIR = "; the sweep's own command with --repair makes it anew (in Python repair=True), and keeps the rest"
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
 
@@ -105,7 +106,7 @@ def open_results(out: Path, *, flag: str = "out") -> Store:
     try:
         store = Store.open(out / "results.zarr", read_only=True)
     except StoreError as error:
-        hint = _REPAIR if flag == "out" and (out / "results.zarr").is_dir() else ""
+        hint = REPAIR if flag == "out" and (out / "results.zarr").is_dir() else ""
         raise UsageError(f"--{flag}: {error}{hint}") from error
     if not isinstance(store.attributes.get("science"), dict):
         raise UsageError(f"--{flag}: {out / 'results.zarr'} is no store of a sweep")
@@ -294,7 +295,7 @@ def verify(study: Study, store: Store) -> None:
     try:
         store.verify((0, *study.statuses))
     except StoreError as error:
-        raise UsageError(f"--out: {error}{_REPAIR}") from error
+        raise UsageError(f"--out: {error}{REPAIR}") from error
 
 
 def _peak_memory(num_processes: int) -> int:

@@ -10,7 +10,7 @@ good one, and every chunk of a finished tile has its file, so that a deleted one
 import itertools
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -224,20 +224,23 @@ class Store:
             itertools.product(*([slice(i, min(i + step, size)) for i in range(0, size, step)] for size, step in parts))
         )
 
-    def name_of(self, group: str, where: Where) -> str:
-        """A chunk in words: hidden, d0 = 4 to 8, seeds 0 to 9.
+    def names(self, group: str) -> Callable[[Where], str]:
+        """From a chunk of a variant to its name in words: hidden, d0 = 4 to 8, seeds 0 to 9.
 
         Raises:
           StoreError: the group is missing or damaged.
         """
-        words = [group]
-        for name, part in zip(self.dimensions(group), where, strict=True):
-            values = self.values(group, name)[part]
-            first, last = (value.item() if isinstance(value, np.generic) else value for value in values[[0, -1]])
-            words.append(
-                ("seeds " if name == "seed" else f"{name} = ") + (f"{first}" + f" to {last}" * (last != first))
-            )
-        return ", ".join(words)
+        axes = {name: self.values(group, name).tolist() for name in self.dimensions(group)}
+
+        def name_of(where: Where) -> str:
+            words = [group]
+            for (name, values), part in zip(axes.items(), where, strict=True):
+                first, last = values[part][0], values[part][-1]
+                words.append(("seeds " if name == "seed" else f"{name} = ") + f"{first}")
+                words[-1] += f" to {last}" * (last != first)
+            return ", ".join(words)
+
+        return name_of
 
     def discard(self, group: str, where: Where) -> None:
         """Makes a tile pending: its chunks are removed, that of the status first.

@@ -14,7 +14,8 @@ import numpy as np
 
 from sweeps.command import app
 from sweeps.command.parsers import Choice, Number, Several, Whole
-from sweeps.study import Report, Study, flag
+from sweeps.runtime import session
+from sweeps.study import Execution, Report, Study, flag
 
 FAULTS = (
     "none", "still none", "worker dies once", "worker dies", "own file", "compiler", "memory", "device memory",
@@ -95,6 +96,15 @@ class Faulty(Study):
             "pair": np.stack([value, -value], axis=-1),
             "status": np.where(index.ravel() % 7, 1, 3),
         }, {"running": 1e-3}
+
+
+def train(out, faults=("none", "still none"), num_processes=1, cells=3, **execution):
+    """The study in this process, without a report; its store."""
+    with app.as_a_program():
+        return session.train(
+            Faulty.make(faults=faults, cells=cells),
+            Execution(out=out, num_processes=num_processes, compilation_cache="", **execution),
+        )
 
 
 def report(study, results) -> Report:

@@ -16,24 +16,13 @@ import jax
 import numpy as np
 import pytest
 from support import ROOT
-from support.faulty import Faulty
+from support.faulty import Faulty, train
 
 from relu_sgd.dynamics import Status
-from sweeps.command import app
 from sweeps.runtime import attempts, damage, journal, session
 from sweeps.runtime.processes import Died
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Tile, TileError, UsageError, Variant
-
-ENDLESS = ("none", "still none")
-
-
-def train(out, faults=ENDLESS, num_processes=1, cells=3, **execution):
-    with app.as_a_program():
-        return session.train(
-            Faulty.make(faults=faults, cells=cells),
-            Execution(out=out, num_processes=num_processes, compilation_cache="", **execution),
-        )
 
 
 def files(out):
