@@ -226,7 +226,8 @@ def run(study: type[Study], out: str | Path, **given: Any) -> "dict[str, xr.Data
 
     Raises:
       UsageError: (a ValueError) see the flags.
-      SystemExit: SIGINT or SIGTERM came, and the tiles in hand are stored.
+      TileError: (a UsageError) some tiles could not be computed; the others are stored.
+      SystemExit: SIGINT or SIGTERM came; what was done is stored.
     """
     own, places = flags_of(study), {name for name in _own(study) if name not in ("out", "figures_only")}
     if stray := sorted(set(given) - set(own) - places):
