@@ -32,6 +32,7 @@ __all__ = [
     "Results",
     "Study",
     "Tile",
+    "TileError",
     "Timings",
     "UsageError",
     "Variant",
@@ -47,7 +48,19 @@ Timings: TypeAlias = dict[str, float]
 
 
 class UsageError(ValueError):
-    """What the user asked for is not possible; the message is one line that says why."""
+    """What the user asked for is not possible; the message is one line that says why.
+
+    Attributes:
+      exit_code: of the program.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class TileError(UsageError):
+    """Some tiles could not be computed; the others are stored."""
+
+    exit_code = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +195,7 @@ class Execution:
       shard_index, shard_count: this run does every shard_count-th tile.
       figures_only: draw from the store, and run nothing.
       refine: further runs, spent where they tell most about the boundary, see `sweeps.refinement`.
+      repair: compute anew what is damaged.
     """
 
     out: Path = flag(Folder(), "output folder: new, empty, or one of an earlier run of the same study", group="output")
@@ -216,6 +230,13 @@ class Execution:
         0,
         group="refinement",
     )
+    repair: bool = flag(
+        Switch(),
+        "compute what is damaged or deleted of the results in --out again, and make missing metadata anew; otherwise "
+        "such results are refused",
+        False,
+        group="tiles",
+    )
     num_devices: int = flag(
         Whole(0, 4096),
         "devices that one process uses (on a CPU, into how many it is divided); 0 for all that it sees",
@@ -240,6 +261,8 @@ class Execution:
                 f"--refine: contradicts --shard_count={self.shard_count}, since it needs the results of all shards; "
                 "give it without shards when they are done"
             )
+        if self.repair and self.figures_only:
+            raise UsageError("--repair: contradicts --figures_only, which computes nothing")
         if self.num_devices and self.num_processes > 1:
             raise UsageError(f"--num_devices: contradicts --num_processes={self.num_processes}, where each has a core")
         if self.num_devices and not self.num_processes:

@@ -99,7 +99,7 @@ def report(study: Study, store: Store | None) -> Report:
     try:
         if store is None:
             return reporter(study, {})
-        store.verify((0, *study.statuses))
+        session.verify(study, store)
         return reporter(study, {variant: extension.read(store, variant.group) for variant in study.variants()})
     except UsageError:
         raise
@@ -159,7 +159,8 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
       argv: the words of the command line, the program first.
 
     Raises:
-      SystemExit: with status 2 after one line on the standard error, when the input is bad; with 0 after --help.
+      SystemExit: after one line on the standard error, with status 2 when the input is bad, and 1 when tiles failed;
+        with 0 after --help.
     """
     values = flag_values(study)
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
@@ -178,7 +179,7 @@ def execute(study: type[Study], argv: Sequence[str]) -> None:
         complete(made, execution)
     except (flags.Error, UsageError, StoreError, UnicodeDecodeError) as error:
         print(_one_line(study.name, error), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
 
 
 @contextmanager
@@ -225,7 +226,8 @@ def run(study: type[Study], out: str | Path, **given: Any) -> "dict[str, xr.Data
 
     Raises:
       UsageError: (a ValueError) see the flags.
-      SystemExit: SIGINT or SIGTERM came, and the tiles in hand are stored.
+      TileError: (a UsageError) some tiles could not be computed; the others are stored.
+      SystemExit: SIGINT or SIGTERM came; what was done is stored.
     """
     own, places = flags_of(study), {name for name in _own(study) if name not in ("out", "figures_only")}
     if stray := sorted(set(given) - set(own) - places):

@@ -59,11 +59,11 @@ def sweep(
       precision: "float32" or "float64"; JAX's own setting when None.
       base_seed: another one gives other random keys. The key of a run depends on it, on the seed and on the values of
         the axes, and on nothing else.
-      execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless
-        told otherwise), block, shard_index, shard_count, num_devices, compilation_cache; and refine, so many further
-        runs at most, where they tell most about the value of the last axis at which the probability of success is 1/2
-        (`sweeps.refinement`): it is to grow along that axis, and a success is a run that converged, or the one truth
-        value that is returned.
+      execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless told
+        otherwise), block, shard_index, shard_count, num_devices, compilation_cache, repair; and refine, so many
+        further runs at most, where they tell most about the value of the last axis at which the probability of success
+        is 1/2 (`sweeps.refinement`): it is to grow along that axis, and a success is a run that converged, or the one
+        truth value that is returned.
 
     Returns:
       The results over (*axes, seed), in memory; the status of a run that was not made, by another shard or by
@@ -76,7 +76,9 @@ def sweep(
     Raises:
       UsageError: (a ValueError) an argument is not allowed; the folder holds other results; or the file that defines
         the function was edited since they were begun.
-      SystemExit: SIGINT or SIGTERM came, and the cells in hand are stored.
+      TileError: (a UsageError) some cells could not be computed; the others are stored, and it is raised from what the
+        first of them said.
+      SystemExit: SIGINT or SIGTERM came; what was done is stored.
     """
     if not isinstance(axes, Mapping):
         raise UsageError(f"axes: must be a dictionary of names to values, got {axes!r:.60}")
@@ -110,12 +112,12 @@ def sweep(
     places = _execution(out, _in_this_process(codes, execution))
     with app.as_a_program():
         try:
-            finished = (places.out / "report.html").exists()
+            finished = not places.repair and (places.out / "report.html").exists()
             if places.refine or not (finished and _is_complete(study, session.open_results(places.out))):
                 app.complete(study, places)
             results = extension.read(session.open_results(places.out), "runs")
         except StoreError as error:
-            raise UsageError(f"out: {error}") from error
+            raise UsageError(f"out: {error}{session.REPAIR}") from error
     # Of text Zarr's own type comes back, which xarray cannot look up.
     return results.assign_coords({name: np.asarray(values) for name, values in grid.items()})
 

@@ -8,16 +8,21 @@ so that the rate is known everywhere.
 """
 
 import heapq
+import math
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from sweeps.runtime.processes import GRACE
 from sweeps.study import Tile, Timings
 
 __all__ = ["Forecast", "Progress", "Stopping", "duration"]
@@ -26,6 +31,7 @@ __all__ = ["Forecast", "Progress", "Stopping", "duration"]
 _NEIGHBOURS = 4
 # A tile that was expected to be done takes so many times what it has taken.
 _OVERDUE = 1.25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _places(tiles: Sequence[Tile]) -> np.ndarray:
@@ -81,6 +87,10 @@ class Forecast:
         self._fixed.append(timings.get("compilation", 0.0))
         self._work[index] = timings.get("running", sum(timings.values()))
 
+    def dropped(self, tile: Tile) -> None:
+        """A tile has failed: nothing is learned from it."""
+        del self._begun[self._index[tile]]
+
     def left(self, now: float) -> float | None:
         """Seconds until everything is done; None before the first tile is."""
         if not self._work:
@@ -127,11 +137,12 @@ class Progress:
         self._tiles, self._done, self._runs = num_tiles, num_done, 0
         self._forecast = forecast
         self._begun = self._logged = time.monotonic()
+        self._left: tuple[float, float | None] = (-math.inf, None)
         self._bar = tqdm(
             total=num_tiles,
             initial=num_done,
             disable=not sys.stderr.isatty(),
-            bar_format="{percentage:3.0f}%|{bar}| {postfix} [{elapsed}]",
+            bar_format="{percentage:3.0f}%|{bar}| {postfix}",  # tqdm's own clock is one that may jump.
             dynamic_ncols=True,
         )
 
@@ -143,6 +154,18 @@ class Progress:
         self._bar.update()
         self.tick(last=self._done == self._tiles)
 
+    def failed(self, tile: Tile) -> None:
+        """One tile cannot be done."""
+        self._forecast.dropped(tile)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until everything is done, as far as is known; asked anew once a second."""
+        now = time.monotonic()
+        if now - self._left[0] >= 1:
+            self._left = now, self._forecast.left(now)
+        return self._left[1]
+
     def tick(self, *, last: bool = False) -> None:
         """Says where the sweep is, when that is due: every second on a terminal, every ten in a log, and at the end."""
         now = time.monotonic()
@@ -152,7 +175,7 @@ class Progress:
         left = self._forecast.left(now)
         text = f"{self._done}/{self._tiles} tiles, {self._runs / max(now - self._begun, 1e-9):.1f} runs/s"
         text += "" if left is None else f", about {duration(left)} left"
-        self._bar.set_postfix_str(text)
+        self._bar.set_postfix_str(f"{text} [{duration(now - self._begun)}]")
         if self._bar.disable:
             logging.info("%s", text)
 
@@ -168,21 +191,62 @@ def duration(seconds: float) -> str:
 
 
 class Stopping:
-    """SIGINT or SIGTERM: finish the tiles in hand, then leave. A second one: leave at once."""
+    """SIGINT or SIGTERM: tiles in hand have a few seconds to end, then the program leaves. A second one: at once.
 
-    def __init__(self) -> None:
+    Args:
+      leave: for a program whose main thread may be inside a compiled tile, where it hears no signal: called from
+        another thread when the time is over, to end the process. None where somebody asks `asked` all the time.
+      grace: seconds.
+    """
+
+    def __init__(self, leave: Callable[[], None] | None = None, grace: float = GRACE) -> None:
         self.asked = False
+        self._leave, self._grace = leave, grace
+        self._over = threading.Event()
 
     def __enter__(self) -> "Stopping":
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Signals are the main thread's.
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        if self._leave is not None:
+            self._ear, self._mouth = socket.socketpair()
+            self._mouth.setblocking(False)
+            # Python writes a signal's number there at once, whatever the main thread is doing.
+            self._wakeup_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(self._leave,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before and self._leave is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._mouth.close()
+
+    def _listen(self, leave: Callable[[], None]) -> None:
+        with self._ear:
+            while (number := self._ear.recv(1)) and number[0] not in _SIGNALS:
+                pass
+            if not number:
+                return
+            self._ear.settimeout(self._grace)
+            try:
+                while (number := self._ear.recv(1)) and number[0] not in _SIGNALS:
+                    pass
+            except TimeoutError:
+                if not self._over.is_set():
+                    leave()
+            else:
+                if number:
+                    os._exit(128 + number[0])
 
     def _handle(self, number: int, _: object) -> None:
         if self.asked:
             os._exit(128 + number)
         self.asked = True
-        logging.warning("finishing the tiles in hand; a second signal leaves at once")
+        logging.warning(
+            "leaving within %.0f seconds; tiles that are done by then are kept, a second signal leaves at once",
+            self._grace,
+        )

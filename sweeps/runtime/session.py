@@ -7,36 +7,48 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax
 import numpy as np
 from absl import logging
 
 from relu_sgd import _draws as draws
-from sweeps.runtime import arithmetic, extension, patched, processes, tiles
+from sweeps.runtime import arithmetic, attempts, damage, extension, patched, processes, tiles
+from sweeps.runtime.attempts import Failure
+from sweeps.runtime.journal import Journal, is_ours, locked, now, write
 from sweeps.runtime.progress import Forecast, Progress, Stopping, duration
 from sweeps.runtime.store import Store, StoreError
-from sweeps.study import Execution, Study, Tile, Timings, UsageError, Variant, flags_of
+from sweeps.study import Execution, Study, Tile, TileError, Timings, UsageError, Variant, flags_of
 
 __all__ = [
+    "REPAIR",
     "check_folder",
     "configuration_of",
     "configure_jax",
     "fingerprint",
+    "locked",
     "open_results",
     "pending",
     "train",
+    "verify",
     "write",
 ]
+
+# So many failures and no success end a session.
+_HOPELESS = 8
+# What to do when the disk refuses.
+_ROOM = "make room or leave to write; all finished tiles are kept, and the same command goes on where it stopped"
+# What to do about a damaged store.
+REPAIR = "; the sweep's own command with --repair makes it anew (in Python repair=True), and keeps the rest"
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "xarray", "zarr")
 
@@ -85,34 +97,6 @@ def _commit() -> str:
         return ""
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-@contextmanager
-def locked(folder: Path, shard_index: int = 0, shard_count: int = 1) -> Iterator[None]:
-    """The folder, made where there is none, is ours while this lasts, or the shard of it.
-
-    Raises:
-      UsageError: another process has it, or it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / f".lock-{shard_index}-of-{shard_count}", blocking=False):
-            yield
-    except filelock.Timeout as error:
-        raise UsageError(f"--out: another run is writing to {folder}") from error
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {folder}: {error.strerror or error}") from error
-
-
-def _is_ours(entry: Path) -> bool:
-    return entry.name.startswith(".lock-") or entry.name.endswith(".partial")
-
-
 def open_results(out: Path, *, flag: str = "out") -> Store:
     """The finished or unfinished results in an output folder, to read.
 
@@ -122,7 +106,8 @@ def open_results(out: Path, *, flag: str = "out") -> Store:
     try:
         store = Store.open(out / "results.zarr", read_only=True)
     except StoreError as error:
-        raise UsageError(f"--{flag}: {error}") from error
+        hint = REPAIR if flag == "out" and (out / "results.zarr").is_dir() else ""
+        raise UsageError(f"--{flag}: {error}{hint}") from error
     if not isinstance(store.attributes.get("science"), dict):
         raise UsageError(f"--{flag}: {out / 'results.zarr'} is no store of a sweep")
     return store
@@ -138,7 +123,7 @@ def check_folder(out: Path, *, marks: Sequence[str] = ("results.zarr",)) -> None
         if out.exists() and not out.is_dir():
             raise UsageError(f"--out: {out} is not a folder")
         if out.is_dir() and not any((out / mark).exists() for mark in marks):
-            foreign = [entry.name for entry in out.iterdir() if not _is_ours(entry)]
+            foreign = [entry.name for entry in out.iterdir() if not is_ours(entry)]
             if foreign:
                 raise UsageError(
                     f"--out: {out} holds other things ({min(foreign)}) and no results of a sweep; nothing was written"
@@ -152,10 +137,11 @@ def check_folder(out: Path, *, marks: Sequence[str] = ("results.zarr",)) -> None
         raise UsageError(f"--out: cannot write to {folder}")
 
 
-def _check_same(store: Store, study: Study, block: Sequence[int] | None, out: Path) -> None:
-    there, here = store.attributes["science"], study.science()
-    if store.attributes.get("study", study.name) != study.name:
-        raise UsageError(f"--out: the results in {out} are of {store.attributes['study']}, not of {study.name}")
+def _check_same(known: Mapping[str, Any], study: Study, block: Sequence[int] | None, out: Path) -> None:
+    """Refuses results, whose store has these attributes, of another study, science, version of the draws, or tiles."""
+    there, here = known["science"], study.science()
+    if known.get("study", study.name) != study.name:
+        raise UsageError(f"--out: the results in {out} are of {known['study']}, not of {study.name}")
     if there != here:
         names = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
         for name in names:
@@ -164,15 +150,15 @@ def _check_same(store: Store, study: Study, block: Sequence[int] | None, out: Pa
             f"--{name} is {_short(there.get(name))} there and {_short(here.get(name))} here" for name in names
         )
         raise UsageError(f"--out: the results in {out} are of another sweep: {different}")
-    if store.attributes.get("draws") != draws.VERSION:
+    if known.get("draws") != draws.VERSION:
         raise UsageError(
             f"--out: the results in {out} were begun with other draws of data and weights, by another version of this "
             "code"
         )
-    if block is not None and list(block) != store.attributes["block"]:
+    if block is not None and list(block) != known["block"]:
         raise UsageError(
             f"--block: {'x'.join(map(str, block))}, but the results in {out} are in blocks of "
-            f"{'x'.join(map(str, store.attributes['block']))}"
+            f"{'x'.join(map(str, known['block']))}"
         )
 
 
@@ -217,34 +203,99 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:25]}...{text[-10:]}"
 
 
+def _create(study: Study, block: Sequence[int], path: Path) -> Store:
+    """A new store.
+
+    Raises:
+      FileExistsError: another shard was quicker.
+      StoreError: it cannot be written.
+    """
+    axes, seeds, science = study.axes(), study.seeds(), study.science()
+    groups = [variant.group for variant in study.variants()]
+    attributes = {
+        "study": study.name,
+        "science": science,
+        "draws": draws.VERSION,
+        "configuration": configuration_of(science),
+        "protocol": study.protocol_name,
+        "setups": groups,
+        "nan_allowed": study.nan_allowed,
+        "block": list(block),
+    }
+    sizes = {**axes, "seed": seeds}
+    chunk = dict(zip(sizes, [*block, len(seeds)], strict=False))
+    return Store.create(path, groups, sizes, chunk, study.metrics, attributes, study.records)
+
+
+def _remembered(study: Study, out: Path) -> dict[str, Any]:
+    """What a folder says of its results, where the store itself may be damaged: what agrees with the study, if any."""
+    found = []
+    for path in (out / "results.zarr" / "zarr.json", out / "config.json", *out.glob("results.zarr/*/zarr.json")):
+        with suppress(OSError, ValueError, AttributeError):
+            known = json.loads(path.read_text())
+            known = known.get("attributes", known)
+            if isinstance(known.get("science"), dict) and isinstance(known.get("block"), list):
+                found.append(known)
+    if not found:
+        raise UsageError(
+            f"--repair: nothing in {out} says any more which sweep its results are of; another --out begins anew"
+        )
+    return next((known for known in found if known["science"] == study.science()), found[0])
+
+
+def _mend(study: Study, execution: Execution) -> None:
+    """Makes missing and damaged metadata anew.
+
+    Raises:
+      UsageError: the results are of another study, or nothing says of which.
+      StoreError: the disk refuses.
+    """
+    out = execution.out
+    known = _remembered(study, out)
+    _check_same(known, study, execution.block, out)
+    template = out / f"results.zarr.{uuid.uuid4().hex}.partial"
+    try:
+        _create(study, known["block"], template)
+        for name in damage.mend(out / "results.zarr", template):
+            logging.warning("made anew: results.zarr/%s", name)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(template, ignore_errors=True)
+
+
 def _open_store(study: Study, execution: Execution) -> Store:
     out = execution.out
     path = out / "results.zarr"
-    groups = [variant.group for variant in study.variants()]
     try:
         if not path.exists():
-            axes, seeds, science = study.axes(), study.seeds(), study.science()
-            block = execution.block or study.default_block()
-            attributes = {
-                "study": study.name,
-                "science": science,
-                "draws": draws.VERSION,
-                "configuration": configuration_of(science),
-                "protocol": study.protocol_name,
-                "setups": groups,
-                "nan_allowed": study.nan_allowed,
-                "block": list(block),
-            }
-            sizes = {**axes, "seed": seeds}
-            chunk = dict(zip(sizes, [*block, len(seeds)], strict=False))
             with suppress(FileExistsError):  # Another shard was quicker.
-                Store.create(path, groups, sizes, chunk, study.metrics, attributes, study.records)
+                _create(study, execution.block or study.default_block(), path)
+        elif execution.repair:
+            _mend(study, execution)
         store = Store.open(path)
-        _check_same(store, study, execution.block, out)
-        store.verify((0, *study.statuses))
+        _check_same(store.attributes, study, execution.block, out)
+        if execution.repair:
+            for found in damage.find(store, (0, *study.statuses)):
+                if found.where is not None:
+                    logging.warning("computed again: %s", found.what)
+                    store.discard(found.group, found.where)
     except StoreError as error:
         raise UsageError(f"--out: {error}") from error
+    verify(study, store)
     return store
+
+
+def verify(study: Study, store: Store) -> None:
+    """Reads all results once.
+
+    Raises:
+      UsageError: some are damaged; it says what to do.
+    """
+    try:
+        store.verify((0, *study.statuses))
+    except StoreError as error:
+        raise UsageError(f"--out: {error}{REPAIR}") from error
 
 
 def _peak_memory(num_processes: int) -> int:
@@ -260,7 +311,7 @@ def _peak_memory(num_processes: int) -> int:
 
 def _provenance(study: Study, store: Store, execution: Execution, num_processes: int) -> dict[str, Any]:
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": now(),
         "configuration": store.attributes["configuration"],
         "commit": _commit(),
         "python": platform.python_version(),
@@ -302,7 +353,8 @@ def train(study: Study, execution: Execution) -> Store:
 
     Raises:
       UsageError: the output folder is foreign, of another study, damaged, in use or not writable; nothing was written.
-      SystemExit: a signal asked to stop, and the tiles in hand are stored.
+      TileError: some tiles could not be computed.
+      SystemExit: a signal asked to stop.
     """
     check_folder(execution.out)
     patched.check()
@@ -314,8 +366,8 @@ def train(study: Study, execution: Execution) -> Store:
         extension.check(study)
     num_processes = _count_processes(execution)
     out = execution.out
-    if (out / "results.zarr").exists():
-        _check_same(open_results(out), study, block, out)
+    if (out / "results.zarr").exists() and not execution.repair:
+        _check_same(open_results(out).attributes, study, block, out)
     with jax.enable_x64(study.arithmetic == "float64"):
         study.check_code()
     with locked(out, execution.shard_index, execution.shard_count):
@@ -346,6 +398,68 @@ def _run_tile(study: Study, execution: Execution, tile: Tile) -> tuple[dict[str,
     return study.run_tile(tile, execution)
 
 
+def _is_allowed(study: Study, tile: Tile) -> bool:
+    """Whether a study runs tiles of this shape."""
+    try:
+        study.check_block(tile.shape)
+    except UsageError:
+        return False
+    return True
+
+
+class _Session:
+    """What a session has done so far, and its journal."""
+
+    def __init__(self, journal: Journal, num_to_do: int, num_processes: int) -> None:
+        self._journal, self._num_to_do, self._num_processes = journal, num_to_do, num_processes
+        self._begun = time.monotonic()
+        self.done = 0
+        self.failed: dict[Tile, Failure] = {}
+        self.spent: dict[str, float] = collections.defaultdict(float)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether tile after tile fails, as it does when a function of one's own has an error."""
+        return not self.done and len(self.failed) >= max(_HOPELESS, 2 * self._num_processes)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def _said(self) -> dict[str, Any]:
+        return {
+            "tiles": self.done,
+            "seconds": round(self.seconds, 3),
+            **{f"{part}_seconds": round(value, 3) for part, value in self.spent.items()},
+            "peak_memory_mib": _peak_memory(self._num_processes),
+            "failed": [
+                {"tile": attempts.name_of(tile), "reason": failure.reason, "details": failure.details}
+                for tile, failure in self.failed.items()
+            ],
+        }
+
+    def tell(self, left: float | None, in_hand: Sequence[Tile]) -> None:
+        """Rewrites the note."""
+        more = {"to_do": self._num_to_do, "left": left, "in_hand": [attempts.name_of(tile) for tile in in_hand]}
+        self._journal.update(self._said() | more)
+
+    def end(self, how: str) -> None:
+        """Writes the line, and says where the time went."""
+        said = self._said()
+        self._journal.end(how, {name: value for name, value in said.items() if value or name != "failed"})
+        if self.done:
+            whole = sum(self.spent.values())
+            logging.info(
+                "%d tiles in %s: %s",
+                self.done,
+                duration(self.seconds),
+                ", ".join(f"{name} {value:.1f} s ({value / whole:.1%})" for name, value in self.spent.items()),
+            )
+        left = self._num_to_do - self.done
+        if how == "stopped":
+            logging.warning("stopped with %d tiles to do; the same command goes on", left)
+
+
 def run_tiles(
     study: Study,
     execution: Execution,
@@ -361,10 +475,10 @@ def run_tiles(
     The store holds the runs of `seeds`, the study's own unless they are given.
 
     Raises:
-      UsageError: a worker died, or the disk refuses.
+      UsageError: no worker starts, or the disk refuses.
+      TileError: some tiles could not be computed.
       SystemExit: a signal asked to stop.
     """
-    spent: dict[str, float] = collections.defaultdict(float)
     axes = {**study.axes(), "seed": study.seeds() if seeds is None else seeds}
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, study.arithmetic, execution.compilation_cache)
@@ -373,52 +487,79 @@ def run_tiles(
         run = functools.partial(patched.checked, run, patched.fingerprints())
     elif todo:
         patched.check_here()
-    begun = time.monotonic()
+    session = _Session(
+        Journal(execution.out, execution.shard_index, execution.shard_count, provenance), len(todo), num_processes
+    )
     forecast = Forecast(todo, study.cost, num_processes)
     progress = Progress(len(mine), len(mine) - len(todo), forecast)
-    done = 0
+    work = attempts.Work(
+        forecast.order(time.monotonic),
+        functools.partial(_is_allowed, study),
+        lambda: session.tell(progress.left, work.in_hand),
+    )
+    how = "failed"
+
+    def leave() -> None:
+        progress.close()
+        session.end("stopped")
+        os._exit(130)
+
+    # Where this process computes it hears no signal; and it is not ours to end when somebody types into it.
+    hears_nothing = num_processes == 1 and hasattr(sys.modules["__main__"], "__file__")
     try:
-        with Stopping() as stopping:
-            for tile, (records, timings) in processes.map_unordered(
-                run, forecast.order(time.monotonic), num_processes, initialize, lambda: stopping.asked, progress.tick
-            ):
+        with (
+            Stopping(leave if hears_nothing else None) as stopping,
+            closing(
+                processes.map_unordered(
+                    functools.partial(attempts.attempt, run),
+                    work,
+                    num_processes,
+                    initialize,
+                    lambda: stopping.asked or session.is_hopeless,
+                    progress.tick,
+                )
+            ) as outcomes,
+        ):
+            session.tell(None, ())
+            for part, outcome in outcomes:
+                if (decided := work.resolve(part, outcome)) is None:
+                    continue
+                tile, result = decided
+                if isinstance(result, Failure):
+                    logging.error("failed: %s: %s", attempts.name_of(tile), result.reason)
+                    session.failed[tile] = result
+                    progress.failed(tile)
+                    continue
+                records, timings = result
                 before = time.perf_counter()
                 store.write(tile.variant.group, tile.slices(axes), records)
-                spent["storing"] += time.perf_counter() - before
-                for part, seconds in timings.items():
-                    spent[part] += seconds
-                done += 1
+                session.spent["storing"] += time.perf_counter() - before
+                for name, seconds in timings.items():
+                    session.spent[name] += seconds
+                session.done += 1
                 progress.update(tile, timings)
-    except BrokenProcessPool as error:
-        raise UsageError("a worker process died (out of memory?); the same command goes on where it stopped") from error
+                session.tell(progress.left, work.in_hand)
+        how = "done" if session.done + len(session.failed) == len(todo) else "stopped"
+    except processes.WorkerError as error:
+        raise UsageError(f"--num_processes: {error}") from error
     except StoreError as error:
-        raise UsageError(f"--out: {error}; the same command goes on where it stopped") from error
-    except OSError as error:
-        raise UsageError(
-            f"--out: cannot write to {execution.out}: {error.strerror or error}; the same command goes on where it "
-            "stopped"
-        ) from error
+        raise UsageError(f"--out: {error}; {_ROOM}") from error
     finally:
         progress.close()
-        seconds = time.monotonic() - begun
-        if done:
-            line = {
-                **provenance,
-                "tiles": done,
-                "seconds": round(seconds, 3),
-                **{f"{part}_seconds": round(value, 3) for part, value in spent.items()},
-                "peak_memory_mib": _peak_memory(num_processes),
-            }
-            with (execution.out / "sessions.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-    if done:
-        whole = sum(spent.values())
-        logging.info(
-            "%d tiles in %s: %s",
-            done,
-            duration(seconds),
-            ", ".join(f"{name} {value:.1f} s ({value / whole:.1%})" for name, value in spent.items()),
-        )
-    if done < len(todo):
-        logging.warning("stopped with %d tiles to do; the same command goes on", len(todo) - done)
+        session.end(how)
+    if stopping.asked and how == "stopped":
         raise SystemExit(130)
+    if session.failed:
+        raise _tile_error(session, execution.out, len(todo))
+
+
+def _tile_error(session: _Session, out: Path, num_to_do: int) -> TileError:
+    tile, failure = next(iter(session.failed.items()))
+    what = "fewer --num_processes leave each more memory; " if failure.out_of_memory else ""
+    error = TileError(
+        f"{len(session.failed)} of {num_to_do} tiles failed, the first at {attempts.name_of(tile)}: {failure.reason}; "
+        f"{session.done} are stored. {what}{out / 'sessions.jsonl'} says more, and the same command tries again"
+    )
+    cause = failure.error or (RuntimeError(f"in a worker process:\n{failure.details}") if failure.details else None)
+    error.__cause__ = cause
+    return error

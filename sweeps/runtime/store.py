@@ -4,15 +4,15 @@ A store has a group per variant; in a group every metric is an array over the sa
 chunks, one a tile. A tile's metrics are written first and its status last, so a tile counts when its status is there.
 Zarr writes a chunk to a temporary file and renames it; a store is built under a temporary name and renamed too.
 Killing the program at any moment loses the tiles in flight and nothing else. Checksums tell a damaged chunk from a
-good one.
+good one, and every chunk of a finished tile has its file, so that a deleted one is missed.
 """
 
+import itertools
 import shutil
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -23,9 +23,11 @@ from sweeps.study import Metrics
 if TYPE_CHECKING:  # Loaded by who reads, not by every worker process.
     import xarray as xr
 
-__all__ = ["Store", "StoreError"]
+__all__ = ["Store", "StoreError", "Where", "chunk_key", "one_line"]
 
 _PARTIAL = ".partial"
+# Of a chunk, its slice of every dimension.
+Where: TypeAlias = tuple[slice, ...]
 
 
 class StoreError(Exception):
@@ -37,7 +39,19 @@ def _fill(dtype: np.dtype) -> Any:
 
 
 def _create_array(group: zarr.Group, name: str, dimensions: Sequence[str], **kwargs: Any) -> zarr.Array[Any]:
-    return group.create_array(name, dimension_names=dimensions, compressors=ZstdCodec(level=1, checksum=True), **kwargs)
+    return group.create_array(
+        name,
+        dimension_names=dimensions,
+        compressors=ZstdCodec(level=1, checksum=True),
+        config={"write_empty_chunks": True},
+        **kwargs,
+    )
+
+
+def chunk_key(array: zarr.Array[Any], where: Where) -> str:
+    """The file of a tile's chunk in the folder of an array; what is recorded along a run is in the same chunk."""
+    index = [part.start // size for part, size in zip(where, array.chunks, strict=False)]
+    return array.metadata.encode_chunk_key((*index, *[0] * (array.ndim - len(where))))
 
 
 class Store:
@@ -84,8 +98,9 @@ class Store:
         chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
         further = {} if records is None else {records[0]: records[1]}
         along = {dimension: len(values) for dimension, values in further.items()}
+        root_attributes = {**attributes, "metrics": list(metrics), "every_chunk": True}
         try:
-            root = zarr.create_group(partial, attributes={**attributes, "metrics": list(metrics)}, overwrite=True)
+            root = zarr.create_group(partial, attributes=root_attributes, overwrite=True)
             for name in groups:
                 group = root.create_group(name, attributes=dict(attributes))
                 for dimension, values in {**coordinates, **further}.items():
@@ -135,12 +150,20 @@ class Store:
         try:
             return cls(path, zarr.open_group(path, mode="r" if read_only else "r+"))
         except Exception as error:  # Zarr raises many kinds for a damaged store; all mean the same to the caller.
-            raise StoreError(f"{path} is damaged or no store: {_one_line(error)}") from error
+            raise StoreError(f"{path} is damaged or no store: {one_line(error)}") from error
 
     def clean(self, older_than: float = 0.0) -> None:
-        """Removes the temporary files that a killed run left, when they are older than so many seconds."""
-        for leftover in self.path.parent.rglob(f"*{_PARTIAL}"):
-            if time.time() - leftover.stat().st_mtime >= older_than:
+        """Removes the temporary files that a killed run left, when they are older than so many seconds; 0 for all."""
+        leftovers = [path for path in self.path.parent.rglob(f"*{_PARTIAL}") if path.exists()]
+        if not leftovers:
+            return
+        # By the clock that gave them their times, which is the disk's and not this machine's.
+        clock = self.path.parent / f"clock.{uuid.uuid4().hex}{_PARTIAL}"
+        clock.touch()
+        now = clock.stat().st_mtime
+        clock.unlink()
+        for leftover in leftovers:
+            if not older_than or now - leftover.stat().st_mtime >= older_than:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     def pending(self, group: str) -> np.ndarray:
@@ -149,12 +172,88 @@ class Store:
         Raises:
           StoreError: the group is missing or damaged.
         """
-        status = self._array(group, "status")
-        return np.asarray(status[...]) == 0 if self._is_begun(group) else np.ones(status.shape, bool)
+        status = self.array(group, "status")
+        return np.asarray(status[...]) == 0 if self.is_begun(group) else np.ones(status.shape, bool)
 
-    def _is_begun(self, group: str) -> bool:
+    def is_begun(self, group: str) -> bool:
         """Whether any chunk of it was finished. Asking for thousands that were not, one by one, takes seconds."""
         return (self.path / group / "status" / "c").exists()
+
+    @property
+    def groups(self) -> list[str]:
+        """The variants, those whose folder is missing among them."""
+        return self.attributes.get("setups") or sorted(self._root.group_keys())
+
+    def dimensions(self, group: str) -> list[str]:
+        """The axes of a variant, seeds last.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        metadata: Any = self.array(group, "status").metadata
+        return list(metadata.dimension_names)
+
+    def values(self, group: str, axis: str) -> np.ndarray:
+        """The values along an axis.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        array = self.array(group, axis)
+        try:
+            if self.attributes.get("every_chunk") and len(self.chunk_files(group, axis)) < array.nchunks:
+                raise FileNotFoundError("its values are missing")
+            return np.asarray(array[...])
+        except Exception as error:  # Zarr and its codecs raise many kinds.
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {axis}: {one_line(error)}") from error
+
+    def chunk_files(self, group: str, name: str) -> set[str]:
+        """The files of all chunks of an array that are there, as `chunk_key` names them."""
+        folder = self.path / group / name
+        return {path.relative_to(folder).as_posix() for path in (folder / "c").rglob("*") if path.is_file()}
+
+    def tiles(self, group: str) -> list[Where]:
+        """All chunks of a variant.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        status = self.array(group, "status")
+        parts = zip(status.shape, status.chunks, strict=True)
+        return list(
+            itertools.product(*([slice(i, min(i + step, size)) for i in range(0, size, step)] for size, step in parts))
+        )
+
+    def names(self, group: str) -> Callable[[Where], str]:
+        """From a chunk of a variant to its name in words: hidden, d0 = 4 to 8, seeds 0 to 9.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        axes = {name: self.values(group, name).tolist() for name in self.dimensions(group)}
+
+        def name_of(where: Where) -> str:
+            words = [group]
+            for (name, values), part in zip(axes.items(), where, strict=True):
+                first, last = values[part][0], values[part][-1]
+                words.append(("seeds " if name == "seed" else f"{name} = ") + f"{first}")
+                words[-1] += f" to {last}" * (last != first)
+            return ", ".join(words)
+
+        return name_of
+
+    def discard(self, group: str, where: Where) -> None:
+        """Makes a tile pending: its chunks are removed, that of the status first.
+
+        Raises:
+          StoreError: the disk refuses.
+        """
+        try:
+            for name in sorted(self.attributes["metrics"], key=lambda name: name != "status"):
+                key = chunk_key(self.array(group, name), where)
+                (self.path / group / name / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def write(self, group: str, where: tuple[slice, ...], records: Mapping[str, np.ndarray]) -> None:
         """Stores the records of one chunk, the status last.
@@ -174,8 +273,10 @@ class Store:
         shape = tuple(part.stop - part.start for part in where)
         try:
             for name in [*metrics, "status"]:
-                array = self._array(group, name)
+                array = self.array(group, name)
                 along = array.shape[len(where) :]
+                # What a damaged store has there would be read first, where a chunk reaches over the edge.
+                (self.path / group / name / chunk_key(array, where)).unlink(missing_ok=True)
                 array[where + (slice(None),) * len(along)] = np.asarray(records[name]).reshape(shape + along)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
@@ -191,41 +292,50 @@ class Store:
         try:
             return xr.open_zarr(self.path, group=group, consolidated=False, chunks=None).load()
         except Exception as error:
-            raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 
-    def verify(self, statuses: Sequence[int] = (0, 1, 2, 3)) -> None:
+    def verify(self, statuses: Sequence[int] | None = (0, 1, 2, 3)) -> None:
         """Reads everything once.
 
         Args:
-          statuses: the codes that a run may have.
+          statuses: the codes that a run may have; None for any.
 
         Raises:
           StoreError: something is missing or damaged, or a run has a status but no metrics.
         """
-        for group in self._root.group_keys():
-            for name in self.attributes.get("metrics", ["status"]):
-                self._array(group, name)
-            if not self._is_begun(group):
-                continue
-            results = self.read(group)
-            done = results["status"].values != 0
-            if not np.isin(results["status"].values, statuses).all():
-                known = ", ".join(map(str, statuses))
-                raise StoreError(f"group {group!r} of {self.path} is damaged: a status is none of {known}")
-            for name, values in results.data_vars.items():
-                checked = values.dtype.kind == "f" and not self.attributes.get("nan_allowed", False)
-                if checked and np.isnan(values.values[done]).any():
-                    raise StoreError(f"group {group!r} of {self.path} is damaged: {name} is missing for finished runs")
+        from sweeps.runtime import damage
 
-    def _array(self, group: str, name: str) -> zarr.Array[Any]:
+        if found := damage.find(self, statuses):
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            raise StoreError(f"{self.path} is damaged: {found[0].what}{more}")
+
+    def check_group(self, group: str) -> None:
+        """Reads the metadata of a variant, which its arrays do without.
+
+        Raises:
+          StoreError: they are missing or damaged.
+        """
+        try:
+            if not isinstance(self._root[group], zarr.Group):
+                raise KeyError(f"{group} is no group")
+        except Exception as error:
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
+
+    def array(self, group: str, name: str) -> zarr.Array[Any]:
+        """An array of a variant.
+
+        Raises:
+          StoreError: it is missing or damaged.
+        """
         try:
             array = self._root[f"{group}/{name}"]
             if not isinstance(array, zarr.Array):
                 raise KeyError(f"{name} is no array")
-            return array
+            return array.with_config({"write_empty_chunks": True})
         except Exception as error:
-            raise StoreError(f"group {group!r} of {self.path} is damaged: {_one_line(error)}") from error
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's kind and message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -334,22 +332,3 @@ def test_killed_at_random_moments_it_ends_like_an_uninterrupted_run(finished, tm
     # Worker processes and this one agree: to the bit where both pin one core, to rounding in any case.
     for layers, expected in results(finished).items():
         np.testing.assert_allclose(results(out)[layers]["relative_error"], expected["relative_error"], rtol=1e-6)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_tiles_in_hand(tmp_path, cache, number):
-    out = tmp_path / "out"
-    process = start(out, cache)
-    line = ""
-    while "tiles to do" not in line:
-        line = process.stderr.readline()
-        assert line, "the program ended before it began"
-    time.sleep(1)
-    process.send_signal(number)
-    _, log = process.communicate(timeout=100)
-    assert process.returncode == 130, log
-    assert "finishing the tiles in hand" in log
-    done = sum(int((values["status"] != 0).sum()) for values in results(out).values()) // 4
-    assert re.search(r"stopped with \d tiles to do", log)
-    assert 0 < done < 6
-    assert "Traceback" not in log

@@ -65,7 +65,7 @@ def test_a_chunk_comes_back(store):
 def test_status_is_written_last(store, monkeypatch):
     """A run killed between two writes leaves the tile pending."""
     written = []
-    original = Store._array
+    original = Store.array
 
     def failing(self, group, name):
         written.append(name)
@@ -73,7 +73,7 @@ def test_status_is_written_last(store, monkeypatch):
             raise KeyboardInterrupt
         return original(self, group, name)
 
-    monkeypatch.setattr(Store, "_array", failing)
+    monkeypatch.setattr(Store, "array", failing)
     with pytest.raises(KeyboardInterrupt):
         store.write("hidden", FIRST, records(8))
     monkeypatch.undo()
