@@ -93,8 +93,8 @@ def _create(study: Study, store: Store) -> Store:
     seeds = study.seeds()
     grid = {**study.axes(), "seed": range(seeds.stop, seeds.stop + UNIT)}
     attributes = {name: value for name, value in store.attributes.items() if name != "metrics"} | {"rounds": []}
-    block = store.attributes["block"][: len(study.axes())]
-    chunk = dict(zip(grid, [*block, UNIT], strict=True))
+    # A tile is a chunk here too: a cell.
+    chunk = dict.fromkeys(study.axes(), 1) | {"seed": UNIT}
     path = store.path.with_name("refined.zarr")
     groups = [variant.group for variant in study.variants()]
     return Store.create(path, groups, grid, chunk, study.metrics, attributes, study.records)

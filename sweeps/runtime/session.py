@@ -106,7 +106,7 @@ def open_results(out: Path, *, flag: str = "out") -> Store:
     try:
         store = Store.open(out / "results.zarr", read_only=True)
     except StoreError as error:
-        hint = REPAIR if flag == "out" and (out / "results.zarr").is_dir() else ""
+        hint = REPAIR if flag == "out" and os.path.isdir(out / "results.zarr") else ""
         raise UsageError(f"--{flag}: {error}{hint}") from error
     if not isinstance(store.attributes.get("science"), dict):
         raise UsageError(f"--{flag}: {out / 'results.zarr'} is no store of a sweep")

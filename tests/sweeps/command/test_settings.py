@@ -109,7 +109,7 @@ def test_slopes_at_zero():
 
 
 def test_no_value_is_without_a_test():
-    own = {"trained_layers", "protocol", "interval", "prove", "keep_proofs"}
+    own = {"trained_layers", "protocol", "interval", "prove", "keep_proofs", "kernel"}
     assert set(flags_of(ConvergenceMap)) == {*OVERRIDES, *OF_THE_INCLUSION, *own}
 
 
