@@ -84,5 +84,5 @@ def relative_gradient_change(before: PyTree, after: PyTree) -> Float[Array, ""]:
     Args:
       before, after: gradients of the objective, a matrix a layer; ||.||_2 is the spectral norm.
     """
-    norms = lambda tree: jnp.max(jnp.stack([_spectral_norm(leaf) for leaf in jax.tree.leaves(tree)]))
+    norms = lambda tree: jnp.max(jnp.stack([_spectral_norm(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))
     return norms(jax.tree.map(lambda a, b: b - a, before, after)) / norms(before)
