@@ -60,7 +60,7 @@ def sweep(
       base_seed: another one gives other random keys. The key of a run depends on it, on the seed and on the values of
         the axes, and on nothing else.
       execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless
-        told otherwise), block, shard_index, shard_count, num_devices, compilation_cache, repair.
+        told otherwise), block, shard_index, shard_count, coordinator, num_devices, compilation_cache, repair.
 
     Returns:
       The results over (*axes, seed), in memory; the status of a run that another shard has not made yet is 0.
