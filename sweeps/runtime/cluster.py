@@ -10,6 +10,7 @@ import dataclasses
 import ipaddress
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -105,14 +106,26 @@ def _arguments(execution: Execution) -> dict[str, Any]:
         # A second process of one index would make JAX end the first, and with it all others.
         with locked(execution.out, execution.shard_index, execution.shard_count):
             pass
+    is_loopback = _is_loopback(execution.coordinator)
+    if execution.shard_index == 0:
+        _check_port(execution.coordinator, is_loopback)
     return {
         "coordinator_address": execution.coordinator,
         "num_processes": execution.shard_count,
         "process_id": execution.shard_index,
         "cluster_detection_method": "deactivate",
         # On all interfaces otherwise, unless JAX's own variable says where.
-        "coordinator_bind_address": execution.coordinator if _is_loopback(execution.coordinator) else None,
+        "coordinator_bind_address": execution.coordinator if is_loopback else None,
     }
+
+
+def _check_port(address: str, is_loopback: bool) -> None:
+    """Refuses a port that is taken, at which JAX's service dies now and then."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_server((host.strip("[]") if is_loopback else "", int(port))).close()
+    except OSError as error:
+        raise UsageError(f"--coordinator: cannot serve at {address}: {error.strerror or error}") from error
 
 
 def _is_loopback(address: str) -> bool:
