@@ -87,8 +87,9 @@ def _join(execution: Execution, name: str) -> Execution:
             f"--coordinator: auto finds no cluster of SLURM, Kubernetes, Open MPI or Cloud TPU ({error}); give "
             "host:port of the first process, --shard_index and --shard_count"
         ) from error
-    except RuntimeError as error:
-        raise UsageError(f"--coordinator: {' '.join(str(error).split())} ({execution.coordinator})") from error
+    except Exception as error:  # Every kind of cluster has errors of its own.
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"--coordinator: {what} ({execution.coordinator})") from error
     logging.info("process %d of %d", index, count)
     return dataclasses.replace(execution, coordinator="", shard_index=index, shard_count=count)
 
