@@ -1,8 +1,8 @@
 """One study in processes on many machines, which find each other through JAX's coordination service.
 
 Each does its share of the tiles as it would alone, on its own devices; nothing is exchanged, and no device waits for
-another's. They wait for each other twice: `jax.distributed.initialize` returns when all are there, and at the end there
-is a barrier of the service, after which the first process alone reports.
+another's. They wait for each other twice: `jax.distributed.initialize` returns when all are there, and at the end
+there is a barrier of the service, after which the first process alone reports.
 """
 
 import atexit
@@ -55,7 +55,7 @@ def joined(execution: Execution, name: str) -> Iterator[Execution]:
     if not execution.coordinator:
         yield execution
         return
-    # What JAX itself offers runs on the devices, or waits for five minutes (its `shutdown`). It takes a second to load.
+    # What JAX itself offers runs on devices, or waits for five minutes (its `shutdown`). It takes a second to load.
     from orbax.checkpoint import multihost
 
     share = _join(execution, name)
