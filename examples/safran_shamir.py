@@ -20,7 +20,7 @@ def pull(w, v):  # The gradient by w of E relu(w . x) relu(v . x), x ~ N(0, I); 
 
 
 def evaluate(W, step=None):  # 1/2 E (sum of relu(w_j . x) - sum of relu(e_j . x))^2, and its gradient.
-    student, teacher = (pull(W[:, None], V).sum(axis=1) for V in (W, jnp.eye(len(W))))
+    student, teacher = (pull(W[:, None], V[None]).sum(axis=1) for V in (W, jnp.eye(len(W))))
     loss = jnp.sum(W * (student / 2 - teacher)) + len(W) / 4 + len(W) * (len(W) - 1) / (4 * jnp.pi)
     return Evaluation(loss, student - teacher, loss[None])
 

@@ -34,7 +34,7 @@ def hidden_jacobian_gram(
     `network.jacobian_gram`.
     """
     # Row (i, a) of the factor is M_i: times V_:a, so that its Gram matrix is the sum over neurons.
-    return gram_of_factor(slopes[:, None, :] * V.T, X)
+    return gram_of_factor(slopes[:, None, :] * V.T[None], X)
 
 
 def gram_of_factor(factor: Float[Array, "N d2 d1"], X: Float[Array, "N d0"]) -> Float[Array, "rows rows"]:

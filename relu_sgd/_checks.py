@@ -1,13 +1,15 @@
 """What every module asks of its input, with one line for what is wrong."""
 
+import inspect
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_fields", "check_key", "finite_arrays", "whole_number"]
+__all__ = ["check_fields", "check_key", "finite_arrays", "takes", "whole_number"]
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -53,6 +55,17 @@ def check_key(key: Any) -> None:
             return
         raise TypeError(f"key must be one random key, as jax.random.key(0), got an array {key.dtype}{key.shape}")
     raise TypeError(f"key must be one random key, as jax.random.key(0), got {key!r}")
+
+
+def takes(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> bool:
+    """Whether a function can be called like this; True where Python cannot tell."""
+    try:
+        inspect.signature(function).bind(*arguments, **keywords)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def finite_arrays(**arrays: Any) -> list[np.ndarray]:

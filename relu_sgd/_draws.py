@@ -50,7 +50,7 @@ def _resolve(key: Key[Array, ""], shape: Shape, padded_shape: PaddedShape) -> tu
 
 
 def _inside(shape: Shape, padded: tuple[int, int]) -> Bool[Array, "padded_rows padded_columns"]:
-    return (jnp.arange(padded[0]) < shape[0])[:, None] & (jnp.arange(padded[1]) < shape[1])
+    return (jnp.arange(padded[0]) < shape[0])[:, None] & (jnp.arange(padded[1]) < shape[1])[None, :]
 
 
 @functools.partial(jax.jit, static_argnames=("padded", "num_bits"))
@@ -59,7 +59,7 @@ def _words(
 ) -> UInt[Array, "padded_rows padded_columns"]:
     """Random words of 32 or 64 bits; the former are the upper halves of the latter."""
     i, j = (jnp.arange(size, dtype=jnp.uint32) for size in padded)
-    index = i[:, None] * jnp.asarray(columns, jnp.uint32) + j
+    index = i[:, None] * jnp.asarray(columns, jnp.uint32) + j[None, :]
     pairs = jax.random.key_data(jax.vmap(jax.vmap(functools.partial(jax.random.fold_in, key)))(index))
     upper = pairs[..., 0]
     return upper if num_bits == 32 else upper.astype(jnp.uint64) << 32 | pairs[..., 1].astype(jnp.uint64)

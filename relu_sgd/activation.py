@@ -62,4 +62,5 @@ def relu(x: Real[ArrayLike, "*shape"], at_zero: Real[ArrayLike, "*#shape"] = 0.0
         fits = False
     if not fits:
         raise ValueError(f"at_zero of shape {at_zero.shape} does not broadcast to the shape {x.shape} of x")
-    return _relu(x, at_zero)
+    missing = x.ndim - at_zero.ndim if at_zero.ndim else 0
+    return _relu(x, at_zero.reshape((1,) * missing + at_zero.shape))

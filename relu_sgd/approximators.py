@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Real
 
 from relu_sgd import network
 from relu_sgd._algebra import matmul
-from relu_sgd._checks import check_fields, check_key, whole_number
+from relu_sgd._checks import check_fields, check_key, takes, whole_number
 from relu_sgd.activation import relu
 from relu_sgd.network import SampleLosses
 from relu_sgd.problem import Problem
@@ -191,7 +191,7 @@ def shallow(loss: str | SampleLoss = "squared") -> Approximator:
     which is faster.
 
     Raises:
-      ValueError: the loss is none of `LOSSES`.
+      ValueError: the loss is none of `LOSSES`, or a function of other arguments than outputs and labels.
     """
     return Approximator(
         predict_inputs=lambda params, X, at_zero: matmul(relu(matmul(X, params.W), at_zero), params.V),
@@ -202,6 +202,11 @@ def shallow(loss: str | SampleLoss = "squared") -> Approximator:
 
 def _loss(name: str | SampleLoss) -> SampleLoss:
     if callable(name):
+        if not takes(name, None, None):
+            raise ValueError(
+                "loss must have the signature loss(outputs, labels) -> n floats, both n x d2; "
+                "a losses(problem, *, at_zero) goes to descend(losses=...)"
+            )
         return name
     if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"loss must be one of {tuple(LOSSES)}, got {name!r}")
@@ -261,8 +266,8 @@ def deep(
         in jax.nn.initializers; None for LeCun's normal law.
 
     Raises:
-      ValueError: there is no hidden layer, a width is no whole number from 1 on, the loss is none of `LOSSES`, or
-        the initializer is no function.
+      ValueError: there is no hidden layer, a width is no whole number from 1 on, the loss is none of `LOSSES` and
+        no function of outputs and labels, or the initializer is no function.
     """
     if not len(widths):
         raise ValueError("widths must be those of one hidden layer at least")

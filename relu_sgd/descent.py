@@ -1,7 +1,6 @@
 """Gradient descent and mini-batch SGD sequences, (14) of the paper with theta_k restored (see `descend`)."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree, Real, ScalarLike
 
-from relu_sgd._checks import check_fields, check_key, whole_number
+from relu_sgd._checks import check_fields, check_key, takes, whole_number
 from relu_sgd._normalization import normalize
 from relu_sgd.clarke.selections import Selection
 from relu_sgd.dynamics import Status
@@ -196,17 +195,6 @@ class DescentResult(NamedTuple):
     measurements: PyTree = None
 
 
-def _takes(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> bool:
-    """Whether a function can be called like this; True where Python cannot tell."""
-    try:
-        inspect.signature(function).bind(*arguments, **keywords)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
-
-
 def _check_scalar(name: str, kind: Any, function: Callable[..., Any], *arguments: Any) -> jax.ShapeDtypeStruct:
     """What a function returns for such arguments, when it can be called and returns one value of a kind."""
     wanted = "truth value" if kind is bool else "float"
@@ -271,7 +259,7 @@ class Descent:
         elif self.losses is not sample_losses:
             if callable(self.at_zero):
                 raise ValueError("a selection of slopes is for the shallow network with the squared loss")
-            if not _takes(self.losses, None, at_zero=0.0):
+            if not takes(self.losses, None, at_zero=0.0):
                 raise ValueError(
                     "losses must have the signature losses(problem, *, at_zero) -> (theta, samples=None) -> N floats; "
                     "a loss(outputs, labels) goes through approximators.shallow(loss=...)"
@@ -386,14 +374,14 @@ class Descent:
         """The shape of the losses of all samples, when it is right, and so is that of a batch."""
         if self.objective is not None:
             data = () if problem is None else (problem,)
-            if not _takes(self.objective, params, *data):
+            if not takes(self.objective, params, *data):
                 raise ValueError(f"the objective must take {'theta' if problem is None else 'theta and the problem'}")
             value = _check_scalar("objective", jnp.floating, self.objective, params, *data)
             return jax.ShapeDtypeStruct((1,), value.dtype)
         if problem is None:
             raise ValueError("without an objective of its own a descent needs a problem")
         losses_of = self.losses(problem, at_zero=0.0)
-        if not _takes(losses_of, None, None):
+        if not takes(losses_of, None, None):
             raise ValueError("what losses(problem, at_zero=...) returns must have the signature (theta, samples=None)")
 
         def check(samples: Any, expected: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -552,7 +540,10 @@ class Descent:
             value_fn = lambda trial: objective(trial, state.params, state.step)[0]
             known = dict(value=state.objective, grad=state.gradient, value_fn=value_fn)
             try:
-                updates, new = optimizer.update(state.gradient, state.optimizer_state, trained, **known)
+                # Where the caller is strict about types: optax's optimizers count steps in int32 and take powers of
+                # floats.
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, new = optimizer.update(state.gradient, state.optimizer_state, trained, **known)
             except (AttributeError, TypeError) as error:
                 raise ValueError(
                     f"the optimizer must do with the gradient, the weights, value, grad and value_fn: {error}"

@@ -50,7 +50,8 @@ def jacobian_difference_gram(
       ValueError: the shapes do not fit.
     """
     (Z0, V0), (Z1, V1) = ((preactivations(params, problem), params.V) for params in (before, after))
-    factor = (Z1 > 0)[:, None, :] * V1.T - (Z0 > 0)[:, None, :] * V0.T
+    masked = lambda Z, V: (Z > 0).astype(V.dtype)[:, None, :] * V.T[None]
+    factor = masked(Z1, V1) - masked(Z0, V0)
     gram = gram_of_factor(factor, problem.X)
     if trained_layers == "both":
         moved = jnp.maximum(Z1, 0) - jnp.maximum(Z0, 0)
@@ -83,5 +84,5 @@ def relative_gradient_change(before: PyTree, after: PyTree) -> Float[Array, ""]:
     Args:
       before, after: gradients of the objective, a matrix a layer; ||.||_2 is the spectral norm.
     """
-    norms = lambda tree: jnp.max(jnp.stack([_spectral_norm(leaf) for leaf in jax.tree.leaves(tree)]))
+    norms = lambda tree: jnp.max(jnp.stack([_spectral_norm(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))
     return norms(jax.tree.map(lambda a, b: b - a, before, after)) / norms(before)

@@ -31,8 +31,13 @@ Neurons = Bool[Array | np.ndarray, " d1"] | None
 Preactivations = Callable[[Any, Problem], Float[Array, "N d1"]]
 
 
+def _of_neurons(matrix: Bool[Array, "N d1"], neurons: Neurons) -> Bool[Array, "N d1"]:
+    """The matrix where the neurons are true ones, False elsewhere."""
+    return matrix if neurons is None else matrix & neurons[None, :]
+
+
 def _count(matrix: Bool[Array, "N d1"], neurons: Neurons) -> Int[Array, ""]:
-    return jnp.sum(matrix if neurons is None else matrix & neurons, dtype=jnp.int32)
+    return jnp.sum(_of_neurons(matrix, neurons), dtype=jnp.int32)
 
 
 def relative_error(
@@ -67,7 +72,7 @@ def numerical_zeros_at_rounding(
     float64. A neuron or sample that is exactly 0 counts in full.
     """
     Z = preactivations(params, problem)
-    scale = jnp.linalg.norm(problem.X, axis=1)[:, None] * jnp.linalg.norm(params.W, axis=0)
+    scale = jnp.linalg.norm(problem.X, axis=1)[:, None] * jnp.linalg.norm(params.W, axis=0)[None, :]
     return _count(jnp.abs(Z) <= multiple * jnp.finfo(Z.dtype).eps * scale, neurons)
 
 
@@ -100,7 +105,7 @@ def dead_samples(
     relative error at sqrt(k / N) or more.
     """
     active = activation_pattern(params, problem, preactivations_of=preactivations_of)
-    return jnp.sum(~jnp.any(active if neurons is None else active & neurons, axis=1), dtype=jnp.int32)
+    return jnp.sum(~jnp.any(_of_neurons(active, neurons), axis=1), dtype=jnp.int32)
 
 
 def dead_neurons(
@@ -134,12 +139,12 @@ def pattern_fingerprint(
     about n^2 / 2^65. With it the linear regions that a trajectory visits are counted without keeping their patterns.
     """
     active = activation_pattern(params, problem, preactivations_of=preactivations_of)
-    active = active if neurons is None else active & neurons
+    active = _of_neurons(active, neurons)
     num_samples, d1 = active.shape
     # A neuron's word and a sample's place do not depend on padding.
     column, row = jnp.arange(d1, dtype=jnp.uint32), _mixed(jnp.arange(num_samples, dtype=jnp.uint32))
     halves = []
     for salt in (0x9E3779B9, 0x85EBCA6B):
-        words = jnp.where(active, _mixed(column + jnp.uint32(salt)), jnp.uint32(0))
+        words = jnp.where(active, _mixed(column + jnp.uint32(salt))[None, :], jnp.uint32(0))
         halves.append(jnp.sum(_mixed(jnp.sum(words, axis=1, dtype=jnp.uint32) ^ row), dtype=jnp.uint32))
     return jnp.stack(halves)

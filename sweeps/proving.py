@@ -8,11 +8,13 @@ descent would go there is not claimed.
 --stop=decided ends a run that does not meet its criterion when, at step k,
 
 (a) its loss has stalled: over the last `LOOK` steps the least loss fell by less than the share `STALLED`;
-(b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k;
-(c) its last `WATCHED` iterates move around theta*: no hyperplane Z_ij = 0 separates all of them from theta*. That is,
-    where Z*_ij is not 0, Z_ij had its sign at one of these iterates at least (pairs of samples that theta* fits
-    exactly do not count, since there the theorem lets signs change);
-(d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*.
+(b) a local minimum theta* with L(theta*) = L* > 0 is proved below theta_k, at which the criterion does not hold;
+(c) its last iterates, `SPACING` steps apart, `WATCHED` of them or those since step k / 2, move around theta*: no
+    hyperplane Z_ij = 0 separates all of them from theta*. That is, where Z*_ij is not 0, Z_ij had its sign at one of
+    these iterates at least (pairs of samples that theta* fits exactly do not count, since there the theorem lets signs
+    change);
+(d) L(theta_k) <= (1 + `NEAR`) L*, and no iterate of the run had a loss below L*, hence none below L(theta_k) / (1 +
+    `NEAR`).
 
 (b) is proved, and so is L >= L* in a ball around theta*, for V fixed on the whole union of the closed linear regions
 that meet there. (a), (c) and (d) are seen. That descent with a finite step would stay is neither: now and then its
@@ -20,35 +22,33 @@ steps cross hyperplanes beyond that union. How many of the runs that stop so wou
 docs/proved_maps.md.
 
 A run is looked at every `LOOK` steps of its own, and tried for the first time when its loss has stalled; after a try
-that fails it is left alone until it has taken three times as many steps. So what happens to it depends on the run
+that fails it is left alone until it has taken `LATER` times as many steps. So what happens to it depends on the run
 alone.
 """
 
+import collections
 import functools
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Bool, Float
 
-from relu_sgd import Descent, DescentState, Params, Problem, Status, preactivations, proofs
+from relu_sgd import Descent, DescentState, Params, Problem, Status, proofs
 from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs.rounding import MAGNITUDE
-from sweeps.protocol.draw import Run, networks, padded, roomy, x64
+from sweeps.protocol.draw import Run, networks
 from sweeps.protocol.presets import Protocol
-from sweeps.runtime import arithmetic
-from sweeps.runtime.engine import Between, Lane, raw, typed
+from sweeps.runtime.engine import Between, Lane
 from sweeps.study import Tile
 
 __all__ = [
     "LOOK",
     "METRICS",
     "REASONS",
+    "SPACING",
     "STALLED",
     "WATCHED",
     "TileProofs",
@@ -59,7 +59,8 @@ __all__ = [
 ]
 
 # What --stop=decided goes by, see above.
-LOOK, STALLED, WATCHED, NEAR = 1_000, 0.002, 100, 0.02
+LOOK, STALLED, NEAR, LATER = 1_000, 0.002, 0.02, 2
+WATCHED, SPACING = 10, 200
 # Momentum and the pull of other samples carry farther than a sample's own.
 _JUMPS = 4.0
 # Of a loss in single precision, relative.
@@ -87,6 +88,7 @@ REASONS: dict[int, str] = {
     17: "L is not proved to be convex",
     18: "the minimum is proved within",
     19: "a neuron is too short",
+    20: "the search found no stationary point",
     99: "another one",
 }
 
@@ -155,9 +157,9 @@ def certificate_path(folder: Path, tile: Tile, d0: int, d1: int, seed: int) -> P
 
 
 def _keep(path: Path, proof: proofs.Proof, problem: Problem, params: Params) -> None:
-    """Written whole or not at all."""
+    """Written whole or not at all; what a killed process has left is written over."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         proofs.save_certificate(file, proof, problem, params)
     partial.replace(path)
@@ -213,8 +215,8 @@ class TileProofs:
 
     @staticmethod
     def chunk(steps: int) -> int:
-        """The longest chunk of at most so many steps that meets every look."""
-        return next(length for length in range(min(steps, LOOK), 0, -1) if LOOK % length == 0)
+        """The longest chunk of at most so many steps that meets every iterate that is watched, and every look."""
+        return next(length for length in range(min(steps, SPACING), 0, -1) if SPACING % length == 0)
 
     def between(self, descent: Descent, order: np.ndarray) -> Between:
         """What looks at the runs between two chunks, and ends those that are decided.
@@ -223,50 +225,99 @@ class TileProofs:
           descent: what the runs follow; it ends where `stopped` is set in its state.
           order: which run of the tile every run of the engine is.
         """
-        looks: dict[int, tuple[int, float]] = {}  # The step of the last look, and the least loss then.
+        looks: dict[int, float] = {}  # The least loss at the last look.
         not_before: dict[int, int] = {}
-        num_steps = self.protocol.num_steps
+        watched: dict[int, Any] = collections.defaultdict(lambda: collections.deque(maxlen=WATCHED))
 
         def look(owners: np.ndarray, lanes: Lane, done: np.ndarray) -> dict[int, Lane]:
             begun = time.perf_counter()
-            steps, least = np.array(lanes.step), np.array(lanes.state.best_loss)
-            ended = {}
-            for lane in np.flatnonzero(~done & (steps % LOOK == 0)).tolist():
-                run, step = int(order[owners[lane]]), int(steps[lane])
-                before, looks[run] = looks.get(run, (0, np.inf))[1], (step, float(least[lane]))
-                stalled = least[lane] > (1 - STALLED) * before
-                if not stalled or step < not_before.get(run, 0) or step + WATCHED > num_steps:
+            steps = np.array(lanes.step)
+            ended: dict[int, Lane] = {}
+            due = np.flatnonzero(~done & (steps % SPACING == 0))
+            W, least, loss = (
+                np.array(leaf) for leaf in (lanes.state.params.W, lanes.state.best_loss, lanes.state.loss)
+            )
+            for owner, lane in zip(*np.unique(owners[due], return_index=True), strict=True):
+                lane, run = due[lane], int(order[owner])
+                step = int(steps[lane])
+                watched[run].append(W[lane].copy())
+                if step % LOOK:
                     continue
-                not_before[run] = 3 * step
-                state = jax.tree.map(lambda leaf: np.array(leaf[lane]), lanes.state)  # noqa: B023
-                if (end := self._tried(descent, run, state)) is not None:
-                    ended[lane] = Lane(steps[lane], end)
+                before, looks[run] = looks.get(run, np.inf), float(least[lane])
+                stalled = (1 - STALLED) * before < looks[run]
+                near = loss[lane] <= (1 + NEAR) * looks[run]
+                if not (stalled and near) or step < not_before.get(run, 0):
+                    continue
+                not_before[run] = LATER * step
+                # Rows are picked with NumPy: JAX would compile a program for every shape.
+                state = jax.tree.map(lambda leaf: np.array(leaf)[lane], lanes.state)  # noqa: B023
+                late = list(watched[run])[-max(1, step // (2 * SPACING)) :]
+                if self._is_decided(descent, run, state, np.stack(late)):
+                    stopped: Any = np.asarray(True)
+                    end = Lane(steps[lane], state._replace(stopped=stopped))
+                    ended |= dict.fromkeys(np.flatnonzero(owners == owner).tolist(), end)
             self.seconds += time.perf_counter() - begun
             return ended
 
         return look
 
-    def _tried(self, descent: Descent, run: int, state: DescentState) -> DescentState | None:
-        """The state in which the run ends, `WATCHED` steps on, if it is decided there; `raw`, as the given one."""
-        end, above, below = _watch(descent, state, roomy(padded(self.tile)))
-        if bool(end.meets) or not np.isfinite(end.loss):
-            return None
-        params, problem = self._true(run, end.params, state.problem)
-        above, below = (signs[:, : params.W.shape[1]] for signs in (above, below))
-        chattering: Any = above & below
-        layers = self.protocol.trained_layers
-        proof = proofs.decide(params, problem, trained_layers=layers, chattering=chattering, brief=True)
+    def _is_decided(
+        self, descent: Descent, run: int, state: DescentState, watched: Float[np.ndarray, "iterates d0 d1"]
+    ) -> bool:
+        """Whether (b) to (d) hold; the proof is kept.
+
+        Args:
+          descent: what the run follows.
+          run: which one of the tile.
+          state: where it is.
+          watched: W of its last iterates, padded, the present one last.
+        """
+        if not np.isfinite(state.loss):
+            return False
+        params, problem = self._true(run, state.params, state.problem)
+        (d0, d1), layers = params.W.shape, self.protocol.trained_layers
+        positive: Any = problem.X @ watched[:, :d0, :d1].astype(np.float64) > 0
+        above, below = positive.any(axis=0), ~positive.all(axis=0)
+        held: Any = chatters(positive, may_chatter(params, problem, self._step))
+        least = float(state.loss) / (1 + NEAR)
+        proof = proofs.decide(params, problem, trained_layers=layers, chattering=held, least_loss=least)
         low = proof.loss[0]
         if (
             proof.verdict != proofs.Verdict.LOCAL_MINIMUM
-            or float(end.loss) > (1 + NEAR) * low
-            or float(end.best_loss) < (1 - _ROUNDING) * low
+            or float(state.loss) > (1 + NEAR) * low
+            or float(state.best_loss) < (1 - _ROUNDING) * low
             or not moves_around(proof, problem, above, below)
         ):
-            return None
+            return False
+        E = problem.Y - np.maximum(problem.X @ proof.W, 0.0) @ proof.V
+        if _meets(descent, 0.5 * np.sum(E * E, axis=1), state.problem):
+            return False
         self._stopped[run] = proof
-        stopped: Any = np.asarray(True)
-        return end._replace(stopped=stopped)
+        return True
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_criterion(descent: Descent, shapes: tuple[tuple[int, ...], ...], kind: Any) -> jax.stages.Compiled:
+    losses, X, Y = (jax.ShapeDtypeStruct(shape, kind) for shape in shapes)
+    criterion: Any = descent.criterion
+    data: Any = Problem
+    return jax.jit(criterion).lower(losses, data(X, Y)).compile()
+
+
+def _meets(descent: Descent, losses: Float[np.ndarray, " N"], problem: Any) -> bool:
+    """Whether the criterion holds for losses of all samples."""
+    if descent.criterion is None:
+        return False
+    shapes = losses.shape, problem.X.shape, problem.Y.shape
+    return bool(_compiled_criterion(descent, shapes, problem.Y.dtype)(losses.astype(problem.Y.dtype), problem))
+
+
+def chatters(positive: Bool[np.ndarray, "iterates N d1"], may: Bool[np.ndarray, "N d1"]) -> Bool[np.ndarray, "N d1"]:
+    """Which preactivations change their sign for ever, as it seems: those that changed it twice among the iterates, or
+    once and `may` again.
+    """
+    changes = np.sum(positive[1:] != positive[:-1], axis=0)
+    return (changes >= 2) | (may & (changes == 1))
 
 
 def moves_around(
@@ -281,53 +332,3 @@ def moves_around(
     """
     has_say = np.any(problem.X != 0, axis=1)[:, None] & np.any(proof.V != 0, axis=1) & ~proof.fitted[:, None]
     return not np.any(has_say & ~proof.kinks & ~np.where(proof.active, above, below))
-
-
-def _watched(descent: Descent, state: DescentState) -> tuple[DescentState, Array, Array]:
-    """`WATCHED` steps on, and where preactivations were positive, and where negative, at an iterate on the way."""
-
-    def look(carry: Any, _: None) -> tuple[Any, None]:
-        state, above, below = carry
-        state = typed(state)
-        state = descent.advance_to(state, state.step + 1)
-        Z = preactivations(state.params, state.problem)
-        return (raw(state), above | (Z > 0), below | (Z < 0)), None
-
-    nothing = jnp.zeros((state.problem.X.shape[0], state.params.W.shape[1]), bool)
-    return jax.lax.scan(look, (state, nothing, nothing), None, length=WATCHED)[0]
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_watch(descent: Descent, shapes: Any, precision: bool) -> jax.stages.Compiled:
-    del precision  # JAX's, part of what is compiled.
-    structure, leaves = shapes
-    state = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    return jax.jit(functools.partial(_watched, descent)).lower(state).compile()
-
-
-@functools.lru_cache(maxsize=8)
-def _roomy_state(descent: Descent, shapes: tuple[int, int, int, int], kind: Any) -> DescentState:
-    """The shapes of a state for sizes (N, d2, d0, d1); tracing them takes longer than the steps that are watched."""
-    N, d2, d0, d1 = shapes
-    shape: Callable[..., Any] = lambda *of: jax.ShapeDtypeStruct(of, kind)
-    begin = lambda problem, params: raw(descent.init(problem, params, arithmetic.key(0)))
-    return jax.eval_shape(begin, Problem(shape(N, d0), shape(N, d2)), Params(shape(d0, d1), shape(d1, d2)))
-
-
-def _watch(
-    descent: Descent, state: DescentState, sizes: tuple[int, int]
-) -> tuple[DescentState, np.ndarray, np.ndarray]:
-    """`_watched`, on the host; with more padding, so that few programs are compiled, and as little again at the end."""
-
-    def fit(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
-        larger = np.zeros(like.shape, like.dtype)
-        larger[tuple(map(slice, leaf.shape))] = leaf
-        return larger
-
-    roomier = _roomy_state(descent, (*state.problem.Y.shape, *sizes), state.params.W.dtype)
-    large = jax.tree.map(fit, state, roomier)
-    leaves, structure = jax.tree.flatten(large)
-    shapes = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    end, above, below = jax.device_get(_compiled_watch(descent, shapes, x64())(large))
-    cut = lambda leaf, like: leaf[tuple(slice(size) for size in like.shape)]
-    return jax.tree.map(cut, end, state), above, below

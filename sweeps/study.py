@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 import numpy as np
 from absl import flags
 
+from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
 from sweeps.command.parsers import Block, Coordinator, Folder, Parser, Switch, Whole
 
@@ -64,7 +65,7 @@ class TileError(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A set-up of a study; what a study does not vary is None.
+    """A variant of a study; what a study does not vary is None.
 
     Attributes:
       trained_layers: "hidden" or "both".
@@ -110,14 +111,17 @@ class Tile:
     """A block of the grid of one variant: what a process takes, a chunk of the store, and what resume skips.
 
     Attributes:
-      variant: the set-up.
+      variant: the variant that it belongs to.
       axes: name to the values in the block, in their own types, in the order of the store's dimensions.
       seeds: the runs of every cell.
+      within: of a part of a block, the block's axes, whose largest values its programs are made for; so its runs end
+        as those of the whole block do, to the bit.
     """
 
     variant: Variant
     axes: Mapping[str, tuple[Any, ...]]
     seeds: range
+    within: Mapping[str, tuple[Any, ...]] | None = None
 
     def __hash__(self) -> int:
         return hash((self.variant, tuple(self.axes.items()), self.seeds))
@@ -191,6 +195,7 @@ class Execution:
       shard_index, shard_count: this run does every shard_count-th tile.
       coordinator: "auto" or "host:port", where the processes of many machines meet; "" for none.
       figures_only: draw from the store, and run nothing.
+      refine: further runs, spent where they tell most about the boundary, see `sweeps.refinement`.
       repair: compute anew what is damaged.
     """
 
@@ -229,6 +234,13 @@ class Execution:
     figures_only: bool = flag(
         Switch(), "draw figures and summary from the results in --out, and run nothing", False, group="tiles"
     )
+    refine: int = flag(
+        Whole(0),
+        "so many further runs at most, in groups of 8, where they tell most about the boundary at which the "
+        "probability is 1/2 (docs/refinement.md); a larger number later goes on",
+        0,
+        group="refinement",
+    )
     repair: bool = flag(
         Switch(),
         "compute what is damaged or deleted of the results in --out again, and make missing metadata anew; otherwise "
@@ -255,6 +267,11 @@ class Execution:
     def __post_init__(self) -> None:
         if self.shard_index >= self.shard_count:
             raise UsageError(f"--shard_index: {self.shard_index} is not below --shard_count={self.shard_count}")
+        if self.refine and self.shard_count > 1:
+            raise UsageError(
+                f"--refine: contradicts --shard_count={self.shard_count}, since it needs the results of all shards; "
+                "give it without shards when they are done"
+            )
         if self.repair and self.figures_only:
             raise UsageError("--repair: contradicts --figures_only, which computes nothing")
         self._check_coordinator()
@@ -266,7 +283,7 @@ class Execution:
     def _check_coordinator(self) -> None:
         if not self.coordinator:
             return
-        for name in ("figures_only", "repair"):
+        for name in ("figures_only", "refine", "repair"):
             if getattr(self, name):
                 raise UsageError(f"--coordinator: contradicts --{name}, which one process does alone")
         if self.coordinator != "auto" and self.shard_count == 1:
@@ -338,7 +355,7 @@ class Study:
     # What a subclass says of itself.
 
     def variants(self) -> tuple[Variant, ...]:
-        """The set-ups, a group of the store each."""
+        """The variants, a group of the store each."""
         return (Variant(),)
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
@@ -361,6 +378,15 @@ class Study:
     def records(self) -> tuple[str, tuple[int, ...]] | None:
         """What all metrics but the status are recorded along, and the values there."""
         return None
+
+    @property
+    def boundary_axis(self) -> str:
+        """The axis along which the probability of success grows from below 1/2 to above it; "" for none."""
+        return ""
+
+    def succeeded(self, results: "xr.Dataset") -> np.ndarray:
+        """Which runs are successes, over the axes and the seeds: those that converged."""
+        return results["status"].values == Status.CONVERGED
 
     @property
     def arithmetic(self) -> str:
@@ -395,6 +421,12 @@ class Study:
         Raises:
           UsageError: naming --block.
         """
+
+    def recorded(self) -> dict[str, Any]:
+        """What a session writes down besides its devices and lanes: choices that are no science and may move the last
+        bits of results.
+        """
+        return {}
 
     def check_code(self) -> None:
         """Refuses code of one's own that cannot be run, before anything is written.
@@ -474,11 +506,12 @@ class Study:
         """The values of the flags that repeat the study."""
         return {name: getattr(self, name) for name in self.science()}
 
-    def flagfile(self, block: Sequence[int] = ()) -> str:
-        """The flag file that repeats the study, in tiles of `block` cells."""
+    def flagfile(self, block: Sequence[int] = (), refine: int = 0) -> str:
+        """The flag file that repeats the study, in tiles of `block` cells, with so many further runs."""
         values = flags.FlagValues()
         known = {**flags_of(type(self)), **flags_of(Execution)}
-        for name, value in {**self.replay(), **({"block": tuple(block)} if block else {})}.items():
+        execution = {"block": tuple(block), "refine": refine}
+        for name, value in {**self.replay(), **{name: value for name, value in execution.items() if value}}.items():
             parser = known[name][0].parser
             flags.DEFINE(parser, name, parser.serialize(value), "", values, serializer=parser)
         return values.flags_into_string()

@@ -25,6 +25,16 @@ def _compilation(request):
     jax.config.update("jax_disable_most_optimizations", not in_full)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _promotion(request):
+    """Who uses the core may be strict about ranks and types, so it is tested so; functions of a user's own, in sweeps,
+    examples and docs, mostly meet JAX's defaults.
+    """
+    is_core = request.path.relative_to(request.config.rootpath).parts[1] == "relu_sgd"
+    jax.config.update("jax_numpy_rank_promotion", "raise" if is_core else "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "strict" if is_core else "standard")
+
+
 @pytest.fixture(autouse=True)
 def _types(request):
     """What a test passes wrongly on purpose meets the function's own refusal, not its annotation's."""

@@ -105,7 +105,7 @@ def kink_sides(params: Params, problem: Problem, tolerance: ScalarLike | None = 
     elif not isinstance(tolerance, jax.core.Tracer) and not np.all(np.asarray(tolerance) >= 0):
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     lengths = jnp.linalg.norm(problem.X, axis=1)[:, None]
-    zero = jnp.abs(Z) <= tolerance * lengths * jnp.linalg.norm(params.W, axis=0)
+    zero = jnp.abs(Z) <= tolerance * lengths * jnp.linalg.norm(params.W, axis=0)[None, :]
     return jnp.where(zero, jnp.where(lengths > 0, 0, -1), jnp.where(Z > 0, 1, -1)).astype(jnp.int8)
 
 
@@ -185,7 +185,7 @@ class Subdifferential(NamedTuple):
     @property
     def exactness(self) -> Int8[Array, " d1"]:
         """For every neuron, whether its zonotope is its part of the Clarke subdifferential: an `Exactness`."""
-        decide = jax.vmap(_exactness)(self.rows, self.coefficients, self.coefficient_rounding)
+        decide = _exactness_of_neurons(self.rows, self.coefficients, self.coefficient_rounding)
         return jnp.where(self.is_complete, decide, Exactness.UNDECIDED).astype(jnp.int8)
 
     @property
@@ -207,7 +207,7 @@ class Subdifferential(NamedTuple):
 
     def _nearest(self, point: Params) -> tuple[Params, Float[Array, "N d1"], Float[Array, ""]]:
         """The element nearest to a point, its slopes, and the sum of the duality gaps."""
-        nearest = jax.vmap(nearest_point)((self.fixed.W - point.W).T, self.generators)
+        nearest = _nearest_points((self.fixed.W - point.W).T, self.generators)
         num_samples, d1 = self.sides.shape
         slopes = jnp.zeros((num_samples + 1, d1), nearest.coefficients.dtype)
         slopes = slopes.at[self.samples, jnp.arange(d1)[:, None]].set(nearest.coefficients)[:-1]
@@ -229,7 +229,8 @@ def _exactness(
     certain, negligible = jnp.sqrt(eps), eps * 16 * (num_rows + d0)
     lengths = jnp.linalg.norm(rows, axis=1)
     present = (lengths > 0) & (coefficients != 0)
-    columns = jnp.where(present, rows.T / jnp.where(lengths > 0, lengths, 1), 0)  # d0 x K, unit columns.
+    # d0 x K, unit columns.
+    columns = jnp.where(present[None, :], rows.T / jnp.where(lengths > 0, lengths, 1)[None, :], 0)
 
     def eliminate(state: Any, _: None) -> tuple[Any, None]:
         matrix, used, basis, unsure = state
@@ -249,21 +250,26 @@ def _exactness(
     start = (columns, jnp.zeros(d0, bool), jnp.full(d0, num_rows), jnp.bool_(False))
     (matrix, used, basis, unsure), _ = jax.lax.scan(eliminate, start, length=min(num_rows, d0))
     # Entry (b, e): how much of basis element b the element e needs.
-    entries = jnp.where(used[:, None] & present, jnp.abs(matrix), 0)
+    entries = jnp.where(used[:, None] & present[None, :], jnp.abs(matrix), 0)
     unsure |= jnp.any((entries > negligible) & (entries < certain))
     needs = jnp.zeros((num_rows + 1, num_rows), bool).at[basis].set(entries >= certain)[:-1]
     together = needs | needs.T | jnp.eye(num_rows, dtype=bool)
     # Reachability by repeated squaring.
     for _ in range(max(1, (num_rows - 1).bit_length())):
-        together = jnp.matmul(together.astype(jnp.float32), together.astype(jnp.float32)) > 0
+        together = matmul(together.astype(jnp.float32), together.astype(jnp.float32)) > 0
     known = jnp.abs(coefficients) > rounding
     positive, negative = present & known & (coefficients > 0), present & known & (coefficients < 0)
-    mixed = together & positive[:, None] & negative
-    open_sign = together & (present & ~known)[:, None] & present & ~jnp.eye(num_rows, dtype=bool)
+    mixed = together & positive[:, None] & negative[None, :]
+    open_sign = together & (present & ~known)[:, None] & present[None, :] & ~jnp.eye(num_rows, dtype=bool)
     one_sign = ~jnp.any(present & ~known) & ~(jnp.any(positive) & jnp.any(negative))
     decided = jnp.where(unsure | jnp.any(open_sign), Exactness.UNDECIDED, Exactness.EXACT)
     decided = jnp.where(jnp.any(mixed) & ~unsure, Exactness.NOT_EXACT, decided)
     return jnp.where(one_sign, Exactness.EXACT, decided).astype(jnp.int8)
+
+
+# Compiled once for every shape, where a method is called outside of jit.
+_nearest_points = jax.jit(jax.vmap(nearest_point), inline=True)
+_exactness_of_neurons = jax.jit(jax.vmap(_exactness), inline=True)
 
 
 def subdifferential(
@@ -310,7 +316,7 @@ def subdifferential(
     rows = jnp.where(is_kink[:, :, None], X[samples], 0)
     coefficients = jnp.where(is_kink, jnp.take_along_axis(C.T, samples, axis=1), 0)
     # E is a difference of Y and a sum over d1 neurons; c is a sum over d2 outputs.
-    sizes = jnp.matmul(jnp.abs(Y) + jnp.matmul(H, jnp.abs(V)), jnp.abs(V).T)
+    sizes = matmul(jnp.abs(Y) + matmul(H, jnp.abs(V)), jnp.abs(V).T)
     rounding = 4 * jnp.finfo(C.dtype).eps * jnp.take_along_axis(sizes.T, samples, axis=1)
     return Subdifferential(
         fixed=Params(fixed_W, fixed_V),

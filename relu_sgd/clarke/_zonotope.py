@@ -6,6 +6,7 @@ about sqrt(eps) away where a coefficient and its multiplier are both 0 (no stric
 method, which mostly takes one or two steps from there, goes on to the accuracy of the arithmetic.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ __all__ = ["NearestPoint", "nearest_point"]
 
 _MAX_ITERATIONS = 60
 _HIGHEST = jax.lax.Precision.HIGHEST
+_dot = functools.partial(jnp.dot, precision=_HIGHEST)
 
 
 class NearestPoint(NamedTuple):
@@ -84,7 +86,7 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
         barrier = low / r + high / slack
         factor = jnp.linalg.cholesky(Q + jnp.diag(barrier))
         solve = lambda rhs: jax.scipy.linalg.cho_solve((factor, True), rhs)
-        mean = (jnp.dot(r, low) + jnp.dot(slack, high)) / (2 * num_generators)
+        mean = (_dot(r, low) + _dot(slack, high)) / (2 * num_generators)
 
         def direction(low_target: Array, high_target: Array) -> tuple[Array, Array, Array]:
             dr = solve(-gradient + low_target / r - high_target / slack)
@@ -95,7 +97,7 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
             jnp.minimum(largest_step(r, dr), largest_step(slack, -dr)),
             jnp.minimum(largest_step(low, dlow), largest_step(high, dhigh)),
         )
-        reached = jnp.dot(r + step * dr, low + step * dlow) + jnp.dot(slack - step * dr, high + step * dhigh)
+        reached = _dot(r + step * dr, low + step * dlow) + _dot(slack - step * dr, high + step * dhigh)
         centred = mean * (reached / (2 * num_generators * mean)) ** 3
         dr, dlow, dhigh = direction(centred - dr * dlow, centred + dr * dhigh)
         primal = 0.995 * jnp.minimum(largest_step(r, dr), largest_step(slack, -dr))
@@ -108,7 +110,7 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
 
     def unfinished(state: Any) -> Array:
         r, low, high, iterations, good = state
-        product = jnp.dot(r, low) + jnp.dot(1 - r, high)
+        product = _dot(r, low) + _dot(1 - r, high)
         return (product > eps * 0.1) & (iterations < _MAX_ITERATIONS) & good
 
     half = jnp.full(num_generators, 0.5, dtype)
@@ -133,7 +135,8 @@ def nearest_point(base: Float[Array, " d"], generators: Float[Array, "K d"]) -> 
 
     def move(state: Any) -> Any:
         r, free, iterations, _ = state
-        system = jnp.where(free[:, None] & free, Q, 0) + jnp.where(free, jnp.sqrt(eps) * 1e-2, 1.0) * identity
+        diagonal = jnp.where(free, jnp.sqrt(eps) * 1e-2, 1.0)[None, :] * identity
+        system = jnp.where(free[:, None] & free[None, :], Q, 0) + diagonal
         factor = jnp.linalg.cholesky(system)
         refine = lambda _, change: (
             change - jax.scipy.linalg.cho_solve((factor, True), jnp.where(free, gradient_at(r + change), 0))

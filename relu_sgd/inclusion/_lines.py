@@ -53,7 +53,7 @@ def merge(problem: Problem) -> Lines:
     def along(unit: Array) -> Array:
         """1 for samples on this ray, -1 on the opposite one, 0 elsewhere."""
         cosines = matmul(units, unit)
-        apart = jnp.linalg.norm(units - cosines[:, None] * unit, axis=1)
+        apart = jnp.linalg.norm(units - cosines[:, None] * unit[None, :], axis=1)
         return jnp.where(exists & (apart <= 16 * eps) & jnp.any(unit != 0), jnp.sign(cosines), 0)
 
     relation = jax.lax.map(along, units)

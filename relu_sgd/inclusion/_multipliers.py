@@ -35,7 +35,7 @@ def compact(wanted: Bool[Array, "N d1"], room: int) -> Kinks:
     """
     num_samples, d1 = wanted.shape
     rank = jnp.cumsum(wanted, axis=0, dtype=jnp.int32)
-    which = jnp.arange(1, room + 1, dtype=jnp.int32)
+    which = jnp.arange(1, room + 1, dtype=jnp.int32)[None, :]
     neurons = jnp.arange(d1, dtype=jnp.int32)[:, None]
     bits = num_samples.bit_length()
 
@@ -89,7 +89,7 @@ def solve_slopes(
         samples, present, speed, jump_rate, *rest = (array[:, :room] for array in arrays)
         products = jnp.take(gram.ravel(), samples[:, :, None] * gram.shape[0] + samples[:, None, :], mode="clip")
         size = jnp.diagonal(products, axis1=1, axis2=2)
-        others = jnp.where(jnp.eye(room, dtype=bool), 0, products)
+        others = jnp.where(jnp.eye(room, dtype=bool)[None], 0, products)
         jump = jump_rate * size
         attracts = present & (jump_rate < 0)
 
@@ -106,7 +106,7 @@ def solve_slopes(
             missed, share = jnp.where(free, missed, 0), jnp.where(free, share, 0)
             ridge = jnp.where(late, jnp.sqrt(eps), 16 * eps)  # For dependent rows.
             root = jnp.sqrt(share / jnp.where(attracts, size, 1))
-            matrix = others * root[:, :, None] * root[:, None, :] + (1 + ridge) * jnp.eye(room, dtype=base.dtype)
+            matrix = others * root[:, :, None] * root[:, None, :] + (1 + ridge) * jnp.eye(room, dtype=base.dtype)[None]
             right = root * _per_neuron(others, -jump_rate * missed)
             factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
             pull = jax.lax.linalg.triangular_solve(factor, right[:, :, None], left_side=True, lower=True)

@@ -31,6 +31,7 @@ step is taken again up to the event. The energy identity takes no part in that: 
 locates every event, for small problems.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -150,7 +151,8 @@ def solve(
     docstring.
 
     Once ||Y - Yhat||_F is below a tenth of sqrt(eps) ||Y||_F the solution counts as at rest, and is the same at all
-    later times. jit and vmap work. In float32 a sliding preactivation is held to about 1e-7; use float64 to count
+    later times. jit and vmap work; without jit too it is compiled once for arguments of the same shapes and the same
+    options. In float32 a sliding preactivation is held to about 1e-7; use float64 to count
     small things.
 
     Args:
@@ -187,6 +189,38 @@ def solve(
     room = min(num_samples, 32) if max_kinks is None else max_kinks
     if not 1 <= room <= num_samples:
         raise ValueError(f"max_kinks must lie in [1, N = {num_samples}], got {max_kinks}")
+    numbers = {
+        "step_size": step_size,
+        "tolerance": tolerance,
+        "relative_error": relative_error,
+        "kink_tolerance": kink_tolerance,
+    }
+    # Numbers are constants of the program, arrays are its arguments.
+    arrays = {name: value for name, value in numbers.items() if isinstance(value, jax.Array | np.ndarray)}
+    constants = tuple((name, value) for name, value in numbers.items() if name not in arrays)
+    return _solution(
+        params, problem, times, arrays, constants, trained_layers, max_steps, room, bool(stop_at_branching)
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("constants", "trained_layers", "max_steps", "room", "stop_at_branching"), inline=True
+)
+def _solution(
+    params: Params,
+    problem: Problem,
+    times: Float[Array, " times"],
+    arrays: dict[str, Array],
+    constants: tuple[tuple[str, Any], ...],
+    trained_layers: TrainedLayers,
+    max_steps: int,
+    room: int,
+    stop_at_branching: bool,
+) -> Solution:
+    """`solve`, whose arguments have been checked; those with the names of numbers are in `arrays` or `constants`."""
+    numbers = {**arrays, **dict(constants)}
+    step_size, tolerance = numbers["step_size"], numbers["tolerance"]
+    relative_error, kink_tolerance = numbers["relative_error"], numbers["kink_tolerance"]
     dtype = params.W.dtype
     lines = merge(problem)
     integrator = SlidingStep(lines, trained_layers, room, jnp.max(jnp.linalg.norm(params.W, axis=0)))
@@ -303,7 +337,7 @@ def solve(
     records = jax.tree.map(lambda record: record[1:], records)
     records["energy_residual"] += initial_loss
     balance = lambda p: jnp.sum(p.W**2, axis=-2) - jnp.sum(p.V**2, axis=-1)
-    drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)), axis=-1)
+    drift = jnp.max(jnp.abs(balance(records["params"]) - balance(params)[None, :]), axis=-1)
     now = state.velocity
     status = jnp.where(state.time >= final, Status.REACHED, Status.MAX_STEPS_REACHED)
     met = jnp.sqrt(2 * (now.loss + lines.offset)) < relative_error * label_norm

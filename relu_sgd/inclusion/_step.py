@@ -124,6 +124,10 @@ def squared_norm(params: Params) -> Float[Array, ""]:
     return jnp.sum(params.W**2) + jnp.sum(params.V**2)
 
 
+def _lengths(columns: Float[Array, "d d1"]) -> Float[Array, " d1"]:
+    return jnp.linalg.norm(columns, axis=0)
+
+
 def _put(array: Array, kinks: Kinks, values: Array) -> Array:
     """`array`, N x d1, with values at the kinks."""
     samples = jnp.where(kinks.present, kinks.samples, array.shape[0])
@@ -181,7 +185,7 @@ class SlidingStep:
     def _with_opposites(self, slopes: Float[Array, "N d1"], resting: Bool[Array, " d1"]) -> Float[Array, "N d1"]:
         """Slopes of every line's first ray, and 1 minus them on the opposite one; 0 where a neuron rests."""
         opposite = jnp.take(slopes, self.lines.opposite, axis=0, mode="clip")
-        return jnp.where(self.follows & ~resting, 1 - opposite, slopes)
+        return jnp.where(self.follows & ~resting[None, :], 1 - opposite, slopes)
 
     def velocity(self, params: Params, Z: Array, sides: Array, guess: Array, within: Kinks) -> Velocity:
         """The velocity theta' from the right, at a point whose kinks are known.
@@ -200,12 +204,11 @@ class SlidingStep:
         jumps = self._jumps(C)
         resting = self._rests(params)
         zero = (sides == 0) & self.leads
-        at_kink = zero & (jumps != 0) & ~resting
+        elsewhere = ~resting[None, :]
+        at_kink = zero & (jumps != 0) & elsewhere
         at = (within.samples, jnp.arange(W.shape[1])[:, None])
         kinks = within._replace(present=within.present & at_kink[at])
-        active = self._with_opposites(
-            jnp.where(at_kink, 0, sides > 0).astype(Z.dtype), resting
-        )  # With slope 0 at the kinks.
+        active = self._with_opposites(((sides > 0) & ~at_kink).astype(Z.dtype), resting)  # With slope 0 at the kinks.
         base = self._along_rows(active * C)
         solved, _ = solve_slopes(
             self.gram, kinks, base[at], jumps[at] / jnp.where(kinks.present, self.size[kinks.samples, 0] ** 2, 1),
@@ -223,14 +226,14 @@ class SlidingStep:
         rises, sinks = (slopes >= 1) & (speed + jumps > noise), (slopes <= 0) & (speed < -noise)
         # A kink that repels, or is about to, and has no speed of its own: it depends on others that are held, or it is
         # at the very border between falling and rising.
-        largest = self.size**2 * jnp.linalg.norm(errors) * jnp.linalg.norm(V, axis=1)
+        largest = self.size**2 * jnp.linalg.norm(errors) * jnp.linalg.norm(V, axis=1)[None, :]
         vanishes = jnp.abs(jumps) <= 64 * eps * largest
         repels = (jumps > 0) & ~vanishes
         # At 0, where it may rise as well as fall; or stay, if the speed on one side vanishes.
         splits = repels & (speed <= 64 * eps * largest) & (speed + jumps >= -64 * eps * largest)
-        still = jnp.abs(Z_dot) <= 1e3 * eps * self.size * jnp.linalg.norm(W_dot, axis=0)
-        at_zero = zero & ~resting
-        near_zero = self.leads & (jnp.abs(Z) <= 64 * eps * self.size * jnp.linalg.norm(W, axis=0)) & ~resting
+        still = jnp.abs(Z_dot) <= 1e3 * eps * self.size * _lengths(W_dot)[None, :]
+        at_zero = zero & elsewhere
+        near_zero = self.leads & (jnp.abs(Z) <= 64 * eps * self.size * _lengths(W)[None, :]) & elsewhere
 
         def begins_to_repel() -> Bool[Array, ""]:
             errors_dot = -matmul(slopes * Z_dot, V) - matmul(hidden, V_dot)
@@ -249,11 +252,11 @@ class SlidingStep:
             hidden=hidden,
             C=C,
             jumps=jumps,
-            held=(sides == 0) & ~rises & ~sinks & ~resting,
+            held=(sides == 0) & ~rises & ~sinks & elsewhere,
             resting=jnp.sum(resting & jnp.any(V != 0, axis=1), dtype=jnp.int32),
             loss=0.5 * jnp.sum(errors**2),
             branches=jnp.any(at_zero & splits) | begins,
-            undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(self._at_origin(W) & repels),
+            undecided=jnp.any((at_zero | near_zero) & repels & still) | jnp.any(self._at_origin(W)[None, :] & repels),
             too_many=kinks.number > self.max_kinks,
         )
 
@@ -271,7 +274,7 @@ class SlidingStep:
         products = matmul(rows, jnp.swapaxes(rows, 1, 2))
         lengths = jnp.where(kinks.present, jnp.linalg.norm(rows, axis=2), 1)
         cosines = jnp.where(
-            jnp.eye(self.max_kinks, dtype=bool), 1, products / lengths[:, :, None] / lengths[:, None, :]
+            jnp.eye(self.max_kinks, dtype=bool)[None], 1, products / lengths[:, :, None] / lengths[:, None, :]
         )
         pivots = jnp.min(jnp.diagonal(jnp.linalg.cholesky(cosines), axis1=1, axis2=2), axis=1)
         independent = pivots > jnp.finfo(rows.dtype).eps ** 0.25  # NaN, where there is no such factor.
@@ -336,14 +339,12 @@ class SlidingStep:
         jumps = self._jumps(C)
 
         # The preactivations that are at 0 or may reach it.
-        reach = jnp.abs(Z_dot) + _MARGIN * size * jnp.linalg.norm(now.params.W, axis=0)
+        reach = jnp.abs(Z_dot) + _MARGIN * size * _lengths(now.params.W)[None, :]
         resting = self._rests(state.params)
-        wanted = ((sides == 0) | (jnp.abs(Z) <= h * reach)) & self.leads & ~resting
+        wanted = ((sides == 0) | (jnp.abs(Z) <= h * reach)) & self.leads & ~resting[None, :]
         kinks = compact(wanted, self.max_kinks)
         at = (kinks.samples, jnp.arange(W.shape[1])[:, None])
-        active = self._with_opposites(
-            jnp.where(wanted, 0, sides > 0).astype(Z.dtype), resting
-        )  # With slope 0 at all of them.
+        active = self._with_opposites(((sides > 0) & ~wanted).astype(Z.dtype), resting)  # With slope 0 at all of them.
         base = self._along_rows(active * C)
         Z_there, sides_there, speed_there, slopes_there = Z[at], sides[at], Z_dot[at], now.slopes[at]
         jumps_there, size_there = jumps[at], size[kinks.samples, 0]
@@ -368,34 +369,33 @@ class SlidingStep:
         new_W = W + h * mean_W
         # On the line that all but one of its dimensions leave it, a neuron moves straight to 0, and meets all its
         # kinks there.
-        norm, speed = jnp.linalg.norm(W, axis=0), jnp.linalg.norm(now.params.W, axis=0)
-        straight = -jnp.sum(W * now.params.W, axis=0) >= (1 - eps**0.75) * norm * speed
-        vanishes = (jnp.linalg.norm(new_W, axis=0) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0)
-        arrives = (vanishes | (straight & (norm <= h * speed))) & (norm > 0) & self.several_lines
+        distance, speed = _lengths(W), _lengths(now.params.W)
+        straight = -jnp.sum(W * now.params.W, axis=0) >= (1 - eps**0.75) * distance * speed
+        vanishes = (_lengths(new_W) <= self.smallest) & (jnp.sum(W * mean_W, axis=0) < 0)
+        arrives = (vanishes | (straight & (distance <= h * speed))) & (distance > 0) & self.several_lines
         # A balanced neuron shrinks in both layers, never to 0, and may grow again.
         arrives &= jnp.linalg.norm(V, axis=1) > 1e3 * self.smallest
-        new_W = jnp.where(arrives, 0, new_W)
+        new_W = jnp.where(arrives[None, :], 0, new_W)
         new_Z = matmul(self.X, new_W)
         speeds = ((new_Z - Z) / h)[at] - solved * jumps_there
         ends = _averaged_slope(Z_there, sides_there, speeds, jumps_there, h)[1]
         # One that repels and is at 0 up to rounding is about to cross.
-        scale = self.smallest + jnp.linalg.norm(W, axis=0) + h * jnp.linalg.norm(size * flux, axis=0)
+        scale = (self.smallest + _lengths(W) + h * _lengths(size * flux))[None, :]
         rounding = 16 * eps * size * scale
         new_there = new_Z[at]
-        passed = jnp.where(
-            jnp.abs(new_there) <= rounding[at], jnp.where(meets, -sides_there, sides_there), jnp.sign(new_there)
-        )
-        ends = jnp.where(jumps_there > 0, passed, ends).astype(sides.dtype)
+        from_Z = jnp.sign(new_there).astype(sides.dtype)
+        passed = jnp.where(jnp.abs(new_there) <= rounding[at], jnp.where(meets, -sides_there, sides_there), from_Z)
+        ends = jnp.where(jumps_there > 0, passed, ends)
         new_sides = _put(sides, kinks, ends)
         new_sides = jnp.where(self.follows, -jnp.take(new_sides, self.lines.opposite, axis=0, mode="clip"), new_sides)
         resting_side = jnp.where(jnp.any(self.follows), 0, -1)
-        new_sides = jnp.where(resting, -1, jnp.where(arrives, resting_side, new_sides)).astype(sides.dtype)
+        new_sides = jnp.where(arrives[None, :], resting_side.astype(sides.dtype), new_sides)
+        new_sides = jnp.where(resting[None, :], -1, new_sides)
         new_sides = jnp.where(state.started, new_sides, sides)
         # A step is of no use when a preactivation is not where its side says.
-        misplaced = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides) > jnp.sqrt(eps) * size * (
-            scale + 1e-3 * self.largest
-        )
-        fails = (kinks.number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives & (size > 0))
+        beyond = jnp.where(new_sides == 0, jnp.abs(new_Z), -new_Z * new_sides.astype(Z.dtype))
+        misplaced = beyond > jnp.sqrt(eps) * size * (scale + 1e-3 * self.largest)
+        fails = (kinks.number > self.max_kinks) | ~converged | jnp.any(misplaced & ~arrives[None, :] & (size > 0))
 
         new_hidden = jnp.where(new_sides > 0, jnp.maximum(new_Z, 0), 0)
         mean_V = 0.5 * matmul((now.hidden + new_hidden).T, errors) if self.both else jnp.zeros_like(V)
@@ -415,15 +415,15 @@ class SlidingStep:
                 (sides > 0) != (new_sides > 0),
             ]
         )
-        counts = jnp.sum(counts * self.lines.multiplicity[:, None], axis=(1, 2))
+        counts = jnp.sum(jnp.where(counts, self.lines.multiplicity[None, :, None], 0), axis=(1, 2))
         event, share, flux_of_phases = self._phases(state, velocity, new_sides, slopes, h)
         # Nor when one that repels crosses only because it has crossed, after another event of the neuron, which may
         # have held it back.
-        alone = Z_there + h * (speeds + jumps_there * (sides_there > 0))
-        unsupported = (jumps_there > 0) & (ends * sides_there < 0) & (alone * sides_there > 0)
-        follows_another = share > jnp.min(jnp.where(event, share, 1), axis=0) + 1e-6
+        alone = Z_there + h * (speeds + jumps_there * (sides_there > 0).astype(h.dtype))
+        unsupported = (jumps_there > 0) & (ends * sides_there < 0) & (alone * sides_there.astype(h.dtype) > 0)
+        follows_another = share > jnp.min(jnp.where(event, share, 1), axis=0)[None, :] + 1e-6
         fails |= jnp.any(kinks.present & unsupported & follows_another[at] & ~arrives[:, None])
-        error_W = jnp.where(arrives, 0, h * matmul(self.X_transposed, flux_of_phases - flux))
+        error_W = jnp.where(arrives[None, :], 0, h * matmul(self.X_transposed, flux_of_phases - flux))
         worst = jnp.argmax(jnp.sum(error_W**2, axis=0))
         first_event = jnp.min(jnp.where(event, share, 1)[:, worst])
         error_V = h * (0.5 * (now.params.V + velocity.params.V) - mean_V)
@@ -514,7 +514,7 @@ class SlidingStep:
         crossing = jnp.where(meets, divide(jnp.abs(now.Z), h * jnp.abs(now.Z_dot)), 0.5)
         sticks = (sides == 0) | (new_sides == 0)
         of_mean = divide(mean_slopes - after.slopes, now.slopes - after.slopes)
-        jumps = event | (sticks & jnp.any(event, axis=0))
+        jumps = event | (sticks & jnp.any(event, axis=0)[None, :])
         share = jnp.where(jumps, jnp.clip(jnp.where(sticks, of_mean, crossing), 0, 1), 0.5)
         change = after.C - now.C
         first = jnp.where(jumps, now.C + 0.5 * share * change, now.C)

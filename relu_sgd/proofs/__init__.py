@@ -20,7 +20,7 @@ from relu_sgd.proofs.both_layers import descend_to_stationary_point, verify_both
 from relu_sgd.proofs.result import Proof, Verdict, load_certificate, save_certificate
 from relu_sgd.proofs.rounding import MAGNITUDE
 from relu_sgd.proofs.search import descend_to_minimum, nearest_fit
-from relu_sgd.proofs.verification import verify
+from relu_sgd.proofs.verification import no_proof, verify
 
 __all__ = [
     "Proof",
@@ -38,7 +38,8 @@ _CLOSE, _FITTED = 0.25, 0.02
 
 
 # Steps of a search; few where its start should be near a minimum.
-_ITERATIONS, _FEW_ITERATIONS = 300, 25
+_ITERATIONS, _FEW_ITERATIONS, _BRIEF_ITERATIONS = 300, 25, 60
+_NOT_STATIONARY = "the search found no stationary point"
 
 
 class _Start(NamedTuple):
@@ -84,51 +85,65 @@ def _checked(params: Params, problem: Problem) -> _Arrays:
 
 
 def _attempts(
-    arrays: _Arrays, trained_layers: TrainedLayers, chattering: Bool[np.ndarray, "N d1"] | None, brief: bool
+    arrays: _Arrays,
+    trained_layers: TrainedLayers,
+    chattering: Bool[np.ndarray, "N d1"] | None,
+    least_loss: float | None,
 ) -> Iterator[tuple[Proof, bool]]:
     """What can be proved about the minima that the searches find, the likeliest first, and whether it is by the
     theorem that local minima of these layers want.
     """
+    brief = least_loss is not None
     X, Y, W, V = arrays
     active = X @ W > 0
     E = Y - np.where(active, X @ W, 0.0) @ V
     labels = float(np.sum(Y**2))
     both = trained_layers == "both"
-    starts: list[_Start] = [] if chattering is None else [_held(arrays, E, chattering)]
+    few = _BRIEF_ITERATIONS if brief else _FEW_ITERATIONS
+    starts: list[_Start] = [] if chattering is None else [_held(arrays, E, chattering, few)]
     if not (brief and starts):
-        starts.append(_Start(None, _FEW_ITERATIONS if brief else _ITERATIONS))
+        starts.append(_Start(None, _BRIEF_ITERATIONS if brief else _ITERATIONS))
     close = float(np.sum(E**2)) < _CLOSE**2 * labels and not brief
     if close and (fit := nearest_fit(X, Y, W, V)) is not None:
         yield verify(X, Y, W, fit, trained_layers), False
     # Where samples that neurons act on are not fitted, V is seldom stationary at a minimum for V fixed.
     moves_V = both and np.sum(E[active.any(axis=1)] ** 2) > _FITTED**2 * labels
     if moves_V:
-        yield from _stationary_points(arrays, starts)
+        yield from _stationary_points(arrays, starts, least_loss)
     if brief and moves_V:
         return
     damped = [_Start(None, _ITERATIONS, 1e-2)] if not (moves_V or brief) else []
     for held, iterations, damping in [*starts, *damped]:
-        candidate = descend_to_minimum(X, Y, W, V, held, damping, iterations)
+        candidate = descend_to_minimum(X, Y, W, V, held, damping, iterations, least_loss=least_loss or 0.0)
+        if brief and not candidate.is_stationary:
+            yield no_proof(_NOT_STATIONARY, candidate, trained_layers), not both
+            continue
         proof = verify(X, Y, W, candidate, trained_layers)
         yield proof, not both
         if proof.verdict == Verdict.UNDECIDED:
             yield verify(X, Y, W, candidate, trained_layers, classes_fit=False), not both
     if both and not moves_V:
-        yield from _stationary_points(arrays, starts)
+        yield from _stationary_points(arrays, starts, least_loss)
 
 
-def _stationary_points(arrays: _Arrays, starts: list[_Start]) -> Iterator[tuple[Proof, bool]]:
+def _stationary_points(arrays: _Arrays, starts: list[_Start], least_loss: float | None) -> Iterator[tuple[Proof, bool]]:
     X, Y, W, V = arrays
     for held, iterations, _ in starts:
-        yield verify_both_layers(X, Y, W, V, descend_to_stationary_point(X, Y, W, V, held, iterations)), True
+        candidate = descend_to_stationary_point(X, Y, W, V, held, iterations, least_loss or 0.0)
+        if least_loss is not None and not candidate.is_stationary:
+            yield no_proof(_NOT_STATIONARY, candidate, "both"), True
+        else:
+            yield verify_both_layers(X, Y, W, V, candidate), True
 
 
-def _held(arrays: _Arrays, E: Float[np.ndarray, "N d2"], chattering: Bool[np.ndarray, "N d1"]) -> _Start:
+def _held(
+    arrays: _Arrays, E: Float[np.ndarray, "N d2"], chattering: Bool[np.ndarray, "N d1"], iterations: int
+) -> _Start:
     """The kinks to begin with: of what chatters, that which L pushes back from either side, and of no neuron so much
     that nothing would be left of it.
     """
     held = chattering & (E @ arrays.V.T < 0)
-    return _Start(held & (held.sum(axis=0) < arrays.X.shape[1]), _FEW_ITERATIONS)
+    return _Start(held & (held.sum(axis=0) < arrays.X.shape[1]), iterations)
 
 
 def decide(
@@ -137,7 +152,7 @@ def decide(
     *,
     trained_layers: TrainedLayers = "hidden",
     chattering: Bool[Array, "N d1"] | None = None,
-    brief: bool = False,
+    least_loss: float | None = None,
 ) -> Proof:
     """Whether there is a minimum below theta that can be proved, and which.
 
@@ -151,7 +166,8 @@ def decide(
         either case.
       chattering: N x d1, which preactivations changed sign over the last steps, or may have: the search begins with
         those as kinks, and without them where that fails.
-      brief: search once and in few steps, from `chattering` if it is given: enough where a run has settled.
+      least_loss: search once, from `chattering` if it is given, for minima of at least this loss; a search that comes
+        below ends at once. Enough where a run has settled, and cheap where it has not. None for all minima.
 
     Returns:
       The first proof that succeeds. Otherwise what was found at the first attempt: by Theorem 2, or, with both layers,
@@ -171,7 +187,7 @@ def decide(
         if held.dtype != bool or held.shape != (len(arrays.X), arrays.W.shape[1]):
             raise ValueError(f"chattering must be Boolean, N x d1, got {held.dtype}, {held.shape}")
     first: Proof | None = None
-    for proof, counts in _attempts(arrays, trained_layers, held, brief):
+    for proof, counts in _attempts(arrays, trained_layers, held, least_loss):
         if proof.verdict != Verdict.UNDECIDED:
             return proof
         first = proof if counts and first is None else first

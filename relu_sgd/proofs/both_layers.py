@@ -143,11 +143,12 @@ def descend_to_stationary_point(
     V: Float[np.ndarray, "d1 d2"],
     held: Bool[np.ndarray, "N d1"] | None = None,
     max_iterations: int = 300,
+    least_loss: float = 0.0,
 ) -> Candidate:
     """From theta down to a point that looks like a minimum of L(W, V): Newton's method along the kinks that hold,
     absolute values of eigenvalues for the Hessian's.
 
-    Kinks join and leave as in `search`. Nothing is proved here.
+    Kinks join and leave as in `search`, and it gives up below `least_loss`. Nothing is proved here.
     """
     W, V = np.array(W), np.array(V)
     N = len(X)
@@ -170,7 +171,7 @@ def descend_to_stationary_point(
         E = Y - H @ V
         loss = float(np.sum(E**2))
         best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
-        if since > 40:
+        if since > 40 or loss < 2 * least_loss:
             break
         output = np.einsum("ij,ab->iajb", H, np.eye(d2)).reshape(N * d2, d1 * d2)
         jacobian = np.hstack([free.jacobian(V), output])
@@ -202,13 +203,17 @@ def descend_to_stationary_point(
             if hit is not None:
                 kinks[hit] = True
             continue
-        if last < 2 and gain > 0:
+        refines = last < 2 and gain > 0
+        if refines and last:
             W, V, last = W + D, V + dV, last + 1
             continue
         C = E @ V.T
         multipliers = multipliers_of(X, C, kinks, active)
         excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
-        tolerance = 1e-10 * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        tolerance = (1e-5 if refines else 1e-10) * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        if refines and not np.any(excess > tolerance):
+            W, V, last = W + D, V + dV, 1
+            continue
         if not np.any(excess > tolerance):
             is_stationary = True
             break

@@ -48,14 +48,14 @@ def at_most(computed: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray, 
     """An upper bound of the exact value of an expression of nonnegative numbers, from its computed value: (R2),
     (R3).
     """
-    return np.asarray(computed) * (1 + _SLACK) + TINY
+    return np.asarray(computed * (1 + _SLACK) + TINY)
 
 
 def at_least(computed: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray, "*shape"]:
     """A lower bound of the exact value of an expression of nonnegative numbers, from its computed value: (R2),
     (R3).
     """
-    return np.maximum(np.asarray(computed) * (1 - _SLACK) - TINY, 0.0)
+    return np.asarray(np.maximum(computed * (1 - _SLACK) - TINY, 0.0))
 
 
 def frobenius(matrix: Float[np.ndarray, "*shape"]) -> float:

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 __all__ = ["Candidate", "FreeNeurons", "descend_to_minimum", "multipliers_of", "nearest_fit"]
 
-_TOLERANCE = 1e-12
+# Of multipliers, relative; so many times as much before the solution is refined.
+_TOLERANCE, _UNREFINED = 1e-12, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +202,7 @@ def descend_to_minimum(
     damping: float = 0.0,
     max_iterations: int = 200,
     patience: int = 40,
+    least_loss: float = 0.0,
 ) -> Candidate:
     """From W down to a minimum of L(., V).
 
@@ -211,6 +213,7 @@ def descend_to_minimum(
         find nearer minima.
       max_iterations: least-squares problems that may be solved.
       patience: how many of them may pass without L falling, before the search gives up.
+      least_loss: minima below it are of no interest: the search gives up there.
     """
     W = np.array(W)
     alive = np.any(V != 0, axis=1)
@@ -248,7 +251,7 @@ def descend_to_minimum(
         gain = float((jacobian @ step) @ E.ravel())
         loss = float(np.sum(E**2))
         best, since = (loss, 0) if loss < best * (1 - 1e-12) else (best, since + 1)
-        if since > patience:
+        if since > patience or loss < 2 * least_loss:
             break
         if gain > 1e-24 * label_norm and gain > 1e-15 * loss:
             dZ = np.where(kinks, 0.0, X @ D)
@@ -266,14 +269,19 @@ def descend_to_minimum(
                 kinks[hit] = True
             last = 0
             continue
-        if last < 2 and gain > 0:  # Two more, for the last digits.
-            W += D
-            last += 1
+        refines = last < 2 and gain > 0  # Two more, for the last digits; what is far from them is seen before.
+        if refines and last:
+            W, last = W + D, last + 1
             continue
         C = E @ V.T
         multipliers = multipliers_of(X, C, kinks, active)
         excess = np.where(kinks, np.maximum(multipliers, C - multipliers) * scale, -np.inf)
         tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(C * scale), initial=0.0)))
+        if refines:
+            tolerance *= _UNREFINED
+        if refines and not np.any(excess > tolerance):
+            W, last = W + D, 1
+            continue
         if not np.any(excess > tolerance):
             # What a solution came to rest on without being pushed there is a kink as well; it holds from now on.
             resting = (np.abs(Z) <= 1e-9 * scale * np.linalg.norm(W, axis=0)) & ~kinks & nonzero & alive

@@ -27,6 +27,9 @@ neurons into J0 and J1, where J0 has no active pair in I1; L is fitted exactly o
     as if it had no kinks; then all of them move in (3), with the neurons of J0, and keep the sum: sum over k of V_ka
     D_k = 0 for an a with V_ja != 0 are d0 further equations. c_ik = r c_ij, so what makes the leader stationary makes
     all of them stationary, with slope 0 on their kinks in I1.
+(6) Neurons of J1 with the same active samples and kinks everywhere, V_k = r V_j with r > 0, and multipliers: one moves
+    in (1), the others follow. They are projected onto their kinks' constraints, which is part of the step to W' (so
+    delta counts their kinks), and stay. c_ik = r c_ij and mu_ik = r mu_ij, so what holds for one holds for all.
 
 What is then checked, with these errors: signs off S; -c_ij >= 0 on S (c_ij = <E_i, V_j>), with c_ij <= mu_ij <= 0 for
 j in J1 (on I0, where c_ij = 0, that is mu_ij = 0, which is never proved). That gives Theorems 1, 2 and 4 of
@@ -124,7 +127,7 @@ def power_of_two(value: float) -> float:
 def powers_of_two(values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """`power_of_two` of every entry."""
     usable = np.isfinite(values) & (values > 0)
-    return 2.0 ** np.where(usable, np.round(np.log2(np.where(usable, values, 1.0))), 0.0)
+    return np.asarray(2.0 ** np.where(usable, np.round(np.log2(np.where(usable, values, 1.0))), 0.0))
 
 
 def verify(
@@ -168,7 +171,16 @@ def verify(
     leads = in_class & (leader == np.arange(len(leader)))
     flexible = idle | in_class
     I0 = small & np.any(active & flexible, axis=1)
-    I1, rigid = ~I0, has_say & ~flexible
+    # (6): of neurons that share pattern and kinks, with multipliers, one moves and the others follow onto the kinks.
+    upwards = np.take_along_axis(V, np.argmax(V != 0, axis=1)[:, None], axis=1).T > 0
+    twin = rows_of_kinks.leaders(np.vstack([active, S, upwards]), V, has_say & ~idle & pulled)
+    follows = (twin >= 0) & (twin != np.arange(len(twin)))
+    I1, rigid = ~I0, has_say & ~flexible & ~follows
+    mu = mu.copy()
+    for k in np.flatnonzero(follows):
+        entry = np.argmax(V[twin[k]] != 0)
+        mu[:, k] = mu[:, twin[k]] * (V[k, entry] / V[twin[k], entry])
+    held = rigid | follows
     acts_on_I1 = active & I1[:, None]
     moving = rigid | leads
 
@@ -181,10 +193,11 @@ def verify(
     # (1), (2)
     error_1, mu_error, E_change = 0.0, 0.0, 0.0
     if moving.any():
-        at_kinks = np.argwhere(independent & rigid)
+        at_kinks = np.argwhere(independent & held)
         sigma_K = singular_value_bound(np.eye(W.shape[1])[at_kinks[:, 1]], X[at_kinks[:, 0]])
         if sigma_K <= 0:
             return undecided("the rows of X at the kinks of a neuron are not proved independent")
+        at_kinks = np.argwhere(independent & rigid)
         neurons = np.flatnonzero(moving)
         A = (X[I1][:, None, :, None] * (acts_on_I1[I1][:, None, neurons] * V.T[:, neurons])[:, :, None, :]).reshape(
             int(I1.sum()) * Y.shape[1], -1
@@ -202,7 +215,7 @@ def verify(
         T = np.where(acts_on_I1 & moving, at.C, 0.0) + np.where(S & rigid, mu, 0.0)
         T_error = np.where(acts_on_I1 & moving, at.C_error, 0.0)
         g = frobenius(np.abs(X.T @ T) + np.abs(X).T @ T_error + gamma(len(X)) * (np.abs(X).T @ np.abs(T)))
-        off = np.where(independent & rigid, np.abs(at.Z) + at.Z_error, 0.0)
+        off = np.where(independent & held, np.abs(at.Z) + at.Z_error, 0.0)
         delta = frobenius(off) / sigma_K if off.any() else 0.0
         A_norm = X_norm * V_norm
         along = g + A_norm**2 * delta
@@ -253,7 +266,7 @@ def verify(
 
     error = float(at_most(error_0 + error_1))
     # (4) and the conditions; `errors` is the error of every neuron.
-    errors = np.where(rigid, error_1, 0.0) + np.where(loose, error_0, 0.0) + np.where(leads, error_1, 0.0)
+    errors = np.where(held, error_1, 0.0) + np.where(loose, error_0, 0.0) + np.where(leads, error_1, 0.0)
     off_kinks = pairs & ~S
     sure = np.where(active, at.Z, -at.Z) - at_most(at.Z_error + norms * errors)
     norms_or_one = np.where(nonzero[:, None], norms, 1.0)
@@ -286,8 +299,8 @@ def verify(
     )
     reach = float(np.min(np.where(I1[:, None], room, np.inf), initial=np.inf))
     with np.errstate(divide="ignore", invalid="ignore"):
-        slopes = np.where(S, np.where(rigid & (at.C < 0), np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
-    values = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & rigid, mu, 0.0), fitted=I0, **bounds)
+        slopes = np.where(S, np.where(held & (at.C < 0), np.clip(mu / at.C, 0.0, 1.0), 0.0), active.astype(float))
+    values = dict(slopes=slopes, kinks=S, active=active, multipliers=np.where(S & held, mu, 0.0), fitted=I0, **bounds)
     blank = dataclasses.replace(undecided(""), **values)
     if not margins["sign"] > 0:
         return dataclasses.replace(blank, reason="a sign off the kinks is not proved")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int8, ScalarLike
 from scipy.optimize import bisect
 
@@ -63,7 +64,7 @@ def _known(t: Any, y: Array, args: tuple[Array, ...], **_: Any) -> Array:
 
 def solve_comparison(
     alpha: ScalarLike,
-    times: Float[Array, " times"],
+    times: Float[Array | np.ndarray, " times"],
     *,
     a: ScalarLike = 1.0,
     c: ScalarLike = 1.0,

@@ -22,7 +22,7 @@ from relu_sgd.theory.flip_certificate import FlipCertificate, flip_certificate
 from relu_sgd.theory.hidden_layer import HiddenCertificate, hidden_certificate
 from relu_sgd.theory.path_certificate import DescentCertificate, LocalCriterion, PathCertificate
 
-__all__ = ["Condition", "board", "slack"]
+__all__ = ["Condition", "board", "guarantee_slack"]
 
 Details: TypeAlias = (
     Certificate | PathCertificate | DescentCertificate | FlipCertificate | HiddenCertificate | LocalCriterion
@@ -204,7 +204,7 @@ def _literature(both: tuple[str, ...], hidden: tuple[str, ...]) -> tuple[Conditi
     )  # fmt: skip
 
 
-def slack(
+def guarantee_slack(
     path: Params, problem: Problem, times: Float[np.ndarray, " times"], *, trained_layers: TrainedLayers = "both",
     dynamics: Literal["inclusion", "descent"] = "inclusion",
 ) -> dict[str, dict[str, Float[np.ndarray, " times"]]]:  # fmt: skip

@@ -176,7 +176,7 @@ def truncated_gram(X: Matrix, level: float, num_draws: int, seed: int = 0) -> Gr
     return _sampled(_rows(X)[0], num_draws, seed, level)
 
 
-def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def hermite_polynomial(k: int, z: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray, "*shape"]:
     """The probabilists' Hermite polynomial h_k of (30), h_{k+1} = z h_k - k h_{k-1}.
 
     Raises:

@@ -11,7 +11,7 @@ from relu_sgd.theory.certificate import certificate, drift_bounds
 __all__ = ["slack"]
 
 
-def _length(*paths: Float[np.ndarray, "times rows columns"]) -> Float[np.ndarray, " times"]:
+def _length(*paths: Float[np.ndarray, "times _ _"]) -> Float[np.ndarray, " times"]:
     """The length of the chords of a path up to every time; of several matrices together."""
     squares = sum(np.sum(np.diff(path, axis=0) ** 2, axis=(1, 2)) for path in paths)
     return np.concatenate([[0.0], np.cumsum(np.sqrt(squares))])

@@ -18,7 +18,7 @@ import jax
 from absl import flags, logging
 
 from sweeps.command.parsers import Switch
-from sweeps.runtime import arithmetic, cluster, processes, session
+from sweeps.runtime import arithmetic, cluster, extension, processes, session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Flag, Report, Study, UsageError, flags_of
 
@@ -83,7 +83,7 @@ def _read(study: type[Study], values: flags.FlagValues) -> tuple[Study, Executio
     if not execution.figures_only:
         return study.make(**present), execution
     science = [name for name in present if own[name][0].decides or name == "protocol"]
-    if stray := sorted(science + ["block"] * bool(execution.block)):
+    if stray := sorted(science + ["block"] * bool(execution.block) + ["refine"] * bool(execution.refine)):
         raise UsageError(f"--{stray[0]}: contradicts --figures_only, which takes everything from the results in --out")
     return study.from_science(session.open_results(execution.out).attributes, **present), execution
 
@@ -100,7 +100,7 @@ def report(study: Study, store: Store | None) -> Report:
         if store is None:
             return reporter(study, {})
         session.verify(study, store)
-        return reporter(study, {variant: store.read(variant.group) for variant in study.variants()})
+        return reporter(study, {variant: extension.read(store, variant.group) for variant in study.variants()})
     except UsageError:
         raise
     except (StoreError, KeyError, TypeError, ValueError) as error:
@@ -230,7 +230,8 @@ def run(study: type[Study], out: str | Path, **given: Any) -> "dict[str, xr.Data
 
     Raises:
       UsageError: (a ValueError) see the flags.
-      SystemExit: SIGINT or SIGTERM came, and the tiles in hand are stored.
+      TileError: (a UsageError) some tiles could not be computed; the others are stored.
+      SystemExit: SIGINT or SIGTERM came; what was done is stored.
     """
     own, places = flags_of(study), {name for name in _own(study) if name not in ("out", "figures_only")}
     if stray := sorted(set(given) - set(own) - places):
@@ -249,7 +250,7 @@ def run(study: type[Study], out: str | Path, **given: Any) -> "dict[str, xr.Data
         arithmetic.check(os.environ.get("XLA_FLAGS", ""))
         complete(made, execution)
         store = session.open_results(execution.out)
-        return {variant.group: store.read(variant.group) for variant in made.variants()}
+        return {variant.group: extension.read(store, variant.group) for variant in made.variants()}
 
 
 def main(study: type[Study], argv: Sequence[str] | None = None) -> None:

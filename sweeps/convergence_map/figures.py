@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
@@ -13,6 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
 from relu_sgd.proofs import Verdict
+from sweeps.reporting import boundary
 from sweeps.reporting.style import add_caption, variant_title
 from sweeps.study import Variant
 
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 VERDICTS = {"proved_global": "a global minimum", "proved_local": "a local minimum of positive loss"}
+_MOST_NUMBERS = 16  # Cells in a row that have room for a number.
 CAUSES = {"step_limit": "step limit", "dead": "dead samples", "diverged": "diverged"}
 Summaries: TypeAlias = Mapping[Variant, xr.Dataset]
 
@@ -93,7 +96,7 @@ def _over_setups(
     colours: str,
     missing: str = "no run yet",
 ) -> Figure:
-    """A panel per set-up, all on one scale."""
+    """A panel per variant, all on one scale."""
     figure, panels = _panels(summaries, title, caption)
     for axes, (variant, summary) in zip(panels[0], summaries.items(), strict=True):
         mesh = _cells(axes, summary[name], norm=norm, cmap=colours)
@@ -118,15 +121,40 @@ def _overparametrization_curves(axes: Axes, num_samples: int) -> list[Line2D]:
     return handles
 
 
-def probability(summaries: Summaries, caption: str) -> Figure:
-    """Figure 2a: the probability of convergence, with its contour 0.5 and the curves d0 d1 = N and d1 = N."""
-    figure, panels = _panels(summaries, "Probability of convergence to a global minimum", caption)
+def _runs(axes: Axes, runs: xr.DataArray, norm: Normalize) -> Any:
+    """How many runs every cell has: a colour, and the number where there is room."""
+    mesh = _cells(axes, runs.where(runs > 0), norm=norm, cmap="cividis")
+    if max(runs.shape) <= _MOST_NUMBERS:
+        for (i, j), count in np.ndenumerate(runs.values):
+            dark = norm(count) < 0.5
+            axes.text(
+                float(runs["d1"][j]), float(runs["d0"][i]), str(count), ha="center", va="center", fontsize="x-small",
+                color="white" if dark else "black",
+            )  # fmt: skip
+    return mesh
+
+
+def probability(
+    summaries: Summaries, caption: str, boundaries: Mapping[Variant, pandas.DataFrame] | None = None
+) -> Figure:
+    """Figure 2a: the probability of convergence, with the boundary at which it is 1/2 (its contour 0.5 where there is
+    none) and the curves d0 d1 = N and d1 = N; below, the runs of every cell where they have different numbers of them.
+    """
+    ragged = len(np.unique(np.concatenate([summary["runs"].values.ravel() for summary in summaries.values()]))) > 1
+    ragged &= boundaries is not None
+    columns, rows = len(summaries), 1 + ragged
+    figure = Figure(figsize=(4.6 * columns + 0.8, 4.1 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle("Probability of convergence to a global minimum")
+    add_caption(figure, caption)
     for axes, (variant, summary) in zip(panels[0], summaries.items(), strict=True):
         values = summary["probability"]
         mesh = _cells(axes, values, norm=Normalize(0, 1), cmap="cividis")
         handles: list[Any] = []
         known = values.values[~np.isnan(values.values)]
-        if min(values.shape) > 1 and known.size and known.min() < 0.5 < known.max():
+        if boundaries is not None:
+            handles += boundary.draw(axes, boundaries[variant], "d0")
+        elif min(values.shape) > 1 and known.size and known.min() < 0.5 < known.max():
             contour = axes.contour(
                 values["d1"], values["d0"], np.ma.masked_invalid(values.values), [0.5], colors="white", linewidths=1.5
             )
@@ -137,6 +165,13 @@ def probability(summaries: Summaries, caption: str) -> Figure:
         axes.set_title(variant_title(variant), fontsize="medium")
         _legend(axes, handles, values, "no run yet")
     figure.colorbar(mesh, ax=panels[0].tolist(), label="share of runs that converged")
+    if ragged:
+        counts = [summary["runs"].values for summary in summaries.values()]
+        norm = LogNorm(max(1, min(map(np.min, counts))), max(map(np.max, counts)))
+        for axes, (variant, summary) in zip(panels[1], summaries.items(), strict=True):
+            mesh = _runs(axes, summary["runs"], norm)
+            axes.set_title(f"{variant_title(variant)}: {int(summary['runs'].sum()):,} runs", fontsize="medium")
+        figure.colorbar(mesh, ax=panels[1].tolist(), label="runs of a cell")
     return figure
 
 
@@ -186,7 +221,7 @@ def _causes(summaries: Summaries) -> dict[str, str]:
 
 
 def causes(summaries: Summaries, caption: str) -> Figure:
-    """Why runs fail: the share of runs that ended for each reason; a row per set-up."""
+    """Why runs fail: the share of runs that ended for each reason; a row per variant."""
     figure, panels = _panels(summaries, "Why runs fail", caption, rows=max(2, len(summaries)))
     known = _causes(summaries)
     for row, (variant, summary) in zip(panels, summaries.items(), strict=False):
@@ -203,7 +238,7 @@ def causes(summaries: Summaries, caption: str) -> Figure:
 
 def verdicts(summaries: Summaries, caption: str) -> Figure:
     """What is proved of the runs: the shares with a global and with a local minimum nearby; the hatched part of a cell
-    is the share of its runs that are undecided. A row per set-up.
+    is the share of its runs that are undecided. A row per variant.
     """
     rows = max(2, len(summaries))
     figure = Figure(figsize=(10.0, 4.1 * rows + 0.9), layout="constrained")

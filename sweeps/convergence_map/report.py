@@ -11,6 +11,7 @@ from sweeps.convergence_map.study import INTERVALS, ConvergenceMap
 from sweeps.protocol import laws
 from sweeps.protocol.presets import CHOICES, PRESETS
 from sweeps.protocol.study import ProtocolStudy
+from sweeps.reporting import boundary
 from sweeps.reporting.statistics import interval, summarize, summarize_proofs
 from sweeps.reporting.style import variant_title
 from sweeps.runtime.session import configuration_of
@@ -37,8 +38,13 @@ def _overrides(study: ProtocolStudy) -> list[str]:
     ]
 
 
-def caption(study: ProtocolStudy) -> str:
-    """Protocol, precision, seeds, stopping, and what the theorems say of the cells: the small print of every figure."""
+def caption(study: ProtocolStudy, runs: str = "") -> str:
+    """Protocol, precision, seeds, stopping, and what the theorems say of the cells: the small print of every figure.
+
+    Args:
+      study: what was run.
+      runs: how many a cell has, where that is not the study's number of seeds.
+    """
     num_samples, d1 = study.num_samples, np.asarray(study.d1)
     overrides = _overrides(study)
     below = int((d1 < num_samples).sum())
@@ -49,7 +55,7 @@ def caption(study: ProtocolStudy) -> str:
     )
     return (
         f"Protocol {study.protocol}{' with ' + ' '.join(overrides) if overrides else ''}, {study.precision}, "
-        f"N = {num_samples}, {study.num_seeds} seeds a cell, {_dynamics(study)};\n"
+        f"N = {num_samples}, {runs or f'{study.num_seeds} seeds'} a cell, {_dynamics(study)};\n"
         f"criterion {_criterion(study)}. {rank}\n"
         f"Configuration {configuration_of(study.science())}."
     )
@@ -97,7 +103,7 @@ def _counts(variant: Variant, summary: xr.Dataset) -> str:
 
 
 def _comparison(summaries: Mapping[Variant, xr.Dataset]) -> tuple[Claim, ...]:
-    """Whether the set-ups differ, as far as the intervals can tell."""
+    """Whether the variants differ, as far as the intervals can tell."""
     if len(summaries) != 2:
         return ()
     (first, a), (second, b) = summaries.items()
@@ -153,14 +159,35 @@ def _proofs(study: ConvergenceMap, summaries: Mapping[Variant, xr.Dataset]) -> t
     return tuple(claims), "\n".join(lines)
 
 
+def _refined(study: ConvergenceMap, summaries: Mapping[Variant, xr.Dataset]) -> str:
+    """How many runs the cells have, where --refine gave some of them more."""
+    most = max(int(summary["runs"].max()) for summary in summaries.values())
+    return f"{study.num_seeds} to {most} runs (refined)" if most > study.num_seeds else ""
+
+
+def _with_method(study: ConvergenceMap, text: str) -> str:
+    """The small print, with what the boundary is."""
+    shared = "; the runs of a cell share their data, so it is for these data" if study.data_sharing == "cell" else ""
+    return f"{text} {boundary.METHOD}{shared}."
+
+
+def _joined(frames: Mapping[Variant, pandas.DataFrame]) -> pandas.DataFrame:
+    """The tables of all set-ups as one."""
+    for variant, frame in frames.items():
+        for position, (name, value) in enumerate(variant.varied.items()):
+            frame.insert(position, name, str(value))
+    return pandas.concat(frames.values(), ignore_index=True)
+
+
 def report(study: ConvergenceMap, results: Results) -> Report:
-    """summary.csv, the figures, and the maps as text."""
+    """summary.csv, boundary.csv, the figures, and the maps as text."""
     summaries = {variant: summarize(data, study.interval) for variant, data in results.items()}
     if study.prove:
         summaries = {variant: xr.merge([of, summarize_proofs(results[variant])]) for variant, of in summaries.items()}
-    text = caption(study)
+    text = caption(study, _refined(study, summaries))
+    tables = {variant: boundary.table(of, "d1") for variant, of in summaries.items() if len(study.d1) > 1}
     drawn = {
-        "probability": figures.probability(summaries, text),
+        "probability": figures.probability(summaries, _with_method(study, text) if tables else text, tables or None),
         "interval_width": figures.intervals(summaries, text, INTERVALS[study.interval]),
         "numerical_zeros": figures.numerical_zeros(summaries, text),
         "steps": figures.convergence_steps(summaries, text),
@@ -171,16 +198,16 @@ def report(study: ConvergenceMap, results: Results) -> Report:
         drawn["verdicts"] = figures.verdicts(summaries, f"{text} {PROVED}")
         drawn["proved_errors"] = figures.proved_errors(results, f"{text} {PROVED}")
         proved = _proofs(study, summaries)
-    frames = []
-    for variant, summary in summaries.items():
-        frame = summary.to_dataframe(dim_order=["d0", "d1"]).reset_index()
-        for position, (name, value) in enumerate(variant.varied.items()):
-            frame.insert(position, name, str(value))
-        frames.append(frame)
+    frames = {
+        variant: summary.to_dataframe(dim_order=["d0", "d1"]).reset_index() for variant, summary in summaries.items()
+    }
     claims = _comparison(summaries)
-    parts: list[str] = [f"\n{_counts(variant, summary)}\n{text_map(summary)}" for variant, summary in summaries.items()]
+    parts: list[str] = []
+    for variant, summary in summaries.items():
+        parts.append(f"\n{_counts(variant, summary)}\n{text_map(summary)}")
+        parts += [boundary.text(tables[variant], "d1", "d0")] if tables else []
     parts += [f"\n(. is probability 0, # is 1, digits are tenths)\n{text}", *(claim.result for claim in claims)]
     if study.prove:
         parts.append(f"\n{proved[1]}\n{PROVED}")
-    table = pandas.concat(frames, ignore_index=True)
-    return Report({"summary": table}, drawn, (*claims, *proved[0]), "\n".join(parts))
+    made = {"summary": _joined(frames)} | ({"boundary": _joined(tables)} if tables else {})
+    return Report(made, drawn, (*claims, *proved[0]), "\n".join(parts))

@@ -2,7 +2,7 @@
 
 python -m sweeps.convergence_map --protocol=as_written --out=DIR
 
-trains every network of the grid, in every set-up, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The
+trains every network of the grid, in every variant, and leaves DIR/results.zarr, DIR/summary.csv and DIR/figures. The
 same command goes on after an interruption.
 """
 
@@ -19,8 +19,15 @@ from sweeps.protocol.study import ProtocolStudy
 from sweeps.runtime import tiles
 from sweeps.study import Execution, Metrics, Tile, Timings, UsageError, flag
 
-__all__ = ["INTERVALS", "ConvergenceMap"]
+__all__ = ["INTERVALS", "KERNELS", "ConvergenceMap"]
 
+KERNELS = {
+    "xla": "the program that JAX compiles",
+    "native": "C++ that is compiled for this processor when it is first used, faster for small networks; full batch, a "
+    "fixed slope at 0, on a CPU",
+    "pallas": "one kernel a network that keeps it on the chip, for accelerators; not timed on one yet; full batch, a "
+    "fixed slope at 0, float32",
+}
 INTERVALS = {"wilson": "Wilson's score interval", "exact": "Clopper and Pearson's exact interval"}
 
 
@@ -32,10 +39,12 @@ class ConvergenceMap(ProtocolStudy):
       interval: method of the confidence intervals, see `INTERVALS`.
       prove: whether the end of every run is decided by a theorem, see `sweeps.proving`.
       keep_proofs: whether the certificates are kept.
+      kernel: what takes the steps, see `KERNELS`.
     """
 
     name = "convergence_map"
     reporter = "sweeps.convergence_map.report:report"
+    execution_groups = (*ProtocolStudy.execution_groups, "refinement")
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
 
     interval: str = flag(
@@ -61,6 +70,13 @@ class ConvergenceMap(ProtocolStudy):
         group="proofs",
         decides=False,
     )
+    kernel: str = flag(
+        Choice(KERNELS),
+        "what takes the steps; results differ by rounding; " + "; ".join(f"{k}: {v}" for k, v in KERNELS.items()),
+        "xla",
+        group="devices",
+        decides=False,
+    )
 
     def check(self) -> None:
         """Refuses values that contradict each other.
@@ -71,6 +87,21 @@ class ConvergenceMap(ProtocolStudy):
         super().check()
         if self.keep_proofs and not self.prove:
             raise UsageError("--keep_proofs: has no effect without --prove")
+
+    def check_code(self) -> None:
+        """Tries laws of the user's own, and the kernel that is asked for.
+
+        Raises:
+          UsageError: naming the flag.
+        """
+        super().check_code()
+        if self.kernel != "xla":
+            for variant in self.variants():
+                runs.kernel_of(self.kernel, self.protocol_of(variant), variant.layers)
+
+    def recorded(self) -> dict[str, Any]:
+        """What a session writes down besides: the kernel."""
+        return {"kernel": self.kernel}
 
     def science(self) -> dict[str, Any]:
         """Everything that decides the results; nothing about proofs where none are asked for, as in older stores."""
@@ -86,6 +117,11 @@ class ConvergenceMap(ProtocolStudy):
         from sweeps import proving  # Loads solvers.
 
         return {**proving.METRICS, **own}
+
+    @property
+    def boundary_axis(self) -> str:
+        """The width."""
+        return "d1"
 
     def default_block(self) -> tuple[int, ...]:
         """What spans 8 inputs and 6 neurons."""
@@ -122,6 +158,7 @@ class ConvergenceMap(ProtocolStudy):
             steps_per_chunk=execution.steps_per_chunk,
             devices=runs.devices_of(execution),
             decider=decider,
+            kernel=self.kernel,
         )
         jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
         return result

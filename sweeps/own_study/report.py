@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from relu_sgd.dynamics import Status
 from sweeps.own_study.study import OwnStudy
-from sweeps.reporting import style
+from sweeps.reporting import boundary, style
 from sweeps.reporting.statistics import interval, mean_interval
 from sweeps.runtime.session import configuration_of
 from sweeps.study import Report, Results
@@ -128,8 +128,15 @@ def report(study: OwnStudy, results: Results) -> Report:
     """summary.csv and a figure of every share; without shares, of the first numbers."""
     (data,) = results.values()
     table = summarize(study, data)
+    runs, most = f"{len(study.runs)}", int(table["runs"].max())
+    tables = {"summary": table}
+    if most > len(study.runs):
+        runs = f"{runs} to {most}"
+        made = (data["status"] != Status.PENDING).sum("seed")
+        counts = xr.Dataset({"runs": made, "converged": made.copy(data=study.succeeded(data).sum(-1))})
+        tables["boundary"] = boundary.table(counts, study.boundary_axis)
     caption = (
-        f"{study.run.name}, {len(study.runs)} runs a cell, {study.precision}; intervals of 95 percent. "
+        f"{study.run.name}, {runs} runs a cell, {study.precision}; intervals of 95 percent. "
         f"Configuration {configuration_of(study.science())}."
     )
     shares = ["converged" if name == "status" else name for name in _shares(study)]
@@ -137,4 +144,4 @@ def report(study: OwnStudy, results: Results) -> Report:
     if not shares:
         figures = {name: _draw(study, table, name, False, caption) for name in _means(study)[:_MOST_MEANS]}
     text = table.to_string(index=False, float_format="%.4g", max_rows=60)
-    return Report({"summary": table}, figures, (), f"{text}\n{caption}")
+    return Report(tables, figures, (), f"{text}\n{caption}")

@@ -13,7 +13,7 @@ import numpy as np
 from relu_sgd._checks import whole_number
 from sweeps.command import app
 from sweeps.own_study.study import Code, OwnStudy
-from sweeps.runtime import session
+from sweeps.runtime import extension, session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, UsageError, flags_of
 
@@ -59,11 +59,15 @@ def sweep(
       precision: "float32" or "float64"; JAX's own setting when None.
       base_seed: another one gives other random keys. The key of a run depends on it, on the seed and on the values of
         the axes, and on nothing else.
-      execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless
-        told otherwise), block, shard_index, shard_count, coordinator, num_devices, compilation_cache, repair.
+      execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless told
+        otherwise), block, shard_index, shard_count, coordinator, num_devices, compilation_cache, repair; and refine,
+        so many further runs at most, where they tell most about the value of the last axis at which the probability of
+        success is 1/2 (`sweeps.refinement`): it is to grow along that axis, and a success is a run that converged, or
+        the one truth value that is returned.
 
     Returns:
-      The results over (*axes, seed), in memory; the status of a run that another shard has not made yet is 0.
+      The results over (*axes, seed), in memory; the status of a run that was not made, by another shard or by
+      `refine`, is 0.
 
     Worker processes import the file of the function, a script too, without what stands under
     `if __name__ == "__main__":`. A script without such a line, and a function that cannot be imported (one in a
@@ -109,9 +113,9 @@ def sweep(
     with app.as_a_program():
         try:
             finished = not places.repair and (places.out / "report.html").exists()
-            if not (finished and _is_complete(study, session.open_results(places.out))):
+            if places.refine or not (finished and _is_complete(study, session.open_results(places.out))):
                 app.complete(study, places)
-            results = session.open_results(places.out).read("runs")
+            results = extension.read(session.open_results(places.out), "runs")
         except StoreError as error:
             raise UsageError(f"out: {error}{session.REPAIR}") from error
     # Of text Zarr's own type comes back, which xarray cannot look up.

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from sweeps.own_study.current import check_current
 from sweeps.runtime import arithmetic, sources
 from sweeps.runtime.engine import Start, default_lanes, map_on_devices, run_on_devices
 from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Code", "OwnStudy"]
 
@@ -220,6 +223,23 @@ class OwnStudy(Study):
     def has_status(self) -> bool:
         """Whether the runs say how they ended."""
         return "status" in self._shapes[1]
+
+    @functools.cached_property
+    def success(self) -> str:
+        """The metric that says whether a run succeeds: the status, or the only truth value; "" where there is none."""
+        truths = [name for name, (kind, _, *shape) in self.metrics.items() if np.dtype(kind) == bool and shape == [()]]
+        return "status" if self.has_status else truths[0] if len(truths) == 1 else ""
+
+    @property
+    def boundary_axis(self) -> str:
+        """The last axis, of numbers, where it is known what a success is."""
+        name, values = list(self.grid.items())[-1]
+        return name if self.success and not any(isinstance(value, str) for value in values) else ""
+
+    def succeeded(self, results: "xr.Dataset") -> np.ndarray:
+        """Which runs are successes: those that converged, or whose truth value is true."""
+        done = results["status"].values != Status.PENDING
+        return super().succeeded(results) if self.success == "status" else done & results[self.success].values
 
     @functools.cached_property
     def metrics(self) -> Metrics:

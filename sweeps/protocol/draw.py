@@ -55,12 +55,13 @@ def padded(tile: Tile) -> tuple[int, int]:
     beyond is rounded up, so that more padding costs less time (with 256-bit vector registers; 12 inputs take longer
     than 16).
     """
-    d0, d1 = max(tile.axes["d0"]), max(tile.axes["d1"])
+    axes = tile.within or tile.axes
+    d0, d1 = max(axes["d0"]), max(axes["d1"])
     beyond = d0 % 16
     return d0 - beyond + (beyond if beyond <= 4 else 8 if beyond <= 8 else 16), d1
 
 
-def _draw_output(protocol: Protocol, key: Key[Array, ""], d1, padded_d1: int, labels: Array) -> Array:
+def _draw_output(protocol: Protocol, key: Key[Array, ""], d1: int | Array, padded_d1: int, labels: Array) -> Array:
     d2 = protocol.d2
     match protocol.output_law:
         case "normal":
@@ -208,7 +209,7 @@ def _own_parts(protocol: Protocol) -> dict[str, tuple[str, ...]]:
 
 
 def _shapes(protocol: Protocol, sizes: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Of what own laws draw, padded."""
+    """The shapes of the arrays that own laws draw, padded."""
     values = {"N": protocol.num_samples, "d0": sizes[0], "d1": sizes[1], "d2": protocol.d2}
     return {name: tuple(values[size] for size in shape) for name, shape in _own_parts(protocol).items()}
 

@@ -16,6 +16,7 @@ from relu_sgd import Descent, Params, inclusion, measurements
 from relu_sgd.clarke import selections
 from relu_sgd.descent import Criterion, DescentResult, DescentState, mean_squared_error_below, relative_error_below
 from relu_sgd.dynamics import Status
+from relu_sgd.kernels import FusedDescent, MomentumDescent, NativeDescent, NativeError
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
 from sweeps.protocol import laws
@@ -23,12 +24,13 @@ from sweeps.protocol.draw import Run, draw_tile, networks, padded, resize, roomy
 from sweeps.protocol.presets import Conditions, Protocol, relative_tolerance
 from sweeps.runtime import arithmetic
 from sweeps.runtime.engine import STEPS_PER_CHUNK, Start, default_lanes, map_on_devices, run_on_devices
-from sweeps.study import Execution, Tile, Timings
+from sweeps.study import Execution, Tile, Timings, UsageError
 
 if TYPE_CHECKING:
     from sweeps.proving import TileProofs
 
 __all__ = [
+    "KERNELS",
     "METRICS",
     "STATUSES",
     "STOPPED",
@@ -36,6 +38,7 @@ __all__ = [
     "descent_of",
     "devices_of",
     "follow_inclusion",
+    "kernel_of",
     "map_cells",
     "measure_run",
     "measure_tile",
@@ -105,9 +108,9 @@ def _at_zero(protocol: Protocol) -> Any:
             return slope
 
 
-@functools.lru_cache(maxsize=8)  # Of one object compiled programs are used again.
+@functools.lru_cache(maxsize=8)  # One object, so that compiled programs are used again.
 def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
-    """The descent that the protocol of one set-up asks for."""
+    """The descent that the protocol of one variant asks for."""
     return Descent(
         optimizer=optax.sgd(protocol.learning_rate, momentum=protocol.momentum or None),
         normalization=protocol.normalization,
@@ -118,6 +121,45 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
         stop="never" if protocol.stop == "never" else "first_passage",
         stopping_rule=_is_stopped if protocol.stop == "decided" else None,
     )
+
+
+# Kernels in place of XLA's program, by the name that --kernel has for them.
+KERNELS: dict[str, type[MomentumDescent]] = {"native": NativeDescent, "pallas": FusedDescent}
+
+
+@functools.lru_cache(maxsize=8)
+def kernel_of(name: str, protocol: Protocol, trained_layers: TrainedLayers) -> MomentumDescent:
+    """The descent that a protocol asks for by one of `KERNELS`.
+
+    Raises:
+      UsageError: it cannot do what the protocol asks for, or is not to be had.
+    """
+    asks = {
+        "dynamics": protocol.dynamics != "descent",
+        "batch_size": protocol.batch_size,
+        "relu_at_zero": isinstance(protocol.relu_at_zero, str),
+        "criterion": laws.is_own(protocol.criterion),
+        "precision": name == "pallas" and protocol.precision != "float32",
+    }
+    if flags := [flag for flag, is_asked in asks.items() if is_asked]:
+        value = laws.plain_name(str(getattr(protocol, flags[0])))
+        raise UsageError(f"--kernel: {name} has no --{flags[0]}={value}; --kernel=xla has")
+    if name == "native" and jax.default_backend() != "cpu":
+        raise UsageError(f"--kernel: native is for a CPU, not for a {jax.default_backend()}")
+    try:
+        return KERNELS[name](
+            learning_rate=protocol.learning_rate,
+            momentum=protocol.momentum,
+            normalization=protocol.normalization,
+            trained_layers=trained_layers,
+            at_zero=float(protocol.relu_at_zero),
+            criterion="relative_error" if protocol.criterion == "relative_error" else "mean_squared_error",
+            tolerance=protocol.tolerance,
+            stop="never" if protocol.stop == "never" else "first_passage",
+            stoppable=protocol.stop == "decided",
+        )
+    except NativeError as error:
+        raise UsageError(f"--kernel: {error}; --kernel=xla needs none") from error
 
 
 def _is_stopped(state: DescentState) -> Array:
@@ -155,7 +197,7 @@ def _end_of(result: DescentResult) -> End:
 
 @functools.lru_cache(maxsize=8)
 def follow_inclusion(protocol: Protocol, trained_layers: TrainedLayers) -> Callable[[Run], End]:
-    """A run that follows the differential inclusion; `protocol` is that of the set-up.
+    """A run that follows the differential inclusion; `protocol` is that of the variant.
 
     It goes on past branching and undecided kinks, and stops at the first network that meets the criterion.
     """
@@ -259,7 +301,7 @@ def map_cells(
     """The same starts through every cell of a tile whose axes are not (d0, d1).
 
     Args:
-      protocol: of the variant; the starts are drawn from it.
+      protocol: that of the variant; the starts are drawn from it.
       sizes: (d0, d1) of the networks.
       tile: what is run.
       follow: from the values of a cell to what is done to a run.
@@ -291,16 +333,18 @@ def train_tile(
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
     decider: "TileProofs | None" = None,
+    kernel: str = "xla",
 ) -> tuple[dict[str, np.ndarray], Timings]:
     """A tile from its draws to its records.
 
     Args:
-      protocol: of the tile's set-up.
-      trained_layers: of the tile's set-up.
+      protocol: that of the tile's variant.
+      trained_layers: those of the tile's variant.
       tile: what to train.
       lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
       steps_per_chunk, devices: as for `engine.run_on_devices`.
       decider: what proves, and may end runs (a protocol with stop="decided" needs it); see `sweeps.proving`.
+      kernel: "xla", or one of `KERNELS`.
 
     Returns:
       The records of its runs, and the seconds that went into each part of the work.
@@ -312,24 +356,33 @@ def train_tile(
     order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun
-    follows_inclusion = protocol.dynamics == "inclusion"
     num_weights = math.prod(padded(tile))
+    num_steps, follows_inclusion = protocol.num_steps, protocol.dynamics == "inclusion"
+    # The compiled code takes one network after another, whatever the lanes; more are for looks between chunks.
+    if kernel == "native" and not lanes and protocol.stop != "decided":
+        lanes = 1
     lanes = lanes or default_lanes(jax.default_backend(), num_weights, interruptible=not follows_inclusion)
     if follows_inclusion:
         follow = follow_inclusion(protocol, trained_layers)
         ends, timings = map_on_devices(follow, ordered, lanes=lanes, devices=devices)
     else:
-        descent = descent_of(protocol, trained_layers)
+        is_native = kernel == "native"
+        if is_native:  # It leaves padding out by itself, and so tiles share a program.
+            ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
+        descent: Any = descent_of(protocol, trained_layers)
+        reference = descent
+        if kernel != "xla":
+            descent = kernel_of(kernel, protocol, trained_layers)
         between = None
         if protocol.stop == "decided":
             if decider is None:
                 raise ValueError("stop='decided' needs somebody who decides: sweeps.proving.TileProofs")
-            between = decider.between(descent, order)
-            steps_per_chunk = decider.chunk(steps_per_chunk)
+            between = decider.between(reference, order)
+            steps_per_chunk = decider.chunk(num_steps if is_native else steps_per_chunk)
         results, timings = run_on_devices(
             descent,
             starts_of(ordered),
-            protocol.num_steps,
+            num_steps,
             lanes=lanes,
             steps_per_chunk=steps_per_chunk,
             devices=devices,

@@ -22,6 +22,7 @@ PINNED: dict[str, Any] = {
     "jax_random_seed_offset": 0,
     "jax_threefry_partitionable": True,
     "jax_default_matmul_precision": "highest",
+    # Stricter rules would not change a result, but refuse functions of a user's own.
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
     "jax_disable_jit": False,

@@ -104,7 +104,7 @@ def typed(tree: PyTree) -> PyTree:
     return jax.tree.map(wrap, tree, is_leaf=is_raw)
 
 
-def begin(dynamics: Dynamics) -> Callable[[Start], Lane]:
+def begin(dynamics: Dynamics[Any, Any]) -> Callable[[Start], Lane]:
     """From what describes a run, its keys as `raw` data, to the lane that it begins with."""
     return lambda start: Lane(jnp.int32(0), raw(dynamics.init(*typed(start))))
 
@@ -167,7 +167,8 @@ def _may_change(value: Any) -> bool:
         return _may_change(value.__self__)
     if inspect.isroutine(value) or isinstance(value, type) or value is None:
         return False
-    return type(value).__hash__ is object.__hash__ and not isinstance(value, Mesh | jax.stages.Wrapped)
+    by_identity: Any = object.__hash__
+    return type(value).__hash__ is by_identity and not isinstance(value, Mesh | jax.stages.Wrapped)
 
 
 def _compiled(key: Hashable, function: Any, *arguments: PyTree) -> Any:
@@ -276,7 +277,7 @@ def _exchange(states: State, lanes: np.ndarray, entering: State) -> tuple[State,
 
 
 def chunk(
-    dynamics: Dynamics, steps_per_chunk: int, num_steps: int
+    dynamics: Dynamics[Any, Any], steps_per_chunk: int, num_steps: int
 ) -> Callable[[Lane], tuple[Lane, Bool[Array, " lanes"]]]:
     """So many steps of the runs that stand side by side, and which of them are done; this is what is compiled."""
 
@@ -304,7 +305,7 @@ def _replace(states: State, rows: Mapping[int, State]) -> State:
 
 
 def _in_lanes(
-    dynamics: Dynamics,
+    dynamics: Dynamics[Any, Any],
     starts: Start,
     num_steps: int,
     mesh: Mesh,
@@ -354,7 +355,7 @@ def _in_lanes(
 
 
 def run_on_devices(
-    dynamics: Dynamics,
+    dynamics: Dynamics[Any, Any],
     starts: Start,
     num_steps: int,
     *,

@@ -165,8 +165,8 @@ class Journal:
         with suppress(OSError, ValueError):
             before = json.loads(self._path.read_text())
             ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._path.stat().st_mtime))
-            if before.get("tiles") or before.get("failed"):
-                _append(out, {**before, "ended": ended, "how": "killed"})
+            _append(out, {**before, "ended": ended, "how": "killed"})
+            self._path.unlink()
 
     def update(self, said: Mapping[str, Any]) -> None:
         """Rewrites the note. A disk that refuses is left to the store to complain of."""

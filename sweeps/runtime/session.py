@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from relu_sgd import _draws as draws
-from sweeps.runtime import arithmetic, attempts, damage, patched, processes, tiles
+from sweeps.runtime import arithmetic, attempts, damage, extension, patched, processes, tiles
 from sweeps.runtime.attempts import Failure
 from sweeps.runtime.journal import Journal, is_ours, locked, now, write
 from sweeps.runtime.progress import Forecast, Progress, Stopping, duration
@@ -106,7 +106,7 @@ def open_results(out: Path, *, flag: str = "out") -> Store:
     try:
         store = Store.open(out / "results.zarr", read_only=True)
     except StoreError as error:
-        hint = REPAIR if flag == "out" and (out / "results.zarr").is_dir() else ""
+        hint = REPAIR if flag == "out" and os.path.isdir(out / "results.zarr") else ""
         raise UsageError(f"--{flag}: {error}{hint}") from error
     if not isinstance(store.attributes.get("science"), dict):
         raise UsageError(f"--{flag}: {out / 'results.zarr'} is no store of a sweep")
@@ -309,7 +309,7 @@ def _peak_memory(num_processes: int) -> int:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def _provenance(store: Store, execution: Execution, num_processes: int) -> dict[str, Any]:
+def _provenance(study: Study, store: Store, execution: Execution, num_processes: int) -> dict[str, Any]:
     return {
         "started": now(),
         "configuration": store.attributes["configuration"],
@@ -322,6 +322,7 @@ def _provenance(store: Store, execution: Execution, num_processes: int) -> dict[
         **arithmetic.recorded(os.environ.get("XLA_FLAGS", "")),
         "lanes": execution.lanes or "by size",
         "steps_per_chunk": execution.steps_per_chunk,
+        **study.recorded(),
         "shard": f"{execution.shard_index} of {execution.shard_count}",
     }
 
@@ -361,6 +362,8 @@ def train(study: Study, execution: Execution) -> Store:
     if block is not None and len(block) not in (len(axes), len(axes) + 1):
         raise UsageError(f"--block: {'x'.join(map(str, block))} does not fit the axes {', '.join(axes)} (and seeds)")
     study.check_block(block or study.default_block())
+    if execution.refine:
+        extension.check(study)
     num_processes = _count_processes(execution)
     out = execution.out
     if (out / "results.zarr").exists() and not execution.repair:
@@ -374,14 +377,20 @@ def train(study: Study, execution: Execution) -> Store:
         block = tuple(store.attributes["block"])
         write(out / "config.json", json.dumps(store.attributes, indent=2) + "\n")
         if flags_of(study):
-            write(out / "run.flagfile", study.flagfile(block))
+            write(out / "run.flagfile", study.flagfile(block, max(execution.refine, extension.num_runs(store))))
         grid = tiles.cut(study.variants(), axes, seeds, block)
         left = pending(study, store)
         mine = tiles.share(grid, execution.shard_index, execution.shard_count, study.cost)
         todo = [tile for tile in mine if left[tile.variant][tile.slices({**axes, "seed": seeds})].any()]
-        provenance = _provenance(store, execution, num_processes)
+        provenance = _provenance(study, store, execution, num_processes)
         logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
         run_tiles(study, execution, store, mine, todo, num_processes, provenance)
+        if execution.refine:
+
+            def run(more: Store, seeds: range, units: Sequence[Tile]) -> None:
+                run_tiles(study, execution, more, units, units, num_processes, provenance, seeds)
+
+            extension.refine(study, store, execution.refine, run)
     return store
 
 
@@ -459,15 +468,18 @@ def run_tiles(
     todo: Sequence[Tile],
     num_processes: int,
     provenance: dict[str, Any],
+    seeds: range | None = None,
 ) -> None:
     """The loop over tiles, and a line in sessions.jsonl.
+
+    The store holds the runs of `seeds`, the study's own unless they are given.
 
     Raises:
       UsageError: no worker starts, or the disk refuses.
       TileError: some tiles could not be computed.
       SystemExit: a signal asked to stop.
     """
-    axes = {**study.axes(), "seed": study.seeds()}
+    axes = {**study.axes(), "seed": study.seeds() if seeds is None else seeds}
     num_processes = max(1, min(num_processes, len(todo)))
     initialize = functools.partial(configure_jax, study.arithmetic, execution.compilation_cache)
     run = functools.partial(_run_tile, study, execution)

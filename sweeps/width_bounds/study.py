@@ -134,8 +134,11 @@ class WidthBounds(Study):
         return {"num_samples": self.num_samples, "delta": self.delta}
 
     def cost(self, tile: Tile) -> float:
-        """That of factorizing N x N matrices."""
-        return sum(float(size) ** 3 for size in tile.axes["num_samples"]) * len(tile.axes["delta"])
+        """That of factorizing N x N matrices, and of measuring at widths of so many N where they are within reach."""
+        widths = (1, 30, 300, 3_000)
+        operations = (c * float(size) ** 3 for size in tile.axes["num_samples"] for c in widths)
+        whole = sum(count for count in operations if count <= self.max_operations)
+        return max(whole, 1.0) * len(tile.axes["delta"])
 
     @property
     def metrics(self) -> Metrics:

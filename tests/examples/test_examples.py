@@ -67,13 +67,13 @@ def test_danas_laws():
     params, problem = example.draw(jax.random.key(0), 4, 300, 500)
     for sizes in (np.linalg.norm(problem.X, axis=1), np.abs(problem.Y)):
         assert 1 <= sizes.min() < 1.1 < 1.9 < sizes.max() <= 2
-    W, a = params.W * np.sqrt(300), params.V[:, 0] * np.sqrt(300)
+    W, a = (np.sqrt(300) * np.asarray(layer) for layer in (params.W, params.V[:, 0]))
     assert np.abs(W).max() <= 0.5
     excess = np.abs(a) - np.linalg.norm(W, axis=0)
     assert excess.min() > 0
     assert abs(excess.mean() - 1) < 0.25
     assert 100 < (a > 0).sum() < 200
-    whole = (a * np.maximum(problem.X @ W, 0)).mean(axis=1, keepdims=True)
+    whole = (a * np.maximum(np.asarray(problem.X) @ W, 0)).mean(axis=1, keepdims=True)
     np.testing.assert_allclose(predict(params, problem), whole, rtol=1e-9)
 
 

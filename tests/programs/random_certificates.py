@@ -44,13 +44,13 @@ def main(count):
             for seed in np.flatnonzero(statuses != 3):
                 pick = lambda leaf: leaf[seed]  # noqa: B023
                 problem = jax.tree.map(pick, problems)
-                end = jax.tree.map(pick, params)
-                proof = proofs.decide(end, problem, trained_layers=layers)
+                last = jax.tree.map(pick, params)
+                proof = proofs.decide(last, problem, trained_layers=layers)
                 key = layers, proof.verdict.name
                 tried, verdicts[key] = tried + 1, verdicts.get(key, 0) + 1
                 if proof.verdict != proofs.Verdict.UNDECIDED and kept < most:
                     kept += 1
-                    proofs.save_certificate(Path(folder) / f"{layers}_{d0}_{d1}_{seed}.npz", proof, problem, end)
+                    proofs.save_certificate(Path(folder) / f"{layers}_{d0}_{d1}_{seed}.npz", proof, problem, last)
         print(f"{tried} networks decided: {verdicts}", flush=True)
         checker = Path(__file__).parents[2] / "scripts" / "verify_proofs"
         lines = subprocess.run([sys.executable, checker, folder], capture_output=True, text=True).stdout.splitlines()

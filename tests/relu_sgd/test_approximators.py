@@ -96,10 +96,10 @@ def test_measurements_of_a_deep_network():
     old, new = (np.asarray(approximator.preactivations(params, problem)) for params in (before, after))
     assert old.shape == (20, 12)
     of = dict(preactivations_of=approximator.preactivations)
-    assert measurements.pattern_changes(before, after, problem, **of) == np.sum((old > 0) != (new > 0))
-    assert measurements.numerical_zeros(before, problem, 0.3, **of) == np.sum(np.abs(old) < 0.3)
-    assert measurements.dead_samples(before, problem, **of) == np.sum(~(old > 0).any(axis=1))
-    assert measurements.dead_neurons(before, problem, **of) == np.sum(~(old > 0).any(axis=0))
+    assert measurements.pattern_changes(before, after, problem, **of) == int(np.sum((old > 0) != (new > 0)))
+    assert measurements.numerical_zeros(before, problem, 0.3, **of) == int(np.sum(np.abs(old) < 0.3))
+    assert measurements.dead_samples(before, problem, **of) == int(np.sum(~(old > 0).any(axis=1)))
+    assert measurements.dead_neurons(before, problem, **of) == int(np.sum(~(old > 0).any(axis=0)))
     error = measurements.relative_error(before, problem, predict_of=approximator.predict)
     outputs = np.asarray(approximator.predict(before, problem))
     assert error == pytest.approx(np.linalg.norm(problem.Y - outputs) / np.linalg.norm(problem.Y))
@@ -160,7 +160,7 @@ def test_descent_tends_to_the_flow_as_the_step_shrinks(batch_size):
         keys = jax.random.split(jax.random.key(0), 1 if batch_size is None else 8)
         paths = jax.jit(jax.vmap(lambda key, s=size: path(s, batch_size, key)))(keys)
         moved = [
-            jnp.sum((a - b) ** 2, axis=tuple(range(2, a.ndim)))
+            jnp.sum((a - b[None]) ** 2, axis=tuple(range(2, a.ndim)))
             for a, b in zip(jax.tree.leaves(paths), jax.tree.leaves(reference), strict=True)
         ]
         distances.append(float(jnp.sqrt(sum(moved)).max(axis=1).mean()))
@@ -262,6 +262,8 @@ def test_bad_input():
         (lambda: approximators.deep([4], 0), "num_outputs"),
         (lambda: approximators.deep([4], loss="mine"), "loss must be one of"),
         (lambda: approximators.shallow("mine"), "loss must be one of"),
+        (lambda: approximators.shallow(lambda outputs: outputs), r"signature loss\(outputs, labels\)"),
+        (lambda: approximators.deep([2], loss=lambda *, outputs: outputs), r"signature loss\(outputs, labels\)"),
         (lambda: approximators.deep([4], loss=["hinge"]), "loss must be one of"),
         (lambda: approximators.deep([4], initializer="normal"), "initializer must be a function"),
         (

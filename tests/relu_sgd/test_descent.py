@@ -485,7 +485,7 @@ def test_a_kernel_of_ones_own_in_place_of_automatic_differentiation(batch_size):
             losses = 0.5 * jnp.sum(E**2, axis=1)
             rows = jnp.arange(20) if key is None else jax.random.permutation(jax.random.fold_in(key, step), 20)[:6]
             X, E = problem.X[rows], E[rows]
-            D = (X @ params.W > 0) * (E @ params.V.T)
+            D = jnp.where(X @ params.W > 0, E @ params.V.T, 0)
             gradient = Params(X.T @ D, jnp.maximum(X @ params.W, 0).T @ E)
             return Evaluation(jnp.sum(losses[rows]), gradient, losses)
 

@@ -1,5 +1,6 @@
 """What the scripts say to whom gives them nothing, or asks for help."""
 
+import os
 import runpy
 import sys
 
@@ -47,6 +48,19 @@ def test_bad_flags_of_conditions(word, monkeypatch, tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err == f"conditions: {BAD_CONDITIONS[word]}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("verify_proofs", ["absent.npz"]), ("conditions", ["--sizes=2x2x2", "--num_seeds=1"])]
+)
+def test_who_reads_may_stop(name, words, monkeypatch, tmp_path, capsys):
+    """As `| head -1` does."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert leaves(monkeypatch, tmp_path, name, *words) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_odd_widths_of_conditions(monkeypatch, tmp_path, capsys):

@@ -14,7 +14,7 @@ TILE = sized("hidden", (3, 5), (4, 10), 3)
 
 
 def small(preset="as_written", layers="hidden", **changes):
-    values = dict(num_samples=12, num_steps=400, precision="float64", **changes)
+    values = {"num_samples": 12, "num_steps": 400, "precision": "float64", **changes}
     return preset_of(preset, layers, **values)
 
 

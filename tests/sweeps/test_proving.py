@@ -1,13 +1,18 @@
 """Maps whose runs are decided by theorems: what the store holds, certificates, and runs that end by a proof."""
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,10 +24,9 @@ from sweeps import proving
 from sweeps.convergence_map import figures, report
 from sweeps.convergence_map.study import ConvergenceMap
 from sweeps.protocol import runs
-from sweeps.protocol.draw import draw_tile
 from sweeps.protocol.presets import preset
 from sweeps.reporting.statistics import summarize, summarize_proofs
-from sweeps.runtime import engine, session
+from sweeps.runtime import session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Variant
 
@@ -194,7 +198,7 @@ def test_runs_end_at_a_minimum_that_is_proved(stopped, checker):
     ended = status == Status.STOPPED
     assert ended.sum() >= 3
     assert np.any(status == Status.CONVERGED)
-    assert np.all((steps[ended] - proving.WATCHED) % proving.LOOK == 0)
+    assert np.all(steps[ended] % proving.LOOK == 0)
     assert np.all(steps[ended] < 9000)
     verdict, error = found["verdict"].values.ravel(), found["relative_error"].values.ravel()
     assert np.all(verdict[ended] == proofs.Verdict.LOCAL_MINIMUM)
@@ -226,33 +230,36 @@ def test_without_somebody_who_decides_no_run_is_ended():
         runs.train_tile(protocol, "hidden", sized("hidden", (3,), (4,), 1))
 
 
-def test_chunks_meet_every_look():
-    for steps in (1, 7, 200, 999, 1000, 10**6):
+def test_chunks_meet_every_iterate_that_is_watched_and_every_look():
+    assert proving.LOOK % proving.SPACING == 0
+    for steps in (1, 7, 150, 200, 999, 10**6):
         length = proving.TileProofs.chunk(steps)
-        assert proving.LOOK % length == 0
-        assert 1 <= length <= max(steps, 1)
-    assert proving.TileProofs.chunk(200) == 200
+        assert proving.SPACING % length == 0
+        assert 1 <= length <= steps
+    assert proving.TileProofs.chunk(10**6) == proving.SPACING
 
 
-def test_the_last_iterates_are_watched_as_they_are():
-    """Padded and in one program, against single steps."""
-    protocol = preset("as_written", "both", stop="decided", num_samples=20, precision="float64")
-    tile = sized("both", (3,), (5,), 2)
-    drawn = jax.tree.map(lambda leaf: leaf[1], runs.starts_of(draw_tile(protocol, tile)))
-    descent = runs.descent_of(protocol, "both")
-    state = jax.tree.map(np.asarray, engine.raw(descent.advance_to(descent.init(*engine.typed(drawn)), 30)))
-    end, above, below = proving._watch(descent, state, (64, 64))
-    params, positive, negative = [], [], []
-    state = engine.typed(jax.tree.map(jnp.asarray, state))
-    advance = jax.jit(lambda state: descent.advance_to(state, state.step + 1))
-    for _ in range(proving.WATCHED):
-        state = advance(state)
-        Z = state.problem.X @ state.params.W
-        params, positive, negative = state.params, [*positive, Z > 0], [*negative, Z < 0]
-    assert end.step == 30 + proving.WATCHED
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12), end.params, params)
-    assert np.array_equal(above[:, :5], np.any(positive, axis=0))
-    assert np.array_equal(below[:, :5], np.any(negative, axis=0))
+def test_what_chatters_has_changed_its_sign_more_than_once():
+    column = lambda *signs: np.array(signs, bool)[:, None, None]
+    no, yes = np.array([[False]]), np.array([[True]])
+    for signs, again, may_again in [
+        ((1, 1, 1, 1), False, False),
+        ((0, 0, 1, 1), False, True),  # By a step that may carry it back, or for good.
+        ((0, 1, 0, 0), True, True),
+        ((1,), False, False),
+    ]:
+        assert proving.chatters(column(*signs), no).item() == again
+        assert proving.chatters(column(*signs), yes).item() == may_again
+
+
+def test_a_minimum_that_meets_the_criterion_is_told():
+    protocol = preset("as_written", "hidden", stop="decided", num_samples=20, precision="float64")
+    descent = runs.descent_of(protocol, "hidden")
+    problem = Problem(np.ones((20, 3)), np.ones((20, 1)))
+    # A relative error of 2.5e-3 is a loss of 2.5e-3^2 / 2 of a label 1.
+    for factor, meets in ((0.99, True), (1.01, False)):
+        assert proving._meets(descent, np.full(20, factor * 2.5e-3**2 / 2), problem) == meets
+    assert not proving._meets(dataclasses.replace(descent, criterion=None), np.zeros(20), problem)
 
 
 def a_proof():
@@ -278,6 +285,53 @@ def test_preactivations_that_a_step_carries_across_zero():
     assert proving.may_chatter(params, problem, 0.2).ravel().tolist() == [False, True]
     assert proving.may_chatter(params, problem, 0.25).ravel().tolist() == [True, True]
     assert not proving.may_chatter(params, problem, 0.0).any()
+
+
+# Killed, and gone on with.
+
+KILLED = GRID | dict(d1="4,8", num_seeds=8, num_steps=6000, stop="decided", prove=True, keep_proofs=True)
+
+
+def begin(out, cache):
+    """The map of `KILLED` in a process of its own, without its report."""
+    program = (
+        "from pathlib import Path\n"
+        "from sweeps.convergence_map.study import ConvergenceMap\n"
+        "from sweeps.runtime import session\n"
+        "from sweeps.study import Execution\n"
+        f"place = Execution(out=Path({str(out)!r}), num_processes=1, block=(1, 2), compilation_cache={str(cache)!r})\n"
+        f"session.train(ConvergenceMap.make(**{KILLED!r}), place)\n"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_killed_between_two_certificates_of_a_tile_it_ends_like_an_uninterrupted_map(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    killed, processes = [], [begin(whole, tmp_path / "one"), begin(out, tmp_path / "other")]
+    for layers in ("hidden", "both"):  # Their tiles come in this order.
+        folder = out / "proofs" / layers
+        while not (folder.exists() and any(folder.iterdir())):
+            assert processes[-1].poll() is None, processes[-1].stderr.read()
+            time.sleep(1e-3)
+        processes[-1].kill()
+        _, log = processes[-1].communicate()
+        assert processes[-1].returncode == -signal.SIGKILL, log
+        assert not results(out)[layers]["status"].any()
+        killed.append(len(list(folder.iterdir())))
+        processes.append(begin(out, tmp_path / "other"))
+    for process in processes:
+        _, log = process.communicate(timeout=100)
+        assert process.returncode in (0, -signal.SIGKILL), log
+    for layers, expected in results(whole).items():
+        xr.testing.assert_identical(results(out)[layers], expected)
+        assert np.any(expected["status"] == Status.STOPPED)
+    assert all(0 < count < 16 for count in killed), killed  # Of the 16 of a tile.
+    certificates = sorted(path.relative_to(whole) for path in whole.glob("proofs/*/*"))
+    assert certificates == sorted(path.relative_to(out) for path in out.glob("proofs/*/*"))
+    assert len(certificates) >= 10
+    for path in certificates:
+        assert (out / path).read_bytes() == (whole / path).read_bytes(), path
 
 
 # Reports.

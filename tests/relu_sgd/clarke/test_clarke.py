@@ -24,6 +24,16 @@ is_exact = jax.jit(lambda members: members.is_exact)
 gradient_of = jax.jit(jax.grad(loss), static_argnames="normalization")
 
 
+def test_a_second_call_compiles_nothing(caplog):
+    """Outside of jit."""
+    params = Params(np.zeros((2, 1)), np.ones((1, 1)))
+    first, second = (Problem(np.eye(2), sign * np.ones((2, 1))) for sign in (1, -1))
+    eager_subdifferential(*jax.device_put((params, first))).minimum_norm()
+    with jax.log_compiles():
+        eager_subdifferential(*jax.device_put((params, second))).minimum_norm()
+    assert not [record.message for record in caplog.records if "XLA compilation" in record.message]
+
+
 def degenerate(kind, rng, K, d):
     G = rng.normal(size=(K, d))
     match kind:

@@ -31,6 +31,17 @@ def drawn(seed, N, d0, d1, layers):
     return Params(normal_hidden(keys[2], d0, d1), V), problem
 
 
+def test_a_second_call_compiles_nothing(caplog):
+    """Outside of jit."""
+    problem = Problem(jnp.eye(2), jnp.ones((2, 1)))
+    ends = []
+    for V in (1.0, 2.0):
+        with jax.log_compiles(bool(ends)):
+            ends.append(inclusion.solve(Params(jnp.ones((2, 1)), jnp.full((1, 1), V)), problem, 0.5))
+    assert ends[0].loss != ends[1].loss
+    assert not [record.message for record in caplog.records if "XLA compilation" in record.message]
+
+
 class EntryAndExit:
     """One neuron in the plane whose first sample begins to slide and later leaves downwards, in closed form.
 

@@ -322,14 +322,60 @@ def test_the_checker_agrees_and_refuses_planted_faults(name, proofs, checker):
         refused(loss=[proof.loss[0] * 1.01, proof.loss[1] * 1.01])
         refused(radius=proof.radius * 1.05)
         refused(X=np.vstack([problem.X[:1], problem.X[:-1]]))
-    # A system without full rank: a neuron that repeats another one, all else in order.
+    # A neuron in two halves is a minimum like the whole one, as long as they are halves of it.
     if name == "local":
         double = lambda array: np.hstack([array, array[:, :1]])
-        fields = {key: double(arrays[key]) for key in ("W", "kinks", "active", "slopes", "multipliers")}
-        V = np.vstack([proof.V, proof.V[:1]])
-        V[[0, -1]] /= 2
-        fields["multipliers"][:, [0, -1]] /= 2
-        refused(V=V, **fields)
+        halves = {key: double(arrays[key]) for key in ("W", "kinks", "active", "slopes", "multipliers")}
+        halves["V"] = np.vstack([proof.V, proof.V[:1]])
+        halves["V"][[0, -1]] /= 2
+        halves["multipliers"][:, [0, -1]] /= 2
+        assert checker.check(arrays | halves) == "LOCAL_MINIMUM"
+        for key in ("V", "W"):
+            changed = halves[key].copy()
+            changed.T[-1] *= 1 + 1e-6
+            refused(**halves | {key: changed})
+        halves["V"][[0, -1]] *= np.array([[3.0], [-1.0]])  # Their sum is the whole, with the wrong sign of one.
+        halves["multipliers"][:, [0, -1]] *= np.array([3.0, -1.0])
+        refused(**halves)
+
+
+def test_a_system_without_full_rank_is_refused(checker):
+    """The second weight has no say: a minimum, and not isolated."""
+    params = Params(np.array([[0.5], [0.0]]), np.ones((1, 1)))
+    problem = Problem(np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), np.array([[0.0], [1.0], [0.5]]))
+    proof = decide(params, problem)
+    assert proof.verdict == Verdict.UNDECIDED
+    claimed = dataclasses.replace(
+        proof, verdict=Verdict.LOCAL_MINIMUM, error=1e-3, loss=(0.2, 0.3), radius=0.1, active=np.ones((3, 1), bool),
+        slopes=np.ones((3, 1)), kinks=np.zeros((3, 1), bool), multipliers=np.zeros((3, 1)), W=params.W,
+    )  # fmt: skip
+    with pytest.raises(ArithmeticError):
+        checker.check(as_arrays(claimed, problem))
+    # With a sample that the weight has a say on, the same claim is true.
+    more = Problem(np.vstack([problem.X, [[0.0, 1.0]]]), np.vstack([problem.Y, [[1.0]]]))
+    assert decide(Params(params.W + np.array([[0.0], [0.9]]), params.V), more).verdict == Verdict.LOCAL_MINIMUM
+
+
+def test_neurons_that_share_their_kinks_follow_one_of_them(checker):
+    """The neuron of `one_neuron` in two parts, one of them twice as strong."""
+    (W, _), problem = one_neuron(0.5)
+    V = np.array([[1.0], [2.0]])
+    start = Params(W * np.array([[0.5, 0.25]]) + np.array([[0.01, -0.02], [0.0, 0.01]]), V)
+    proof = decide(start, problem)
+    assert proof.verdict == Verdict.LOCAL_MINIMUM
+    assert proof.kinks.tolist() == [[True, True], [False, False], [False, False]]
+    np.testing.assert_allclose(proof.W @ V, W, atol=1e-12)
+    np.testing.assert_allclose(proof.slopes[0], 0.5, rtol=1e-9)
+    np.testing.assert_allclose(proof.multipliers[0], [-0.5, -1.0], rtol=1e-9)
+    np.testing.assert_allclose(proof.loss, 0.75, rtol=1e-8)
+    assert checker.check(as_arrays(proof, problem)) == "LOCAL_MINIMUM"
+    rng = np.random.default_rng(0)
+    for D in rng.normal(size=(300, 2, 2)):
+        D *= rng.uniform(0, proof.radius) / np.linalg.norm(D, axis=0)
+        assert loss(proof.W + D, V, problem) >= proof.loss[0] * (1 - 1e-9)
+    # Of opposite signs they share nothing: one of them would grow beyond the kink.
+    apart = decide(Params(start.W, np.array([[3.0], [-1.0]])), problem)
+    assert not apart.kinks.all(axis=1).any() or apart.verdict == Verdict.UNDECIDED
 
 
 def test_the_distance_is_checked_where_theta_is_known(proofs, checker, tmp_path):
@@ -364,6 +410,18 @@ def test_chattering_is_a_further_start(proofs):
         local_minimum(params, problem, held[:-1])
     with pytest.raises(ValueError, match="chattering"):
         local_minimum(params, problem, held.astype(float))
+
+
+@pytest.mark.parametrize("name", ["local", "local, both layers"])
+def test_a_search_ends_below_the_least_loss_that_is_wanted(name, proofs):
+    params, problem, proof, _ = proofs[name]
+    ask = lambda least: decide(params, problem, trained_layers=proof.trained_layers, least_loss=least)
+    found = ask(0.9 * proof.loss[0])
+    assert found.verdict == Verdict.LOCAL_MINIMUM
+    np.testing.assert_allclose(found.loss, proof.loss, rtol=1e-6)
+    ended = ask(1.1 * loss(*params, problem))
+    assert ended.verdict == Verdict.UNDECIDED
+    assert ended.reason == "the search found no stationary point"
 
 
 def test_the_nearest_fit_is_nearest_and_fits():

@@ -90,7 +90,7 @@ def test_theorem_b_is_attained(x):
     are exact."""
     params, problem = scalar(1.0, 1.0, 1 - x)
     path, times = flow(params, problem, 4e-3, 10_000, keep=50)
-    found = conditions.slack(path, problem, times)["path"]
+    found = conditions.guarantee_slack(path, problem, times)["path"]
     assert row("path", params, problem).left_side == pytest.approx(x)
     value = 1 - float(path.W[-1, 0, 0])
     assert value == pytest.approx(1 - math.sqrt(1 - x), rel=1e-2)
@@ -116,7 +116,7 @@ def test_rate_and_whole_path_of_theorem_b_are_attained_to_first_order():
     alpha_inf^2, or a path without sqrt(2), would fail."""
     params, problem = scalar(2.0, 0.0, 1e-2)
     path, times = flow(params, problem, 1e-4, 4_000, keep=100)
-    found = conditions.slack(path, problem, times)["path"]
+    found = conditions.guarantee_slack(path, problem, times)["path"]
     start = row("path", params, problem)
     loss = start.details.loss_bound(times) - found["loss, sharper"]
     for name in ("loss", "loss, sharper", "path"):
@@ -156,7 +156,7 @@ def test_the_inclusion_keeps_what_the_board_promises():
         solution = solve(Params(*map(jnp.asarray, params)), Problem(*map(jnp.asarray, problem)))
         assert solution.status == inclusion.Status.REACHED
         path = Params(*(np.concatenate([[first], rest]) for first, rest in zip(params, solution.params, strict=True)))
-        found = conditions.slack(path, problem, np.concatenate([[0.0], times]))
+        found = conditions.guarantee_slack(path, problem, np.concatenate([[0.0], times]))
         assert "path" in found
         assert row("path", params, problem).left_side > 0.1
         for name, along in found.items():
@@ -280,7 +280,9 @@ def test_descent_at_the_largest_certified_step_keeps_theorem_c():
         steps = 150
         path, changed = descent(params, problem, found.learning_rate, steps, rng)
         crossings += changed
-        along = conditions.slack(path, problem, found.learning_rate * np.arange(steps + 1), dynamics="descent")
+        along = conditions.guarantee_slack(
+            path, problem, found.learning_rate * np.arange(steps + 1), dynamics="descent"
+        )
         assert list(along) == ["path, descent"]
         for name, slack in along["path, descent"].items():
             assert (slack >= -1e-9).all(), (seed, name)
@@ -323,7 +325,7 @@ def test_theorem_d_is_attained(e):
     assert found.radius == pytest.approx(abs(e)) == found.path
     assert found.rate == pytest.approx(2)
     path, times = flow(params, problem, 1e-3, 8_000, trained_layers="hidden", keep=100)
-    along = conditions.slack(path, problem, times, trained_layers="hidden")["flips"]
+    along = conditions.guarantee_slack(path, problem, times, trained_layers="hidden")["flips"]
     assert abs(along["path of W"][-1]) < 1e-3
     assert abs(along["neurons"][-1]) < 1e-3
     assert np.abs(along["loss"]).max() < 1e-3
@@ -397,7 +399,7 @@ def test_theorem_d_for_scaled_outputs_and_fewer_neurons_than_samples():
             continue
         steps = 400
         path, times = flow(params, problem, 8.0 / found.rate / steps, steps, trained_layers="hidden", keep=10)
-        along = conditions.slack(path, problem, times, trained_layers="hidden")
+        along = conditions.guarantee_slack(path, problem, times, trained_layers="hidden")
         assert list(along) == ["flips"]
         for name, slack in along["flips"].items():
             assert (slack >= -1e-9).all(), (scale, name)
@@ -422,7 +424,7 @@ def test_theorem_d_with_signs_that_do_flip():
             continue
         allowed += int(found.details.flips.sum())
         path, times = flow(params, problem, 10.0 / found.rate / 1000, 1000, trained_layers="hidden", keep=20)
-        along = conditions.slack(path, problem, times, trained_layers="hidden")["flips"]
+        along = conditions.guarantee_slack(path, problem, times, trained_layers="hidden")["flips"]
         for name, slack in along.items():
             assert (slack >= -1e-6).all(), (seed, name)
         flipped += int(np.sum((problem.X @ path.W[-1] > 0) != (problem.X @ W > 0)))
@@ -581,6 +583,7 @@ X2, Y2 = np.eye(2), np.ones((2, 1))
 W2, V2 = np.ones((2, 3)), np.ones((3, 1))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -602,8 +605,11 @@ W2, V2 = np.ones((2, 3)), np.ones((3, 1))
         (lambda: PathCertificate(-1.0, 1.0, 1.0), "operator_norm"),
         (lambda: DescentCertificate(1.0, 1.0, 1.0, math.inf, 1.0), "hidden_layer_norm"),
         (lambda: DescentCertificate(1.0, 1.0, 1.0, 1.0, 1.0, 1.0), "kappa"),
-        (lambda: conditions.slack(Params(W2[None], V2[None]), Problem(X2, Y2), np.ones(1)), "increase from 0"),
-        (lambda: conditions.slack(Params(W2, V2), Problem(X2, Y2), np.zeros(1)), "x d0 x d1"),
+        (
+            lambda: conditions.guarantee_slack(Params(W2[None], V2[None]), Problem(X2, Y2), np.ones(1)),
+            "increase from 0",
+        ),
+        (lambda: conditions.guarantee_slack(Params(W2, V2), Problem(X2, Y2), np.zeros(1)), "x d0 x d1"),
     ],
 )
 def test_bad_input(call, words):

@@ -452,6 +452,7 @@ def test_comparison_problem_is_mapped_over_alpha():
     assert np.isfinite(found.y[1, 1])
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "words"),
     [

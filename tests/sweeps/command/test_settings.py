@@ -109,7 +109,7 @@ def test_slopes_at_zero():
 
 
 def test_no_value_is_without_a_test():
-    own = {"trained_layers", "protocol", "interval", "prove", "keep_proofs"}
+    own = {"trained_layers", "protocol", "interval", "prove", "keep_proofs", "kernel"}
     assert set(flags_of(ConvergenceMap)) == {*OVERRIDES, *OF_THE_INCLUSION, *own}
 
 
@@ -186,6 +186,7 @@ BAD = {
     "coordinator of one": (["--coordinator=n:1"], "--coordinator: n:1 needs --shard_count above 1, and --shard_index"),
     "shards that are found": (["--coordinator=auto", "--shard_count=2"], "--shard_count: contradicts --coordinator"),
     "repair of many": (["--coordinator=auto", "--repair"], "--coordinator: contradicts --repair"),
+    "refinement by many": (["--coordinator=auto", "--refine=9"], "--coordinator: contradicts --refine"),
     "figures of many": (["--coordinator=auto", "--figures_only"], "--coordinator: contradicts --figures_only"),
     "devices and processes": (["--num_devices=2", "--num_processes=2"], "--num_devices: contradicts"),
     "negative lanes": (["--lanes=-1"], "--lanes"),

@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import pandas
 import pytest
 import xarray as xr
 from absl.testing import flagsaver
@@ -20,8 +21,9 @@ from sweeps.convergence_map import report
 from sweeps.convergence_map.study import ConvergenceMap
 from sweeps.protocol import runs
 from sweeps.reporting import style
-from sweeps.runtime import session
+from sweeps.runtime import extension, session
 from sweeps.runtime.store import Store
+from sweeps.study import Execution, Tile, Variant
 
 pytestmark = pytest.mark.compiled_in_full
 
@@ -77,7 +79,8 @@ def finished(tmp_path_factory, cache):
 
 def test_what_a_sweep_leaves(finished):
     assert sorted(path.name for path in finished.iterdir() if not path.name.startswith(".")) == [
-        "config.json", "figures", "report.html", "results.zarr", "run.flagfile", "sessions.jsonl", "summary.csv",
+        "boundary.csv", "config.json", "figures", "report.html", "results.zarr", "run.flagfile", "sessions.jsonl",
+        "summary.csv",
     ]  # fmt: skip
     for layers in ("hidden", "both"):
         found = xr.open_zarr(finished / "results.zarr", group=layers, consolidated=False)
@@ -142,6 +145,24 @@ def test_lanes_reproduce_the_sweep(finished, tmp_path):
         found = results(tmp_path / "out")[layers]
         for name, values in expected.data_vars.items():
             np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_refined_runs_are_those_of_more_seeds_to_the_bit(finished, tmp_path):
+    """No network of the grid is wide enough, so those of the ends, d1 = 8, are asked."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    run(out, "--refine=32")
+    assert "--refine=32" in (out / "run.flagfile").read_text()
+    assert_same(out, finished)
+    found = extension.read(Store.open(out / "results.zarr"), "hidden")
+    study = ConvergenceMap.from_science(Store.open(out / "results.zarr").attributes)
+    tile = Tile(Variant(trained_layers="hidden"), {"d0": (2, 3), "d1": (8,)}, range(10))
+    expected, _ = study.run_tile(tile, Execution(out=out))
+    for name, values in found.sel(d1=[8]).data_vars.items():
+        np.testing.assert_array_equal(values.values.reshape(-1), expected[name], name)
+    assert (found.sel(d1=[4, 6], seed=range(2, 10))["status"] == 0).all()
+    table = pandas.read_csv(out / "summary.csv")
+    assert list(table["runs"]) == [2, 2, 10] * 4
 
 
 def refuses(capsys, out, *words):

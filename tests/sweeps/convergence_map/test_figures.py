@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from sweeps.convergence_map import figures
-from sweeps.reporting import style
+from sweeps.reporting import boundary, style
 from sweeps.study import Variant
 
 BOTH = Variant(trained_layers="both")
@@ -90,6 +90,21 @@ def test_contour_and_curves():
     assert labels == ["probability 0.5", "$d_0 d_1 = N$"]
     wide = figures.probability({BOTH: summary(d1=np.arange(50, 150, 20))}, "").axes[0]
     assert any(set(np.asarray(line.get_xdata(), float)) == {100.0} for line in wide.get_lines())
+
+
+def test_runs_of_a_cell_are_shown_where_they_differ():
+    found = summary()
+    found["converged"] = (10 * found["probability"]).round().astype(int)
+    boundaries = {BOTH: boundary.table(found, "d1")}
+    assert len(meshes(figures.probability({BOTH: found}, "", boundaries))) == 1
+    found["runs"][3, 4] = 58
+    figure = figures.probability({BOTH: found}, "", boundaries)
+    (_,), (shown,) = meshes(figure)
+    np.testing.assert_array_equal(np.ma.getdata(shown.get_array()), found["runs"])
+    (panel,) = [axes for axes in figure.axes if "runs" in axes.get_title()]
+    (number,) = [text for text in panel.texts if text.get_text() == "58"]
+    assert number.get_position() == (D1[4], D0[3])
+    assert len(panel.texts) == found["runs"].size
 
 
 def test_missing_cells_are_hatched_and_not_interpolated():

@@ -295,3 +295,36 @@ def test_own_experiment_goes_on_after_an_interruption(tmp_path):
     assert again.stdout in done.stdout
     probability = pandas.read_csv(out / "summary.csv").set_index(["d1", "learning_rate"])["converged"]
     assert probability[16, 0.005] > 0.9 > probability[4, 0.005] > 0.2
+
+
+def is_below(key, law, a):
+    """True with probability a / (a + c)."""
+    return {"below": jax.random.uniform(key) < a / (a + {"one": 4.0, "other": 20.0}[law])}
+
+
+def test_refine_spends_runs_near_one_half(tmp_path):
+    axes = {"law": ("one", "other"), "a": (1, 4, 16, 64)}
+    found = run(tmp_path / "out", is_below, axes, refine=64)
+    made = (found["status"] != 0).sum("seed")
+    assert int(made.sum()) == 8 * 8 + 64
+    assert int(made.sel(law="one", a=64)) == 8
+    assert (found["below"].values & (found["status"].values == 0)).sum() == 0
+    table = pandas.read_csv(tmp_path / "out" / "boundary.csv")
+    assert list(table["law"]) == ["one", "other"]
+    assert table["runs"].sum() == 128
+    assert (table["boundary_low"] < table["boundary"]).all()
+    np.testing.assert_array_less(np.abs(np.log(table["boundary"] / [4, 20])), np.log(2))
+    assert list(pandas.read_csv(tmp_path / "out" / "summary.csv")["runs"]) == made.values.ravel().tolist()
+    more = run(tmp_path / "more", is_below, axes, seeds=found["seed"].size)
+    done = found["status"].values != 0
+    np.testing.assert_array_equal(found["below"].values[done], more["below"].values[done])
+    again = run(tmp_path / "out", is_below, axes)  # Nothing is to be done, and nothing is lost.
+    assert again.identical(found)
+
+
+def test_refine_needs_an_axis_of_numbers_and_a_success(tmp_path):
+    assert "--refine: sweep has no axis" in message(tmp_path / "a", number, {"a": (1, 2)}, refine=8)
+    assert "--refine: sweep has no axis" in message(
+        tmp_path / "b", axes={"length": (3, 5), "law": ("signs",)}, refine=8
+    )
+    assert not list(tmp_path.iterdir())

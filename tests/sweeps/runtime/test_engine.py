@@ -259,10 +259,10 @@ def test_lanes_reproduce_single_runs(records, lanes):
 
 
 def test_devices_change_nothing(tmp_path):
-    """Three devices, nine runs, an uneven deal: in a process of its own, because devices are counted at the start."""
+    """Eight devices, nine runs, an uneven deal: in a process of its own, because devices are counted at the start."""
     script = f"""
 import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", 3)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 from support.runs import TILE, Countdown, small
@@ -279,15 +279,15 @@ found, _ = run_on_devices(Countdown(), Start(rows), 1000, lanes=2, steps_per_chu
 np.testing.assert_array_equal(found["sum"], rows.sum(axis=1))
 engine._is_on_host = on_host
 protocol = small()
-for count in (1, 3):
+for count in (1, 8):
     records, _ = protocol_runs.train_tile(protocol, "hidden", TILE, lanes=1, devices=jax.devices()[:count])
     np.savez(f"{tmp_path}/{{count}}.npz", **records)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-    one, three = np.load(tmp_path / "1.npz"), np.load(tmp_path / "3.npz")
+    one, eight = np.load(tmp_path / "1.npz"), np.load(tmp_path / "8.npz")
     for name in one:
-        np.testing.assert_array_equal(one[name], three[name], err_msg=name)
+        np.testing.assert_array_equal(one[name], eight[name], err_msg=name)
 
 
 def test_padding_and_tile_do_not_change_a_run(records):

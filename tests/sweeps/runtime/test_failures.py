@@ -214,10 +214,8 @@ def test_kills_of_a_worker_and_of_the_parent(tmp_path, whole):
     program.kill()
     assert "was killed by signal 9 (out of memory?) at runs, fault = " in program.communicate()[1]
     wait_for(lambda: not any(map(is_alive, others)))
-    done = sum(
-        not Store.open(out / "results.zarr").pending("runs")[tile].any()
-        for tile in Store.open(out / "results.zarr").tiles("runs")
-    )
+    store = Store.open(out / "results.zarr")
+    done = sum(not store.pending("runs")[tile].any() for tile in store.tiles("runs"))
     assert 0 < done < 4
     train(out)
     assert files(out) == files(whole)
