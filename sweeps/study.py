@@ -16,7 +16,7 @@ from absl import flags
 
 from relu_sgd.dynamics import Status
 from relu_sgd.network import TrainedLayers
-from sweeps.command.parsers import Block, Folder, Parser, Switch, Whole
+from sweeps.command.parsers import Block, Coordinator, Folder, Parser, Switch, Whole
 
 if TYPE_CHECKING:  # Plots and tables are loaded by who reports, not by every worker process.
     import pandas
@@ -193,6 +193,7 @@ class Execution:
       steps_per_chunk: steps between two looks at which lanes are done.
       compilation_cache: folder of compiled programs, "" for none.
       shard_index, shard_count: this run does every shard_count-th tile.
+      coordinator: "auto" or "host:port", where the processes of many machines meet; "" for none.
       figures_only: draw from the store, and run nothing.
       refine: further runs, spent where they tell most about the boundary, see `sweeps.refinement`.
       repair: compute anew what is damaged.
@@ -220,6 +221,16 @@ class Execution:
     )
     shard_index: int = flag(Whole(0), "which shard of the tiles this run does, from 0 (job arrays)", 0, group="tiles")
     shard_count: int = flag(Whole(1), "number of shards that the tiles are dealt out to", 1, group="tiles")
+    coordinator: str = flag(
+        Coordinator(),
+        "where processes that do one study together find each other through JAX, wait for each other at the start and "
+        "at the end, and leave the report to the first: auto in a job of SLURM, Kubernetes, Open MPI or Cloud TPU, "
+        "which says itself which shard is whose; or host:port of the process with --shard_index=0. JAX ends all of "
+        "them when one dies; what is stored stays, and the same command goes on. Empty for shards that know nothing of "
+        "each other",
+        "",
+        group="tiles",
+    )
     figures_only: bool = flag(
         Switch(), "draw figures and summary from the results in --out, and run nothing", False, group="tiles"
     )
@@ -263,10 +274,22 @@ class Execution:
             )
         if self.repair and self.figures_only:
             raise UsageError("--repair: contradicts --figures_only, which computes nothing")
+        self._check_coordinator()
         if self.num_devices and self.num_processes > 1:
             raise UsageError(f"--num_devices: contradicts --num_processes={self.num_processes}, where each has a core")
         if self.num_devices and not self.num_processes:
             object.__setattr__(self, "num_processes", 1)
+
+    def _check_coordinator(self) -> None:
+        if not self.coordinator:
+            return
+        for name in ("figures_only", "refine", "repair"):
+            if getattr(self, name):
+                raise UsageError(f"--coordinator: contradicts --{name}, which one process does alone")
+        if self.coordinator != "auto" and self.shard_count == 1:
+            raise UsageError(f"--coordinator: {self.coordinator} needs --shard_count above 1, and --shard_index")
+        if self.coordinator == "auto" and self.shard_count != 1:
+            raise UsageError("--shard_count: contradicts --coordinator=auto, which finds it")
 
 
 class Claim(NamedTuple):

@@ -18,7 +18,7 @@ import jax
 from absl import flags, logging
 
 from sweeps.command.parsers import Switch
-from sweeps.runtime import arithmetic, extension, processes, session
+from sweeps.runtime import arithmetic, cluster, extension, processes, session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Flag, Report, Study, UsageError, flags_of
 
@@ -108,7 +108,8 @@ def report(study: Study, store: Store | None) -> Report:
 
 
 def complete(study: Study, execution: Execution) -> Report | None:
-    """Does what is pending, and writes the report when nothing is any more; None while other shards are at work.
+    """Does what is pending, and writes the report when nothing is any more; None while other shards are at work, and in
+    all but the first of the processes that a coordinator brought together.
 
     Raises:
       UsageError: see `session.train` and `report`.
@@ -117,7 +118,10 @@ def complete(study: Study, execution: Execution) -> Report | None:
     if execution.figures_only:
         store = session.open_results(execution.out)
     elif study.axes():
-        store = session.train(study, execution)
+        with cluster.joined(execution, study.name) as share:
+            store = session.train(study, share)
+        if execution.coordinator and share.shard_index > 0:
+            return None
         if any(left.any() for left in session.pending(study, store).values()):
             logging.info("this shard is done; others are not, so no figures yet (--figures_only draws them)")
             return None

@@ -13,6 +13,7 @@ from absl import flags
 __all__ = [
     "Block",
     "Choice",
+    "Coordinator",
     "Folder",
     "Number",
     "OneOrSeveral",
@@ -114,6 +115,18 @@ class Choice(Parser):
         """The name."""
         if argument not in self.options:
             raise ValueError(f"{argument!r} is not one of {', '.join(self.options)}")
+        return argument
+
+
+class Coordinator(Parser):
+    """Nothing, "auto", or the address of a process."""
+
+    def parse(self, argument: str) -> str:
+        """The text itself."""
+        host, colon, port = argument.rpartition(":")
+        is_address = bool(host and colon) and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+        if argument not in ("", "auto") and not is_address:
+            raise ValueError(f"{argument!r} is neither auto nor host:port")
         return argument
 
 

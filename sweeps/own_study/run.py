@@ -60,10 +60,10 @@ def sweep(
       base_seed: another one gives other random keys. The key of a run depends on it, on the seed and on the values of
         the axes, and on nothing else.
       execution: fields of `sweeps.study.Execution`: num_processes, lanes (all seeds of a cell side by side unless told
-        otherwise), block, shard_index, shard_count, num_devices, compilation_cache, repair; and refine, so many
-        further runs at most, where they tell most about the value of the last axis at which the probability of success
-        is 1/2 (`sweeps.refinement`): it is to grow along that axis, and a success is a run that converged, or the one
-        truth value that is returned.
+        otherwise), block, shard_index, shard_count, coordinator, num_devices, compilation_cache, repair; and refine,
+        so many further runs at most, where they tell most about the value of the last axis at which the probability of
+        success is 1/2 (`sweeps.refinement`): it is to grow along that axis, and a success is a run that converged, or
+        the one truth value that is returned.
 
     Returns:
       The results over (*axes, seed), in memory; the status of a run that was not made, by another shard or by

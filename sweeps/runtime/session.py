@@ -316,7 +316,7 @@ def _provenance(study: Study, store: Store, execution: Execution, num_processes:
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
         "num_devices": len(jax.local_devices()) if num_processes == 1 else 1,
         "num_processes": num_processes,
         **arithmetic.recorded(os.environ.get("XLA_FLAGS", "")),

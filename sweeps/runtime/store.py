@@ -8,9 +8,11 @@ good one, and every chunk of a finished tile has its file, so that a deleted one
 """
 
 import itertools
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -154,7 +156,11 @@ class Store:
 
     def clean(self, older_than: float = 0.0) -> None:
         """Removes the temporary files that a killed run left, when they are older than so many seconds; 0 for all."""
-        leftovers = [path for path in self.path.parent.rglob(f"*{_PARTIAL}") if path.exists()]
+        leftovers = []
+        # Another shard may remove what it made at any moment, which this walk does not mind.
+        for folder, folders, files in os.walk(self.path.parent):
+            leftovers += [Path(folder, name) for name in (*folders, *files) if name.endswith(_PARTIAL)]
+            folders[:] = [name for name in folders if not name.endswith(_PARTIAL)]
         if not leftovers:
             return
         # By the clock that gave them their times, which is the disk's and not this machine's.
@@ -163,8 +169,9 @@ class Store:
         now = clock.stat().st_mtime
         clock.unlink()
         for leftover in leftovers:
-            if not older_than or now - leftover.stat().st_mtime >= older_than:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if not older_than or now - leftover.stat().st_mtime >= older_than:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def pending(self, group: str) -> np.ndarray:
         """Which runs have no result yet: an array of booleans over the dimensions.

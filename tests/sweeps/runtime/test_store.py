@@ -1,6 +1,8 @@
 """The store: whole or not at all, chunk by chunk, and honest about damage."""
 
+import concurrent.futures
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -97,6 +99,26 @@ def test_leftovers_are_removed(store):
     store.clean()
     assert not list(store.path.parent.rglob("*.partial"))
     store.verify()
+
+
+def test_what_another_shard_makes_and_removes_meanwhile_is_left_to_it(store):
+    """Shards that begin together make a store each, and keep one."""
+    over = threading.Event()
+
+    def begin_again_and_again():
+        other = store.path.parent / "results.zarr.999.partial"
+        while not over.is_set():
+            (other / "hidden" / "status").mkdir(parents=True)
+            shutil.rmtree(other)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        other = pool.submit(begin_again_and_again)
+        try:
+            for _ in range(300):
+                store.clean(older_than=3600)
+        finally:
+            over.set()
+        other.result()
 
 
 @pytest.mark.parametrize(
