@@ -114,9 +114,9 @@ def begin(dynamics: Dynamics[Any, Any]) -> Callable[[Start], Lane]:
 def default_lanes(backend: str, num_weights: int = 0, *, interruptible: bool = True) -> int:
     """How many runs a device trains side by side unless told otherwise.
 
-    512 on an accelerator (fewer where `lanes_in_memory` says so). On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for
-    larger ones: the more lanes, the cheaper the start of an operation is for each of them, and the more of them are
-    idle at a tile's end; 1 for functions that are mapped, which wait for each other.
+    512 on an accelerator (fewer where `lanes_in_memory` says so). On a CPU 8 for networks of up to 200 weights in the
+    hidden layer, 4 up to 500, and 1 for larger ones: the more lanes, the cheaper the start of an operation is for each
+    of them, and the more of them are idle at a tile's end; 1 for functions that are mapped, which wait for each other.
     """
     if backend != "cpu":
         return 512
