@@ -138,6 +138,8 @@ class Progress:
         self._forecast = forecast
         self._begun = self._logged = time.monotonic()
         self._left: tuple[float, float | None] = (-math.inf, None)
+        self._to_do = num_tiles - num_done
+        self._expected: float | None = None
         self._bar = tqdm(
             total=num_tiles,
             initial=num_done,
@@ -151,6 +153,14 @@ class Progress:
         self._done += 1
         self._runs += tile.num_runs
         self._forecast.finished(tile, timings)
+        now = time.monotonic()
+        done = self._to_do - (self._tiles - self._done)
+        if (
+            self._expected is None
+            and done < self._to_do <= 10 * done
+            and (left := self._forecast.left(now)) is not None
+        ):
+            self._expected = now - self._begun + left
         self._bar.update()
         self.tick(last=self._done == self._tiles)
 
@@ -178,6 +188,9 @@ class Progress:
         self._bar.set_postfix_str(f"{text} [{duration(now - self._begun)}]")
         if self._bar.disable:
             logging.info("%s", text)
+        if last and self._expected is not None:
+            taken = now - self._begun
+            logging.info("took %s; expected after a tenth: %s", duration(taken), duration(self._expected))
 
     def close(self) -> None:
         """Ends the bar."""

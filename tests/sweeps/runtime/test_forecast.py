@@ -7,6 +7,7 @@ import pytest
 
 from sweeps.convergence_map.study import ConvergenceMap
 from sweeps.protocol.runs import network_cost
+from sweeps.runtime import progress
 from sweeps.runtime import tiles as cutting
 from sweeps.runtime.progress import Forecast
 from sweeps.study import Variant
@@ -136,6 +137,24 @@ def test_what_a_process_does_once_is_not_expected_of_every_tile():
     forecast = Forecast(tiles, lambda _: 1.0, 1)
     forecast.finished(next(forecast.order(lambda: 0.0)), {"measuring": 5.0})
     assert forecast.left(0.0) == pytest.approx(8 * 5.0)
+
+
+@pytest.mark.parametrize("num_tiles", [20, 5])
+def test_at_the_end_the_forecast_is_compared_with_what_it_took(monkeypatch, caplog, num_tiles):
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    tiles = cut(("both",), range(1, num_tiles + 1), (2,), 1, (1, 1))
+    forecast = Forecast(tiles, lambda _: 1.0, 1)
+    bar = progress.Progress(num_tiles, 0, forecast)
+    with caplog.at_level("INFO"):
+        for index, tile in enumerate(forecast.order(progress.time.monotonic)):
+            seconds = 3.0 if index == 0 else 2.0
+            clock[0] += seconds
+            bar.update(tile, {"running": seconds})
+    bar.close()
+    # After a tenth is after the second tile of twenty, and after the first of five.
+    expected = {20: "took 0:00:41; expected after a tenth: 0:00:5", 5: "took 0:00:11; expected after a tenth: 0:00:15"}
+    assert expected[num_tiles] in caplog.text
 
 
 def test_nothing_to_do():
