@@ -211,6 +211,14 @@ def _monotone_bounds(
     return np.where(enough, sizes, 0.0).max(axis=1), np.full(len(runs), np.inf)
 
 
+def _surroundings(sizes: np.ndarray, successes: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest size up to which every run failed, 0 for none, and the smallest from which every one succeeded."""
+    fails = np.cumsum(successes, axis=1) == 0
+    succeeds = np.cumsum((runs - successes)[:, ::-1], axis=1)[:, ::-1] == 0
+    seen = runs > 0
+    return np.where(fails & seen, sizes, 0.0).max(axis=1), np.where(succeeds & seen, sizes, np.inf).min(axis=1)
+
+
 def _bootstrap(
     sizes: np.ndarray, found: Fit, rows: np.ndarray, runs: np.ndarray, level: float, num_resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +263,8 @@ def boundary(
 
     Rows and cells are taken as independent of each other, as they are where every run draws its own data; where the
     runs of a cell share data, the intervals are for those data. What lies outside of the grid is not extrapolated: such
-    a row has a bound on one side. A row of failures or successes alone has an exact one, which asks for no curve.
+    a row has a bound on one side. A row of failures or successes alone has an exact one, which asks for no curve. Where
+    at most one size has both failures and successes, low and high are at least the sizes around it.
 
     Args:
       sizes: positive, at least two, increasing.
@@ -291,6 +300,12 @@ def boundary(
             z_end = _profile_end(found.log_likelihood[rows], where[rows], side, drop, z, successes[rows], runs[rows])
             with np.errstate(over="ignore"):
                 ends[rows] = np.exp(center + scale * z_end)
+
+    # Where the edge is steeper than the grid can tell, the curve's interval would be the prior's: there it is at least
+    # what lies between the failures alone and the successes alone.
+    last, first = _surroundings(sizes, successes, runs)
+    steep = (place == INSIDE) & (np.sum((successes > 0) & (successes < runs), axis=1) <= 1) & (last < first)
+    low[steep], high[steep] = np.minimum(low, last)[steep], np.maximum(high, first)[steep]
 
     inside = np.flatnonzero(place == INSIDE)
     size, slope, deviance = (np.full(count, np.nan) for _ in range(3))

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sweeps.runtime import damage, journal
+from sweeps.runtime import damage, extension, journal
 from sweeps.runtime.progress import duration
 from sweeps.runtime.store import Store, StoreError, chunk_key
 from sweeps.study import UsageError
@@ -107,8 +107,16 @@ def _look(out: Path, store: Store, at_work: Sequence[tuple[int, int]], verify: b
             with suppress(OSError):
                 if done:
                     times.append((store.path / group / "status" / chunk_key(status, where)).stat().st_mtime)
+    try:
+        further = extension.asked(store)
+    except StoreError as error:
+        further = []
+        damaged.append(str(error))
+    if further:
+        groups["refined"] = (sum(done for _, done in further), len(further))
+        pending += [name for name, done in further if not done]
     if verify:
-        damaged = [found.what for found in damage.find(store)]
+        damaged += [found.what for found in damage.find(store) if found.what not in damaged]
     num_done, num_tiles = sum(done for done, _ in groups.values()), sum(tiles for _, tiles in groups.values())
     notes = [_Note.read(out, *shard) for shard in at_work]
     waiting = set(pending)

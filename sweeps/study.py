@@ -267,6 +267,8 @@ class Execution:
     def __post_init__(self) -> None:
         if self.shard_index >= self.shard_count:
             raise UsageError(f"--shard_index: {self.shard_index} is not below --shard_count={self.shard_count}")
+        if 0 < self.refine < 8:
+            raise UsageError(f"--refine: {self.refine} is less than a group of 8 runs")
         if self.refine and self.shard_count > 1:
             raise UsageError(
                 f"--refine: contradicts --shard_count={self.shard_count}, since it needs the results of all shards; "

@@ -3,14 +3,16 @@
 import abc
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+import math
+import numbers
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from relu_sgd._checks import whole_number
 from relu_sgd._normalization import normalize
 from relu_sgd.descent import (
     Descent,
@@ -94,11 +96,14 @@ class MomentumDescent(abc.ABC):
         judge them; None for none.
       tolerance: the criterion's.
       stop: as for `descend`.
+      precisions: what it computes in.
       stoppable: whether a run ends where `stopped` is set in its state, which then carries the losses of the samples.
 
     Raises:
       ValueError: a field is not one of the allowed values.
     """
+
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
 
     learning_rate: float
     momentum: float = 0.0
@@ -113,7 +118,7 @@ class MomentumDescent(abc.ABC):
     def __post_init__(self) -> None:
         for name in ("learning_rate", "momentum", "at_zero", "tolerance"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum!r}")
@@ -153,14 +158,18 @@ class MomentumDescent(abc.ABC):
         """The kernel: on to an absolute step, or to where the run ends by itself."""
 
     def advance_to(self, state: DescentState, step: int | Int[Array, ""]) -> DescentState:
-        """As `Descent.advance_to`; not differentiable.
+        """As `Descent.advance_to`, without a fixed length; not differentiable.
 
         Raises:
-          ValueError: weights and data are not all float32 or all float64.
+          ValueError: `step` is known and no whole number from 0 on, or weights and data are not all of one of
+            `precisions`.
         """
+        if not isinstance(step, jax.Array):
+            step = whole_number("step", step, 0)
         kinds = {array.dtype.name for array in (*state.params, *state.problem)}
-        if kinds not in ({"float32"}, {"float64"}):
-            raise ValueError(f"weights and data must all be float32 or all float64, got {', '.join(sorted(kinds))}")
+        if len(kinds) > 1 or not kinds <= {*self.precisions}:
+            allowed = " or all ".join(self.precisions)
+            raise ValueError(f"weights and data must all be {allowed}, got {', '.join(sorted(kinds))}")
         both, momentum = self.trained_layers == "both", self.momentum > 0
         nothing = jnp.zeros((0, 0), state.params.W.dtype)
         as_params = lambda trained: trained if both else Params(trained, nothing)

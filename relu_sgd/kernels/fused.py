@@ -44,7 +44,9 @@ def _row(*scalars: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class FusedDescent(MomentumDescent):
-    """`MomentumDescent` as one kernel a network."""
+    """`MomentumDescent` as one kernel a network, in float32."""
+
+    precisions = ("float32",)
 
     def _kernel(self, sizes: tuple[int, int], *references: Any) -> None:
         """The steps of a network.
@@ -59,6 +61,7 @@ class FusedDescent(MomentumDescent):
         N, d2 = sizes
         both, kind = self.trained_layers == "both", X.dtype
         number = lambda value: jnp.asarray(value, kind)
+        is_sample = jax.lax.broadcasted_iota(jnp.int32, (X.shape[0], 1), 0) < N
         scale, label_norm = number(loss_scale(N, d2, self.normalization)), jnp.sqrt(jnp.sum(Y * Y))
 
         def meets(loss: Array) -> Array:
@@ -94,8 +97,8 @@ class FusedDescent(MomentumDescent):
                 V, V_velocity = moved(V, V_velocity, V_gradient)
             now = now + moves.astype(jnp.int32)
             Z = _matmul(X, W)
-            H = jnp.where(Z <= 0, number(0), Z)  # NaN stays.
-            E = Y - _matmul(H, V)
+            H = jnp.where((Z <= 0) | ~is_sample, number(0), Z)  # NaN stays; 0 times an infinite weight is NaN too.
+            E = jnp.where(is_sample, Y - _matmul(H, V), number(0))
             slopes = jnp.where(Z > 0, number(1), jnp.where(Z == 0, number(self.at_zero), number(0)))
             W_gradient = -scale * _matmul(X.T, _matmul(E, V.T) * slopes)
             if both:

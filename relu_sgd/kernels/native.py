@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,9 +35,8 @@ class NativeError(RuntimeError):
 
 
 def _compiler() -> list[str]:
-    named = os.environ.get("CXX")
-    if named:
-        return named.split()
+    if named := shlex.split(os.environ.get("CXX", "")):
+        return named
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if found is None:
         raise NativeError("there is no C++ compiler (c++, g++ or clang++); the variable CXX may name one")
@@ -57,8 +57,17 @@ def _run(command: list[str]) -> str:
     except OSError as error:
         raise NativeError(f"cannot run the C++ compiler {command[0]}: {error.strerror or error}") from error
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or [""]
+        said = error.stderr.splitlines()
+        lines = [line for line in said if "error" in line] or said or [f"status {error.returncode}"]
         raise NativeError(f"the C++ compiler {command[0]} failed: {lines[0].strip()}") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there as it was compiled."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix(".sha256").read_text()
+    except OSError:
+        return False
 
 
 def build(folder: Path | None = None) -> Path:
@@ -83,7 +92,7 @@ def build(folder: Path | None = None) -> Path:
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relu_sgd"
     path = folder / f"descent-{name}.so"
-    if path.exists():
+    if _is_whole(path):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +101,11 @@ def build(folder: Path | None = None) -> Path:
             # ARM's compilers name the processor by another flag.
             native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
             _run([*compiler, *_FLAGS, native, "-isystem", jax.ffi.include_dir(), str(_SOURCE), "-o", str(whole)])
+            # Loading what a crash of the machine has cut would end the process without a word.
+            digest = whole.with_name("digest")
+            digest.write_text(hashlib.sha256(whole.read_bytes()).hexdigest())
             whole.replace(path)
+            digest.replace(path.with_suffix(".sha256"))
     except OSError as error:
         raise NativeError(f"cannot write {folder}: {error.strerror or error}") from error
     return path

@@ -147,7 +147,7 @@ def complete(study: Study, execution: Execution) -> Report | None:
 
 def _one_line(name: str, error: Exception) -> str:
     where = {StoreError: "--out: ", UnicodeDecodeError: "--flagfile: "}.get(type(error), "")
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
     if isinstance(error, flags.IllegalFlagValueError) and isinstance(error.__context__, ValueError):
         # absl repeats the value in front of what the parser says of it.
         (flag,) = re.findall(r"^flag --(\w+)=", text) or [""]

@@ -99,6 +99,10 @@ class ConvergenceMap(ProtocolStudy):
             for variant in self.variants():
                 runs.kernel_of(self.kernel, self.protocol_of(variant), variant.layers)
 
+    def replay(self) -> dict[str, Any]:
+        """The values of the flags that repeat the study, to the last bit."""
+        return super().replay() | ({} if self.kernel == "xla" else {"kernel": self.kernel})
+
     def recorded(self) -> dict[str, Any]:
         """What a session writes down besides: the kernel."""
         return {"kernel": self.kernel}

@@ -27,7 +27,7 @@ from sweeps.study import Study, Tile, UsageError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["UNIT", "check", "num_runs", "read", "refine"]
+__all__ = ["UNIT", "asked", "check", "num_runs", "read", "refine"]
 
 # Runs that a chosen cell has at once: as many as a processor trains side by side.
 UNIT = 8
@@ -72,6 +72,29 @@ def num_runs(store: Store) -> int:
     """How many runs were asked for beyond those of a store."""
     more = _open(store)
     return 0 if more is None else UNIT * sum(map(len, more.attributes["rounds"]))
+
+
+def asked(store: Store) -> list[tuple[str, bool]]:
+    """The groups of runs that were asked for beyond those of a store: their names, and whether they are done.
+
+    Raises:
+      StoreError: they are damaged.
+    """
+    more, found = _open(store), []
+    if more is None:
+        return []
+    for unit in (unit for made in more.attributes["rounds"] for unit in made):
+        group, place = unit["variant"], []
+        for axis in more.dimensions(group):
+            values = more.values(group, axis).tolist()
+            wanted = range(*unit["seeds"]) if axis == "seed" else [unit["cell"][axis]]
+            known = [values.index(value) for value in wanted if value in values]
+            place.append(slice(known[0], known[-1] + 1) if known else slice(0, 0))
+        codes = np.asarray(more.array(group, "status")[tuple(place)])
+        cell = ", ".join(f"{axis} = {value}" for axis, value in unit["cell"].items())
+        name = f"{group}, {cell}, seeds {unit['seeds'][0]} to {unit['seeds'][1] - 1}"
+        found.append((name, codes.size == UNIT and bool(codes.all())))
+    return found
 
 
 def read(store: Store, group: str) -> "xr.Dataset":
@@ -244,4 +267,5 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
         zarr.open_group(more.path, mode="r+").attrs["rounds"] = following
         more = Store.open(more.path)
     if len(units) < budget // UNIT:
-        logging.info("%d of %d further runs are enough: every boundary is known", UNIT * len(units), budget)
+        text = "%d of %d further runs were made: no other would tell more of a boundary inside the grid"
+        logging.info(text, UNIT * len(units), budget)

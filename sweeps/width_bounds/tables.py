@@ -52,7 +52,7 @@ def tables(results: xr.Dataset, study: WidthBounds) -> tuple[pandas.DataFrame, p
     for j, delta in enumerate(results["delta"].values):
         for scaling in study.scaling:
             for name, text in CONDITION_OF_METRIC.items():
-                medians, agreement = [], 1.0
+                medians, agreement = [], float("nan")
                 for i, num_samples in enumerate(results["num_samples"].values):
                     cell = results.isel(num_samples=i, delta=j)
                     done = cell["status"].values != 0

@@ -66,7 +66,7 @@ def test_the_profile_ends_where_the_likelihood_has_fallen():
             assert 2 * (top - best(end)) == pytest.approx(3.8415, abs=2e-3)
 
 
-@pytest.mark.parametrize(("slope", "runs"), [(6.0, 10), (20.0, 10), (3.0, 30)])
+@pytest.mark.parametrize(("slope", "runs"), [(6.0, 10), (10.0, 10), (3.0, 30)])
 def test_intervals_cover_a_known_boundary(slope, runs):
     generator = np.random.default_rng(7)
     true = np.exp(generator.uniform(np.log(8), np.log(24), 300))
@@ -80,6 +80,21 @@ def test_intervals_cover_a_known_boundary(slope, runs):
     assert abs(errors.mean()) < 3 * errors.std() / np.sqrt(300)
     # Of an interval of 95 percent, half the length is about 1.96 standard errors.
     assert np.median(np.log(found.high / found.low)) / 3.92 == pytest.approx(errors.std(), rel=0.25)
+
+
+@pytest.mark.parametrize(("slope", "runs"), [(20.0, 10), (40.0, 30), (60.0, 100), (100.0, 10)])
+def test_edges_steeper_than_the_grid_can_tell_are_covered(slope, runs):
+    generator = np.random.default_rng(11)
+    true = np.exp(generator.uniform(np.log(8), np.log(24), 300))
+    successes, runs = drawn(generator, SIZES, true, slope, runs)
+    found = logistic.boundary(SIZES, successes, runs, num_resamples=0)
+    assert np.mean((found.low <= true) & (true <= found.high)) >= 0.94
+
+
+def test_a_row_that_jumps_knows_no_more_than_its_neighbours():
+    successes, runs = np.array([[0, 0, 1000, 1000]]), np.full((1, 4), 1000)
+    found = logistic.boundary([16, 20, 24, 28], successes, runs, num_resamples=0)
+    assert found.low[0] <= 20 < 24 <= found.high[0]
 
 
 def test_what_lies_outside_of_the_grid_has_a_bound_on_one_side():

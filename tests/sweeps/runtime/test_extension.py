@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
+from sweeps import status
 from sweeps.command.parsers import Sizes, Whole
 from sweeps.runtime import extension, session
 from sweeps.runtime.store import Store, StoreError
@@ -168,7 +169,11 @@ def test_what_was_deleted_is_made_again(refined, tmp_path):
     shutil.copytree(refined, out)
     chunk = max((out / "refined.zarr" / "a" / "status" / "c").rglob("0"))
     chunk.unlink()
+    assert len(extension.asked(Store.open(out / "results.zarr"))) == 300 // 8
+    state = status.look(out)
+    assert (state.code, state.tiles - state.done) == (status.INCOMPLETE, 1)
     train(out, refine=300)
+    assert status.look(out).code == status.COMPLETE
     assert files(out / "refined.zarr") == files(refined / "refined.zarr")
     chunk.write_bytes(chunk.read_bytes()[:-3])
     with pytest.raises(StoreError, match="damaged"):

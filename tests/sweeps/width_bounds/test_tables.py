@@ -31,6 +31,16 @@ def test_expected_widths_stand_for_measured_ones_where_the_two_agree():
     assert (exponents["largest_num_samples"] == 256).all()
 
 
+def test_or_where_nothing_was_measured():
+    found = results(1.0)
+    names = [name for name in found if "measured" in name]
+    found = found.assign({name: found[name] * np.nan for name in names})
+    study = STUDIES["width_bounds"].make(scaling=("lecun",), delta=(0.5,), num_samples=tuple(SIZES.tolist()))
+    summary, exponents = tables(found, study)
+    assert set(summary["source"]) == {"unknown"}
+    assert exponents["exponent"].isna().all()
+
+
 def test_and_are_left_out_where_they_do_not():
     summary, exponents = tabled(2.0)
     assert summary["source"].tolist()[:4] == ["measured"] * 3 + ["unknown"]
