@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sweeps.runtime import damage, journal
+from sweeps.runtime import damage, extension, journal
 from sweeps.runtime.progress import duration
 from sweeps.runtime.store import Store, StoreError, chunk_key
 from sweeps.study import UsageError
@@ -109,6 +109,11 @@ def _look(out: Path, store: Store, at_work: Sequence[tuple[int, int]], verify: b
                     times.append((store.path / group / "status" / chunk_key(status, where)).stat().st_mtime)
     if verify:
         damaged = [found.what for found in damage.find(store)]
+        try:
+            if (more := extension.beyond(store)) is not None:
+                damaged += [f"refined: {found.what}" for found in damage.find(more)]
+        except StoreError as error:
+            damaged.append(str(error))
     num_done, num_tiles = sum(done for done, _ in groups.values()), sum(tiles for _, tiles in groups.values())
     notes = [_Note.read(out, *shard) for shard in at_work]
     waiting = set(pending)

@@ -27,7 +27,7 @@ from sweeps.study import Study, Tile, UsageError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["UNIT", "check", "num_runs", "read", "refine"]
+__all__ = ["UNIT", "beyond", "check", "num_runs", "read", "refine"]
 
 # Runs that a chosen cell has at once: as many as a processor trains side by side.
 UNIT = 8
@@ -49,7 +49,7 @@ def check(study: Study) -> None:
         raise UsageError(f"--refine: needs at least two values of {axis}, positive and increasing")
 
 
-def _open(store: Store, *, read_only: bool = True) -> Store | None:
+def beyond(store: Store, *, read_only: bool = True) -> Store | None:
     """The runs beyond those of a store; None where there are none.
 
     Raises:
@@ -70,7 +70,7 @@ def _open(store: Store, *, read_only: bool = True) -> Store | None:
 
 def num_runs(store: Store) -> int:
     """How many runs were asked for beyond those of a store."""
-    more = _open(store)
+    more = beyond(store)
     return 0 if more is None else UNIT * sum(map(len, more.attributes["rounds"]))
 
 
@@ -81,7 +81,7 @@ def read(store: Store, group: str) -> "xr.Dataset":
     Raises:
       StoreError: something is missing or damaged.
     """
-    results, more = store.read(group), _open(store)
+    results, more = store.read(group), beyond(store)
     if more is None:
         return results
     import xarray as xr
@@ -223,7 +223,7 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
     if any(store.pending(variant.group).any() for variant in study.variants()):
         logging.warning("--refine: some runs of the grid are missing, and nothing was refined")
         return
-    more = _open(store, read_only=False) or _create(study, store)
+    more = beyond(store, read_only=False) or _create(study, store)
     grid, first = _Grid(study, store.attributes["block"]), study.seeds().stop
     while True:
         rounds = more.attributes["rounds"]
