@@ -25,6 +25,8 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+using Index = std::int64_t;
+
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kForwardVectors = 7;  // 32 registers: 4 neurons x 7 vectors of sums, and operands.
 #elif defined(__AVX__)
@@ -104,7 +106,7 @@ class FlushSubnormals {
 #endif
 };
 
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // What every network of a call has in common.
 struct Options {
@@ -117,16 +119,16 @@ struct Options {
 template <class T>
 class Network {
  public:
-  Network(int N, int d0, int d1, int d2, const Options& options)
-      : N_(N), d0_(d0), d1_(d1), d2_(d2), options_(options), Np_(round_up(N, kLength<T>)), d1p_(round_up(d1, kNeurons)) {
-    const std::size_t rows = round_up(d0, kInputs);
-    const std::size_t sizes[] = {rows * Np_, std::size_t(d1p_) * Np_, std::size_t(d2) * Np_, std::size_t(d2) * Np_,
-                                 rows * d1p_, rows * d1p_, rows * d1p_, std::size_t(d1p_) * d2, std::size_t(d1p_) * d2,
-                                 std::size_t(d1p_) * d2};
+  Network(Index N, Index d0, Index d1, Index d2, const Options& options)
+      : N_(N), d0_(d0), d1_(d1), d2_(d2), options_(options), Np_(round_up(N, kLength<T>)),
+        d1p_(round_up(d1, kNeurons)) {
+    const Index rows = round_up(d0, kInputs);
+    const Index sizes[] = {rows * Np_,   d1p_ * Np_,  d2 * Np_,  d2 * Np_,  rows * d1p_,
+                           rows * d1p_,  rows * d1p_, d1p_ * d2, d1p_ * d2, d1p_ * d2};
     T** const places[] = {&X_, &Z_, &Y_, &E_, &W_, &W_velocity_, &W_gradient_, &V_, &V_velocity_, &V_gradient_};
-    std::size_t whole = 0;
-    for (std::size_t size : sizes) whole += round_up(size, kLength<T>);
-    memory_.reset(static_cast<T*>(std::aligned_alloc(kVectorBytes, std::max<std::size_t>(whole, kLength<T>) * sizeof(T))));
+    Index whole = kLength<T>;
+    for (Index size : sizes) whole += round_up(size, kLength<T>);
+    memory_.reset(static_cast<T*>(std::aligned_alloc(kVectorBytes, whole * sizeof(T))));
     if (!memory_) return;
     std::fill_n(memory_.get(), whole, T(0));
     T* next = memory_.get();
@@ -139,14 +141,14 @@ class Network {
   bool has_memory() const { return memory_ != nullptr; }
 
   // The gradient is 0 until theta_0 has been evaluated, whatever is given.
-  void load(bool is_evaluated, const T* X, const T* Y, const T* W, const T* W_velocity, const T* W_gradient, const T* V,
-            const T* V_velocity, const T* V_gradient) {
-    for (int i = 0; i < N_; ++i) {
-      for (int k = 0; k < d0_; ++k) X_[k * Np_ + i] = X[i * d0_ + k];
-      for (int c = 0; c < d2_; ++c) Y_[c * Np_ + i] = Y[i * d2_ + c];
+  void load(bool is_evaluated, const T* X, const T* Y, const T* W, const T* W_velocity, const T* W_gradient,
+            const T* V, const T* V_velocity, const T* V_gradient) {
+    for (Index i = 0; i < N_; ++i) {
+      for (Index k = 0; k < d0_; ++k) X_[k * Np_ + i] = X[i * d0_ + k];
+      for (Index c = 0; c < d2_; ++c) Y_[c * Np_ + i] = Y[i * d2_ + c];
     }
     T square = 0;
-    for (int i = 0; i < N_ * d2_; ++i) square += Y[i] * Y[i];
+    for (Index i = 0; i < N_ * d2_; ++i) square += Y[i] * Y[i];
     label_norm_ = std::sqrt(square);
     copy_hidden(W, W_);
     copy_hidden(W_velocity, W_velocity_);
@@ -166,9 +168,9 @@ class Network {
       std::copy_n(V_velocity_, d1_ * d2_, V_velocity);
       std::copy_n(V_gradient_, d1_ * d2_, V_gradient);
     }
-    for (int i = 0; i < N_; ++i) {
+    for (Index i = 0; i < N_; ++i) {
       T square = 0;
-      for (int c = 0; c < d2_; ++c) square += E_[c * Np_ + i] * E_[c * Np_ + i];
+      for (Index c = 0; c < d2_; ++c) square += E_[c * Np_ + i] * E_[c * Np_ + i];
       losses[i] = square / 2;
     }
   }
@@ -199,22 +201,22 @@ class Network {
 
  private:
   void copy_hidden(const T* from, T* to) const {
-    for (int k = 0; k < d0_; ++k) std::copy_n(from + k * d1_, d1_, to + k * d1p_);
+    for (Index k = 0; k < d0_; ++k) std::copy_n(from + k * d1_, d1_, to + k * d1p_);
   }
   void copy_back(const T* from, T* to) const {
-    for (int k = 0; k < d0_; ++k) std::copy_n(from + k * d1p_, d1_, to + k * d1_);
+    for (Index k = 0; k < d0_; ++k) std::copy_n(from + k * d1p_, d1_, to + k * d1_);
   }
 
   // Last inputs that are 0 in all samples, and last neurons that are 0 and stay so, change nothing.
   void trim() {
-    auto is_zero = [](const T* values, int count, int stride) {
-      for (int i = 0; i < count; ++i)
+    auto is_zero = [](const T* values, Index count, Index stride) {
+      for (Index i = 0; i < count; ++i)
         if (values[i * stride] != 0) return false;
       return true;
     };
     used_inputs_ = d0_;
     while (used_inputs_ > 0) {
-      const int k = used_inputs_ - 1;
+      const Index k = used_inputs_ - 1;
       const T* const parts[] = {W_, W_velocity_, W_gradient_};
       bool unused = is_zero(X_ + k * Np_, N_, 1);
       for (const T* part : parts) unused = unused && is_zero(part + k * d1p_, d1_, 1);
@@ -223,7 +225,7 @@ class Network {
     }
     used_neurons_ = d1_;
     while (used_neurons_ > 0) {
-      const int j = used_neurons_ - 1;
+      const Index j = used_neurons_ - 1;
       bool unused = true;
       const T* const hidden[] = {W_, W_velocity_, W_gradient_};
       const T* const output[] = {V_, V_velocity_, V_gradient_};
@@ -234,9 +236,9 @@ class Network {
     }
   }
 
-  void update(T* weights, T* velocities, const T* gradients, int count) const {
+  void update(T* weights, T* velocities, const T* gradients, Index count) const {
     const T rate = options_.learning_rate, momentum = options_.momentum;
-    for (int i = 0; i < count; ++i) {
+    for (Index i = 0; i < count; ++i) {
       velocities[i] = gradients[i] + momentum * velocities[i];
       weights[i] -= rate * velocities[i];
     }
@@ -244,12 +246,12 @@ class Network {
 
   // Z and the outputs (in E) of J neurons on M vectors of samples.
   template <int J, int M>
-  void forward_block(int j, int start) {
+  void forward_block(Index j, Index start) {
     constexpr int L = kLength<T>;
     V<T> z[J][M] = {};
     const T* x = X_ + start;
     const T* w = W_ + j;
-    for (int k = 0; k < used_inputs_; ++k, x += Np_, w += d1p_)
+    for (Index k = 0; k < used_inputs_; ++k, x += Np_, w += d1p_)
       for (int b = 0; b < J; ++b) {
         const V<T> weight = all<T>(w[b]);
         for (int m = 0; m < M; ++m) z[b][m] += weight * *reinterpret_cast<const V<T>*>(x + m * L);
@@ -258,7 +260,7 @@ class Network {
       for (int m = 0; m < M; ++m) *reinterpret_cast<V<T>*>(Z_ + (j + b) * Np_ + start + m * L) = z[b][m];
     for (int b = 0; b < J; ++b)
       for (int m = 0; m < M; ++m) z[b][m] = z[b][m] <= 0 ? V<T>{} : z[b][m];  // NaN stays.
-    for (int c = 0; c < d2_; ++c) {
+    for (Index c = 0; c < d2_; ++c) {
       V<T>* out = reinterpret_cast<V<T>*>(E_ + c * Np_ + start);
       V<T> outputs[M];
       for (int m = 0; m < M; ++m) outputs[m] = out[m];
@@ -271,8 +273,8 @@ class Network {
   }
 
   template <int M>
-  void forward_columns(int start) {
-    int j = 0;
+  void forward_columns(Index start) {
+    Index j = 0;
     for (; j + kNeurons <= used_neurons_; j += kNeurons) forward_block<kNeurons, M>(j, start);
     switch (used_neurons_ - j) {
       case 1: return forward_block<1, M>(j, start);
@@ -282,25 +284,26 @@ class Network {
   }
 
   template <int M = kForwardVectors>
-  void forward_columns(int vectors, int start) {
+  void forward_columns(Index vectors, Index start) {
     if (vectors == M) return forward_columns<M>(start);
     if constexpr (M > 1) forward_columns<M - 1>(vectors, start);
   }
 
   void forward() {
     std::fill_n(E_, d2_ * Np_, T(0));
-    const int vectors = Np_ / kLength<T>, blocks = (vectors + kForwardVectors - 1) / kForwardVectors;
-    for (int block = 0, begin = 0; block < blocks; ++block) {  // Of lengths that differ by one at most.
-      const int end = (block + 1) * vectors / blocks;
+    const Index vectors = Np_ / kLength<T>, blocks = (vectors + kForwardVectors - 1) / kForwardVectors;
+    for (Index block = 0, begin = 0; block < blocks; ++block) {  // Of lengths that differ by one at most.
+      const Index end = (block + 1) * vectors / blocks;
       forward_columns(end - begin, begin * kLength<T>);
       begin = end;
     }
   }
 
-  // E = Y - outputs; the sum of its squares.
+  // E = Y - outputs; the sum of its squares. Samples that fill a vector have none, even where a weight is infinite.
   T residuals() {
+    for (Index c = 0; c < d2_; ++c) std::fill_n(E_ + c * Np_ + N_, Np_ - N_, T(0));
     V<T> square = {};
-    for (int i = 0; i < d2_ * Np_; i += kLength<T>) {
+    for (Index i = 0; i < d2_ * Np_; i += kLength<T>) {
       V<T>& error = *reinterpret_cast<V<T>*>(E_ + i);
       error = *reinterpret_cast<const V<T>*>(Y_ + i) - error;
       square += error * error;
@@ -312,22 +315,22 @@ class Network {
   template <bool kSlopeAtZero>
   void derivatives() {
     const V<T> slope = all<T>(options_.at_zero);
-    for (int j = 0; j < used_neurons_; ++j) {
+    for (Index j = 0; j < used_neurons_; ++j) {
       T* const row = Z_ + j * Np_;
       const T* const v = V_ + j * d2_;
       if (options_.both_layers)
-        for (int c = 0; c < d2_; ++c) {
+        for (Index c = 0; c < d2_; ++c) {
           V<T> sum = {};
-          for (int i = 0; i < Np_; i += kLength<T>) {
+          for (Index i = 0; i < Np_; i += kLength<T>) {
             const V<T> z = *reinterpret_cast<const V<T>*>(row + i);
             sum += (z > 0 ? z : V<T>{}) * *reinterpret_cast<const V<T>*>(E_ + c * Np_ + i);
           }
           V_gradient_[j * d2_ + c] = -scale() * sum_of_lanes<T>(sum);
         }
-      for (int i = 0; i < Np_; i += kLength<T>) {
+      for (Index i = 0; i < Np_; i += kLength<T>) {
         V<T>& z = *reinterpret_cast<V<T>*>(row + i);
         V<T> pull = all<T>(v[0]) * *reinterpret_cast<const V<T>*>(E_ + i);
-        for (int c = 1; c < d2_; ++c) pull += all<T>(v[c]) * *reinterpret_cast<const V<T>*>(E_ + c * Np_ + i);
+        for (Index c = 1; c < d2_; ++c) pull += all<T>(v[c]) * *reinterpret_cast<const V<T>*>(E_ + c * Np_ + i);
         V<T> off = {};
         if constexpr (kSlopeAtZero) off = z == 0 ? slope * pull : V<T>{};
         z = z > 0 ? pull : off;
@@ -336,12 +339,12 @@ class Network {
   }
 
   template <int K, int J>
-  void backward_block(int k, int j) {
+  void backward_block(Index k, Index j) {
     constexpr int L = kLength<T>, kSums = (kInputs * kColumns + L - 1) / L * L;
     V<T> sums[kSums] = {};
     const T* x = X_ + k * Np_;
     const T* d = Z_ + j * Np_;
-    for (int i = 0; i < Np_; i += L, x += L, d += L) {
+    for (Index i = 0; i < Np_; i += L, x += L, d += L) {
       V<T> pulls[J];
       for (int b = 0; b < J; ++b) pulls[b] = *reinterpret_cast<const V<T>*>(d + b * Np_);
       for (int a = 0; a < K; ++a) {
@@ -359,32 +362,32 @@ class Network {
   }
 
   template <int K>
-  void backward_rows(int k) {
-    int j = 0;
+  void backward_rows(Index k) {
+    Index j = 0;
     for (; j + kColumns <= used_neurons_; j += kColumns) backward_block<K, kColumns>(k, j);
     if constexpr (kColumns > 1)
       for (; j < used_neurons_; ++j) backward_block<K, 1>(k, j);
   }
 
   template <int K = kInputs>
-  void backward_rows(int rows, int k) {
+  void backward_rows(Index rows, Index k) {
     if (rows == K) return backward_rows<K>(k);
     if constexpr (K > 1) backward_rows<K - 1>(rows, k);
   }
 
   void backward() {
-    const int blocks = (used_inputs_ + kInputs - 1) / kInputs;
-    for (int block = 0, begin = 0; block < blocks; ++block) {
-      const int end = (block + 1) * used_inputs_ / blocks;
+    const Index blocks = (used_inputs_ + kInputs - 1) / kInputs;
+    for (Index block = 0, begin = 0; block < blocks; ++block) {
+      const Index end = (block + 1) * used_inputs_ / blocks;
       backward_rows(end - begin, begin);
       begin = end;
     }
   }
 
-  const int N_, d0_, d1_, d2_;
+  const Index N_, d0_, d1_, d2_;
   const Options options_;
-  const int Np_, d1p_;  // With the padding that fills vectors and blocks.
-  int used_inputs_ = 0, used_neurons_ = 0;
+  const Index Np_, d1p_;  // With the padding that fills vectors and blocks.
+  Index used_inputs_ = 0, used_neurons_ = 0;
   T label_norm_ = 0;
   std::unique_ptr<T, Free> memory_;
   // Rows of X_, Y_, Z_, E_ run along the samples, those of W_ and its like along the neurons.

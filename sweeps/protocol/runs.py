@@ -23,7 +23,7 @@ from sweeps.protocol import laws
 from sweeps.protocol.draw import Run, draw_tile, networks, padded, resize, roomy, x64
 from sweeps.protocol.presets import Conditions, Protocol, relative_tolerance
 from sweeps.runtime import arithmetic
-from sweeps.runtime.engine import STEPS_PER_CHUNK, Start, default_lanes, map_on_devices, run_on_devices
+from sweeps.runtime.engine import STEPS_PER_CHUNK, Start, default_lanes, lanes_in_memory, map_on_devices, run_on_devices
 from sweeps.study import Execution, Tile, Timings, UsageError
 
 if TYPE_CHECKING:
@@ -361,7 +361,12 @@ def train_tile(
     # The compiled code takes one network after another, whatever the lanes; more are for looks between chunks.
     if kernel == "native" and not lanes and protocol.stop != "decided":
         lanes = 1
-    lanes = lanes or default_lanes(jax.default_backend(), num_weights, interruptible=not follows_inclusion)
+    if not lanes:
+        lanes = default_lanes(jax.default_backend(), num_weights, interruptible=not follows_inclusion)
+        # Data, weights, velocity and gradient, and what a step makes of size N x d1.
+        (d0, d1), N = padded(tile), protocol.num_samples
+        num_bytes = ordered.problem.X.dtype.itemsize * (N * d0 + 4 * N * d1 + 4 * d0 * d1)
+        lanes = min(lanes, lanes_in_memory((devices or jax.local_devices())[0], num_bytes))
     if follows_inclusion:
         follow = follow_inclusion(protocol, trained_layers)
         ends, timings = map_on_devices(follow, ordered, lanes=lanes, devices=devices)

@@ -14,6 +14,7 @@ Pure functions that are not interrupted are mapped in batches, the next when all
 import dataclasses
 import functools
 import inspect
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -35,6 +36,7 @@ __all__ = [
     "begin",
     "chunk",
     "default_lanes",
+    "lanes_in_memory",
     "map_on_devices",
     "raw",
     "run_on_devices",
@@ -112,13 +114,19 @@ def begin(dynamics: Dynamics[Any, Any]) -> Callable[[Start], Lane]:
 def default_lanes(backend: str, num_weights: int = 0, *, interruptible: bool = True) -> int:
     """How many runs a device trains side by side unless told otherwise.
 
-    512 on an accelerator. On a CPU 8 for networks of up to 200 weights in the hidden layer, 4 up to 500, and 1 for
-    larger ones: the more lanes, the cheaper the start of an operation is for each of them, and the more of them are
-    idle at a tile's end; 1 for functions that are mapped, which wait for each other.
+    512 on an accelerator (fewer where `lanes_in_memory` says so). On a CPU 8 for networks of up to 200 weights in the
+    hidden layer, 4 up to 500, and 1 for larger ones: the more lanes, the cheaper the start of an operation is for each
+    of them, and the more of them are idle at a tile's end; 1 for functions that are mapped, which wait for each other.
     """
     if backend != "cpu":
         return 512
     return 1 if not interruptible else 8 if num_weights <= 200 else 4 if num_weights <= 500 else 1
+
+
+def lanes_in_memory(device: jax.Device, num_bytes: int) -> int:
+    """How many runs of so many bytes fit into half of a device's memory; no bound where the device does not say."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return sys.maxsize if not limit else max(1, int(limit) // (2 * num_bytes))
 
 
 def _take(runs: PyTree, index: Int[Array, "..."] | np.ndarray) -> PyTree:

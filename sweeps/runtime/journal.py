@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,7 @@ _PATIENCE = 0.3
 
 def write(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.write_text(text)
         partial.replace(path)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -345,6 +346,14 @@ def test_output_laws(law):
     else:
         assert len(np.unique(V[:10])) == 10
         assert law == "normal" or np.abs(V).max() <= 10**-0.5
+
+
+@pytest.mark.parametrize(
+    ("stats", "lanes"), [(None, sys.maxsize), ({}, sys.maxsize), ({"bytes_limit": 1000}, 5), ({"bytes_limit": 100}, 1)]
+)
+def test_lanes_fit_into_half_of_the_memory(stats, lanes):
+    device = types.SimpleNamespace(memory_stats=lambda: stats)
+    assert engine.lanes_in_memory(device, 100) == lanes
 
 
 def test_default_lanes():

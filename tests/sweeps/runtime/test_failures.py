@@ -1,5 +1,6 @@
 """What fails costs what was in hand, says what to do, and is done by the next run."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -413,6 +414,15 @@ def test_shards_of_another_number_are_refused(copy):
             train(copy)
     assert journal.shards_at_work(copy) == []
     train(copy)
+
+
+def test_shards_of_one_number_of_process_write_the_same_file(tmp_path):
+    """As those in containers do, where every process is the first."""
+    path = tmp_path / "config.json"
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: journal.write(path, "x" * 1000), range(300)))
+    assert path.read_text() == "x" * 1000
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_clock_that_jumps(whole, tmp_path, monkeypatch):
