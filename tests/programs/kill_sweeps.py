@@ -56,7 +56,7 @@ def main(wanted):
         begun = time.monotonic()
         _, log = (first := start(whole, cache)).communicate()
         assert first.returncode == 0, log
-        seconds = time.monotonic() - begun  # With an empty cache, and figures: most kills fall while tiles are done.
+        seconds = min(time.monotonic() - begun, 20.0)  # So that most kills fall while tiles are done.
         while sum(kills.values()) < wanted:
             process, what = start(out, cache), "worker" if kills["worker"] <= kills["parent"] else "parent"
             time.sleep(generator.uniform(0.1, 0.7) * seconds)
