@@ -117,6 +117,9 @@ def _look(out: Path, store: Store, at_work: Sequence[tuple[int, int]], verify: b
         pending += [name for name, done in further if not done]
     if verify:
         damaged += [found.what for found in damage.find(store) if found.what not in damaged]
+        with suppress(StoreError):  # Said above.
+            if (more := extension.beyond(store)) is not None:
+                damaged += [f"refined: {found.what}" for found in damage.find(more)]
     num_done, num_tiles = sum(done for done, _ in groups.values()), sum(tiles for _, tiles in groups.values())
     notes = [_Note.read(out, *shard) for shard in at_work]
     waiting = set(pending)

@@ -21,13 +21,13 @@ from absl import logging
 
 from relu_sgd.dynamics import Status
 from sweeps import refinement
-from sweeps.runtime.store import Store, StoreError
+from sweeps.runtime.store import Store, StoreError, one_line
 from sweeps.study import Study, Tile, UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["UNIT", "asked", "check", "num_runs", "read", "refine"]
+__all__ = ["UNIT", "asked", "beyond", "check", "num_runs", "read", "refine"]
 
 # Runs that a chosen cell has at once: as many as a processor trains side by side.
 UNIT = 8
@@ -49,7 +49,7 @@ def check(study: Study) -> None:
         raise UsageError(f"--refine: needs at least two values of {axis}, positive and increasing")
 
 
-def _open(store: Store, *, read_only: bool = True) -> Store | None:
+def beyond(store: Store, *, read_only: bool = True) -> Store | None:
     """The runs beyond those of a store; None where there are none.
 
     Raises:
@@ -70,7 +70,7 @@ def _open(store: Store, *, read_only: bool = True) -> Store | None:
 
 def num_runs(store: Store) -> int:
     """How many runs were asked for beyond those of a store."""
-    more = _open(store)
+    more = beyond(store)
     return 0 if more is None else UNIT * sum(map(len, more.attributes["rounds"]))
 
 
@@ -80,7 +80,7 @@ def asked(store: Store) -> list[tuple[str, bool]]:
     Raises:
       StoreError: they are damaged.
     """
-    more, found = _open(store), []
+    more, found = beyond(store), []
     if more is None:
         return []
     for unit in (unit for made in more.attributes["rounds"] for unit in made):
@@ -90,7 +90,10 @@ def asked(store: Store) -> list[tuple[str, bool]]:
             wanted = range(*unit["seeds"]) if axis == "seed" else [unit["cell"][axis]]
             known = [values.index(value) for value in wanted if value in values]
             place.append(slice(known[0], known[-1] + 1) if known else slice(0, 0))
-        codes = np.asarray(more.array(group, "status")[tuple(place)])
+        try:
+            codes = np.asarray(more.array(group, "status")[tuple(place)])
+        except (OSError, RuntimeError, ValueError) as error:  # As Zarr and its codecs raise for a damaged chunk.
+            raise StoreError(f"{more.path} is damaged: {one_line(error)}") from error
         cell = ", ".join(f"{axis} = {value}" for axis, value in unit["cell"].items())
         name = f"{group}, {cell}, seeds {unit['seeds'][0]} to {unit['seeds'][1] - 1}"
         found.append((name, codes.size == UNIT and bool(codes.all())))
@@ -104,7 +107,7 @@ def read(store: Store, group: str) -> "xr.Dataset":
     Raises:
       StoreError: something is missing or damaged.
     """
-    results, more = store.read(group), _open(store)
+    results, more = store.read(group), beyond(store)
     if more is None:
         return results
     import xarray as xr
@@ -246,7 +249,7 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
     if any(store.pending(variant.group).any() for variant in study.variants()):
         logging.warning("--refine: some runs of the grid are missing, and nothing was refined")
         return
-    more = _open(store, read_only=False) or _create(study, store)
+    more = beyond(store, read_only=False) or _create(study, store)
     grid, first = _Grid(study, store.attributes["block"]), study.seeds().stop
     while True:
         rounds = more.attributes["rounds"]

@@ -96,11 +96,12 @@ def _work(connection: Any, core: int, initialize: Callable[[], None], function: 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     initialize()
-    connection.send(None)
+    with suppress(BrokenPipeError):  # The parent is dead, and this process about to be.
+        connection.send(None)
     while True:
         try:
             task = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             done: tuple[Any, Exception | None] = function(task), None

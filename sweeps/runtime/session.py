@@ -276,10 +276,13 @@ def _open_store(study: Study, execution: Execution) -> Store:
         store = Store.open(path)
         _check_same(store.attributes, study, execution.block, out)
         if execution.repair:
-            for found in damage.find(store, (0, *study.statuses)):
-                if found.where is not None:
-                    logging.warning("computed again: %s", found.what)
-                    store.discard(found.group, found.where)
+            # What was refined is computed again by the same command, which has --refine.
+            more = extension.beyond(store, read_only=False) if execution.refine else None
+            for part in (store, *([more] if more is not None else [])):
+                for found in damage.find(part, (0, *study.statuses)):
+                    if found.where is not None:
+                        logging.warning("computed again: %s", found.what)
+                        part.discard(found.group, found.where)
     except StoreError as error:
         raise UsageError(f"--out: {error}") from error
     verify(study, store)
@@ -387,9 +390,11 @@ def train(study: Study, execution: Execution) -> Store:
         run_tiles(study, execution, store, mine, todo, num_processes, provenance)
         if execution.refine:
 
-            def run(more: Store, seeds: range, units: Sequence[Tile]) -> None:
-                run_tiles(study, execution, more, units, units, num_processes, provenance, seeds)
+            def run(further: Store, seeds: range, units: Sequence[Tile]) -> None:
+                run_tiles(study, execution, further, units, units, num_processes, provenance, seeds)
 
+            if (more := extension.beyond(store)) is not None:
+                verify(study, more)
             extension.refine(study, store, execution.refine, run)
     return store
 

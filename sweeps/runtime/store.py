@@ -180,7 +180,12 @@ class Store:
           StoreError: the group is missing or damaged.
         """
         status = self.array(group, "status")
-        return np.asarray(status[...]) == 0 if self.is_begun(group) else np.ones(status.shape, bool)
+        if not self.is_begun(group):
+            return np.ones(status.shape, bool)
+        try:
+            return np.asarray(status[...]) == 0
+        except Exception as error:  # Zarr and its codecs raise many kinds.
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 
     def is_begun(self, group: str) -> bool:
         """Whether any chunk of it was finished. Asking for thousands that were not, one by one, takes seconds."""

@@ -53,11 +53,13 @@ def main(wanted):
     generator, kills, restarts = random.Random(0), {"parent": 0, "worker": 0}, 0
     with tempfile.TemporaryDirectory() as folder:
         cache, whole, out = (Path(folder) / name for name in ("cache", "whole", "out"))
+        begun = time.monotonic()
         _, log = (first := start(whole, cache)).communicate()
         assert first.returncode == 0, log
+        seconds = min(time.monotonic() - begun, 20.0)  # So that most kills fall while tiles are done.
         while sum(kills.values()) < wanted:
             process, what = start(out, cache), "worker" if kills["worker"] <= kills["parent"] else "parent"
-            time.sleep(generator.uniform(0.5, 6.0))
+            time.sleep(generator.uniform(0.1, 0.7) * seconds)
             if process.poll() is not None:  # It was done before: some of it is to be done again.
                 assert process.returncode == 0, process.communicate()[1]
                 process.communicate()
@@ -69,7 +71,7 @@ def main(wanted):
             if what == "worker" and (known := workers(process)):
                 os.kill(generator.choice(known), 9)
                 kills[what] += 1
-                time.sleep(generator.uniform(0.0, 3.0))
+                time.sleep(generator.uniform(0.0, 0.2) * seconds)
             process.kill()
             process.communicate()
             kills["parent"] += 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from typing import ClassVar
 
@@ -70,8 +71,8 @@ def _restore():
     jax.config.update("jax_enable_x64", True)
 
 
-def train(out, refine=0, num_seeds=4):
-    execution = Execution(out=out, num_processes=1, compilation_cache="", refine=refine)
+def train(out, refine=0, num_seeds=4, repair=False):
+    execution = Execution(out=out, num_processes=1, compilation_cache="", refine=refine, repair=repair)
     return session.train(Known(num_seeds=num_seeds), execution)
 
 
@@ -178,6 +179,14 @@ def test_what_was_deleted_is_made_again(refined, tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:-3])
     with pytest.raises(StoreError, match="damaged"):
         extension.read(Store.open(out / "results.zarr"), "a")
+    with pytest.raises(UsageError, match=r"refined.zarr is damaged: a, .*: status cannot be read.*--repair"):
+        train(out, refine=300)
+    seen = status.look(out, verify=True)
+    assert seen.code == 1
+    assert re.fullmatch(r"refined: a, d1 = .*: status cannot be read", *seen.damaged)
+    train(out, refine=300, repair=True)
+    assert files(out / "refined.zarr") == files(refined / "refined.zarr")
+    assert status.look(out, verify=True).code == 0
 
 
 def test_it_ends_by_itself_where_nothing_is_to_be_known(tmp_path, monkeypatch):

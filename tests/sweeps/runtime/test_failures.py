@@ -204,10 +204,11 @@ def test_signals_end_a_sweep_within_seconds_whatever_it_does(tmp_path):
 def test_kills_of_a_worker_and_of_the_parent(tmp_path, whole):
     """A worker alone is replaced; the parent's workers leave with it, and what it had done is told by the next."""
     out = tmp_path / "out"
-    program = begin(out, "--seconds=0.3", "--num_processes=2")
+    program = begin(out, "--seconds=0.6", "--num_processes=2")
     children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
     status = out / "results.zarr" / "runs" / "status" / "c"
-    wait_for(lambda: journal.note(out, 0, 1).get("in_hand") if out.exists() else None)
+    # Both are at work: one that is only starting has no tile to lose.
+    wait_for(lambda: len(journal.note(out, 0, 1).get("in_hand", [])) == 2 if out.exists() else None)
     workers = wait_for(lambda: [pid for pid in map(int, children.read_text().split()) if "spawn_main" in command(pid)])
     os.kill(workers[0], signal.SIGKILL)
     wait_for(status.exists)
