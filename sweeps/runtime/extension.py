@@ -21,7 +21,7 @@ from absl import logging
 
 from relu_sgd.dynamics import Status
 from sweeps import refinement
-from sweeps.runtime.store import Store, StoreError, one_line
+from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Study, Tile, UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def asked(store: Store) -> list[tuple[str, bool]]:
     """The groups of runs that were asked for beyond those of a store: their names, and whether they are done.
 
     Raises:
-      StoreError: they are damaged.
+      StoreError: they are damaged; a chunk that is counts as one that is not done.
     """
     more, found = beyond(store), []
     if more is None:
@@ -92,8 +92,8 @@ def asked(store: Store) -> list[tuple[str, bool]]:
             place.append(slice(known[0], known[-1] + 1) if known else slice(0, 0))
         try:
             codes = np.asarray(more.array(group, "status")[tuple(place)])
-        except (OSError, RuntimeError, ValueError) as error:  # As Zarr and its codecs raise for a damaged chunk.
-            raise StoreError(f"{more.path} is damaged: {one_line(error)}") from error
+        except (OSError, RuntimeError, ValueError):  # As Zarr and its codecs raise for a damaged chunk.
+            codes = np.zeros(UNIT)
         cell = ", ".join(f"{axis} = {value}" for axis, value in unit["cell"].items())
         name = f"{group}, {cell}, seeds {unit['seeds'][0]} to {unit['seeds'][1] - 1}"
         found.append((name, codes.size == UNIT and bool(codes.all())))
