@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = ["GRACE", "Died", "WorkerError", "available_cores", "map_unordered", "one_thread"]
@@ -134,6 +135,8 @@ class _Worker:
         self.task: list[Any] = []
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, core, initialize, function))
+        # Begun by the first start otherwise, it would let signals through in the middle of it.
+        resource_tracker.ensure_running()
         with _signals_later():
             self.process.start()
         theirs.close()

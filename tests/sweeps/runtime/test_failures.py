@@ -180,6 +180,21 @@ def is_alive(pid):
         return False
 
 
+def test_the_first_worker_begins_with_signals_held_back():
+    """As all others do; the process that multiprocessing begins beside the first one lets them through."""
+    script = """
+import multiprocessing, pathlib, signal
+from sweeps.runtime.processes import _Worker
+for _ in range(2):
+    worker = _Worker(multiprocessing.get_context("spawn"), int, int, 0)
+    status = pathlib.Path(f"/proc/{worker.process.pid}/status").read_text()
+    worker.process.kill()
+    held = int(status.split("SigBlk:")[1].split()[0], 16)
+    assert held >> (signal.SIGINT - 1) & 1, status
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+
+
 def test_signals_end_a_sweep_within_seconds_whatever_it_does(tmp_path):
     """One computes in its own process, deep in a compiled program; of the other the workers are only starting."""
     alone, two = tmp_path / "alone", tmp_path / "two"
