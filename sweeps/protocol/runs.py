@@ -16,7 +16,6 @@ from relu_sgd import Descent, Params, inclusion, measurements
 from relu_sgd.clarke import selections
 from relu_sgd.descent import Criterion, DescentResult, DescentState, mean_squared_error_below, relative_error_below
 from relu_sgd.dynamics import Status
-from relu_sgd.kernels import FusedDescent, MomentumDescent, NativeDescent, NativeError
 from relu_sgd.network import TrainedLayers
 from relu_sgd.network import loss as loss_of
 from sweeps.protocol import laws
@@ -27,10 +26,10 @@ from sweeps.runtime.engine import STEPS_PER_CHUNK, Start, default_lanes, lanes_i
 from sweeps.study import Execution, Tile, Timings, UsageError
 
 if TYPE_CHECKING:
+    from relu_sgd.kernels import MomentumDescent
     from sweeps.proving import TileProofs
 
 __all__ = [
-    "KERNELS",
     "METRICS",
     "STATUSES",
     "STOPPED",
@@ -123,17 +122,16 @@ def descent_of(protocol: Protocol, trained_layers: TrainedLayers) -> Descent:
     )
 
 
-# Kernels in place of XLA's program, by the name that --kernel has for them.
-KERNELS: dict[str, type[MomentumDescent]] = {"native": NativeDescent, "pallas": FusedDescent}
-
-
 @functools.lru_cache(maxsize=8)
-def kernel_of(name: str, protocol: Protocol, trained_layers: TrainedLayers) -> MomentumDescent:
-    """The descent that a protocol asks for by one of `KERNELS`.
+def kernel_of(name: str, protocol: Protocol, trained_layers: TrainedLayers) -> "MomentumDescent":
+    """The descent that a protocol asks for by another kernel than XLA's, "native" or "pallas".
 
     Raises:
       UsageError: it cannot do what the protocol asks for, or is not to be had.
     """
+    from relu_sgd.kernels import FusedDescent, NativeDescent, NativeError  # Not loaded by who does without.
+
+    kernels: dict[str, type[MomentumDescent]] = {"native": NativeDescent, "pallas": FusedDescent}
     asks = {
         "dynamics": protocol.dynamics != "descent",
         "batch_size": protocol.batch_size,
@@ -147,7 +145,7 @@ def kernel_of(name: str, protocol: Protocol, trained_layers: TrainedLayers) -> M
     if name == "native" and jax.default_backend() != "cpu":
         raise UsageError(f"--kernel: native is for a CPU, not for a {jax.default_backend()}")
     try:
-        return KERNELS[name](
+        return kernels[name](
             learning_rate=protocol.learning_rate,
             momentum=protocol.momentum,
             normalization=protocol.normalization,
@@ -344,7 +342,7 @@ def train_tile(
       lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
       steps_per_chunk, devices: as for `engine.run_on_devices`.
       decider: what proves, and may end runs (a protocol with stop="decided" needs it); see `sweeps.proving`.
-      kernel: "xla", or one of `KERNELS`.
+      kernel: "xla", or a name that `kernel_of` has.
 
     Returns:
       The records of its runs, and the seconds that went into each part of the work.

@@ -6,24 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.problems import draw
+from support.problems import advanced, arrays, draw
 
-from relu_sgd import Params, Problem, Status
+from relu_sgd import Problem, Status
 from relu_sgd.kernels import FusedDescent
 
 CRITERION = {"criterion": "relative_error", "tolerance": 0.3}
-
-
-def arrays(*numbers):
-    W, V, X, Y = (jnp.asarray(array, np.float32) for array in numbers)
-    return Problem(X, Y), Params(W, V)
-
-
-def run(descent, problem, params, *steps):
-    state = descent.init(problem, params)
-    for step in steps:
-        state = jax.jit(descent.advance_to)(state, step)
-    return state
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +31,13 @@ def test_every_field_of_the_state_is_that_of_the_reference(layers, sizes, option
     N, d0, d1, d2 = sizes
     W, V, X, Y = draw(N, N, d0, d1, d2)
     X[0] = 0.0
-    problem, params = arrays(W, V, X, Y)
+    problem, params = arrays(W, V, X, Y, kind=np.float32)
     descent = FusedDescent(0.003, trained_layers=layers, **options, **CRITERION)
     for steps in ((0,), (1,), (9, 30)):
-        found, expected = run(descent, problem, params, *steps), run(descent.reference, problem, params, *steps)
+        found, expected = (
+            advanced(descent, problem, params, *steps),
+            advanced(descent.reference, problem, params, *steps),
+        )
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert a.dtype == b.dtype
@@ -54,8 +45,8 @@ def test_every_field_of_the_state_is_that_of_the_reference(layers, sizes, option
 
 
 def test_runs_side_by_side_end_each_by_itself():
-    starts = [arrays(*draw(seed, 8, 12, 16)) for seed in range(3)]
-    starts.append(arrays(*draw(3, 8, 12, 16)))
+    starts = [arrays(*draw(seed, 8, 12, 16), kind=np.float32) for seed in range(3)]
+    starts.append(arrays(*draw(3, 8, 12, 16), kind=np.float32))
     starts[3] = (Problem(starts[3][0].X, 1e30 * starts[3][0].Y), starts[3][1])  # Its loss is not finite.
     descent = FusedDescent(0.02, 0.9, **CRITERION)
     follow = lambda one: lambda problem, params: one.result(one.advance_to(one.init(problem, params), 400))
@@ -74,7 +65,7 @@ def test_runs_side_by_side_end_each_by_itself():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_it_lowers(platform, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    problem, params = arrays(*draw(0, 21, 6, 7))
+    problem, params = arrays(*draw(0, 21, 6, 7), kind=np.float32)
     descent = FusedDescent(0.003, 0.9, **CRITERION)
     advance = jax.jit(jax.vmap(lambda state: descent.advance_to(state, 50)))
     state = jax.tree.map(lambda leaf: leaf[None], descent.init(problem, params))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import numpy_reference
-from support.problems import draw
+from support.problems import advanced, arrays, draw
 
 from relu_sgd import Params, Problem, Status
 from relu_sgd.kernels import native
@@ -20,19 +20,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 CRITERION = {"criterion": "relative_error", "tolerance": 0.3}
-
-
-def arrays(*numbers, kind=np.float64):
-    W, V, X, Y = (jnp.asarray(array, kind) for array in numbers)
-    return Problem(X, Y), Params(W, V)
-
-
-def run(descent, problem, params, *steps):
-    """The state after it was told to advance to each of the steps."""
-    state = descent.init(problem, params)
-    for step in steps:
-        state = jax.jit(descent.advance_to)(state, step)
-    return state
 
 
 def same(left, right):
@@ -57,7 +44,7 @@ def test_steps_are_those_of_the_numpy_reference(sizes, layers, normalization, mo
     descent = native.NativeDescent(
         rate, momentum, normalization=normalization, trained_layers=layers, at_zero=at_zero, **CRITERION, stop="never"
     )
-    state = run(descent, *arrays(W, V, X, Y), 7)
+    state = advanced(descent, *arrays(W, V, X, Y), 7)
     scale = {"half_sum": 1.0, "mean": 2 / (N * d2), "sample_mean": 1 / N}[normalization]
     velocity = [np.zeros_like(W), np.zeros_like(V)]
     losses = [numpy_reference.half_sum(W, V, X, Y)]
@@ -81,7 +68,7 @@ def test_every_field_of_the_state_is_that_of_the_reference(layers):
     problem, params = arrays(*draw(1, 53, 6, 7, 2))
     descent = native.NativeDescent(0.003, 0.9, trained_layers=layers, stoppable=True, **CRITERION)
     for step in (0, 1, 60):
-        found, expected = run(descent, problem, params, step), run(descent.reference, problem, params, step)
+        found, expected = advanced(descent, problem, params, step), advanced(descent.reference, problem, params, step)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert a.dtype == b.dtype
@@ -91,32 +78,32 @@ def test_every_field_of_the_state_is_that_of_the_reference(layers):
 def test_first_passage_is_at_the_step_of_the_reference():
     problem, params = arrays(*draw(2, 8, 12, 16))
     descent = native.NativeDescent(0.02, 0.9, **CRITERION)
-    found, expected = (descent.result(run(one, problem, params, 10_000)) for one in (descent, descent.reference))
+    found, expected = (descent.result(advanced(one, problem, params, 10_000)) for one in (descent, descent.reference))
     assert found.status == expected.status == Status.CONVERGED
     assert 0 < int(found.steps) == int(expected.steps) == int(found.converged_at) < 10_000
     never = dataclasses.replace(descent, stop="never")
-    assert int(never.result(run(never, problem, params, 500)).steps) == 500
-    assert int(run(never, problem, params, 500).converged_at) == int(found.converged_at)
+    assert int(never.result(advanced(never, problem, params, 500)).steps) == 500
+    assert int(advanced(never, problem, params, 500).converged_at) == int(found.converged_at)
 
 
 def test_mean_squared_error_criterion():
     problem, params = arrays(*draw(2, 8, 12, 16))
     descent = native.NativeDescent(0.02, 0.9, criterion="mean_squared_error", tolerance=1e-3)
-    found, expected = (run(one, problem, params, 10_000) for one in (descent, descent.reference))
+    found, expected = (advanced(one, problem, params, 10_000) for one in (descent, descent.reference))
     assert 0 < int(found.step) == int(expected.step) < 10_000
 
 
 def test_a_run_that_meets_the_criterion_at_its_start_takes_no_step():
     problem, params = arrays(*draw(3, 8, 12, 16))
     near = Problem(problem.X, jnp.maximum(problem.X @ params.W, 0) @ params.V + 1e-6)
-    state = run(native.NativeDescent(0.02, **CRITERION), near, params, 100)
+    state = advanced(native.NativeDescent(0.02, **CRITERION), near, params, 100)
     assert (int(state.step), int(state.converged_at), bool(state.meets)) == (0, 0, True)
 
 
 def test_divergence_ends_a_run():
     problem, params = arrays(*draw(4, 30, 5, 8))
     descent = native.NativeDescent(10.0, 0.9)
-    result = descent.result(run(descent, problem, params, 10_000))
+    result = descent.result(advanced(descent, problem, params, 10_000))
     assert result.status == Status.DIVERGED
     assert int(result.steps) < 10_000
     assert np.isfinite(result.best_loss)
@@ -126,15 +113,15 @@ def test_nan_in_the_data_is_divergence():
     problem, params = arrays(*draw(4, 30, 5, 8))
     broken = Problem(problem.X.at[3, 2].set(jnp.nan), problem.Y)
     descent = native.NativeDescent(0.01)
-    assert descent.result(run(descent, broken, params, 5)).status == Status.DIVERGED
+    assert descent.result(advanced(descent, broken, params, 5)).status == Status.DIVERGED
 
 
 @pytest.mark.parametrize("layers", ["hidden", "both"])
 def test_chunks_padding_and_batches_change_no_bit(layers):
     descent = native.NativeDescent(0.003, 0.9, trained_layers=layers, stoppable=True, **CRITERION)
     starts = [arrays(*draw(seed, 21, 6, 5)) for seed in range(3)]
-    whole = [run(descent, *start, 50) for start in starts]
-    assert same(whole[0], run(descent, *starts[0], 0, 1, 20, 20, 50))
+    whole = [advanced(descent, *start, 50) for start in starts]
+    assert same(whole[0], advanced(descent, *starts[0], 0, 1, 20, 20, 50))
 
     problems, params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     together = jax.jit(jax.vmap(lambda problem, start: descent.advance_to(descent.init(problem, start), 50)))
@@ -144,7 +131,7 @@ def test_chunks_padding_and_batches_change_no_bit(layers):
     assert same(one_by_one(problems, params), stacked)
 
     problem, start = starts[1]
-    wide = run(
+    wide = advanced(
         descent,
         Problem(jnp.pad(problem.X, ((0, 0), (0, 58))), problem.Y),
         Params(jnp.pad(start.W, ((0, 58), (0, 27))), jnp.pad(start.V, ((0, 27), (0, 0)))),
@@ -159,14 +146,14 @@ def test_chunks_padding_and_batches_change_no_bit(layers):
 def test_each_goes_on_with_the_state_of_the_other():
     problem, params = arrays(*draw(5, 21, 6, 5))
     descent = native.NativeDescent(0.003, 0.9)
-    there = run(descent.reference, problem, params, 30)
+    there = advanced(descent.reference, problem, params, 30)
     back = jax.jit(descent.reference.advance_to)(jax.jit(descent.advance_to)(there, 60), 90)
-    np.testing.assert_allclose(back.params.W, run(descent, problem, params, 90).params.W, rtol=1e-9)
+    np.testing.assert_allclose(back.params.W, advanced(descent, problem, params, 90).params.W, rtol=1e-9)
 
 
 def test_a_state_that_is_stopped_takes_no_step():
     descent = native.NativeDescent(0.003, stoppable=True)
-    state = run(descent, *arrays(*draw(6)), 5)._replace(stopped=jnp.bool_(True))
+    state = advanced(descent, *arrays(*draw(6)), 5)._replace(stopped=jnp.bool_(True))
     after = jax.jit(descent.advance_to)(state, 50)
     assert same(after, state)
     assert descent.result(after).status == Status.STOPPED
@@ -175,8 +162,8 @@ def test_a_state_that_is_stopped_takes_no_step():
 def test_single_precision_is_near_double():
     numbers = draw(7, 40, 6, 9)
     descent = native.NativeDescent(0.003, 0.9)
-    single = run(descent, *arrays(*numbers, kind=np.float32), 40)
-    double = run(descent, *arrays(*numbers), 40)
+    single = advanced(descent, *arrays(*numbers, kind=np.float32), 40)
+    double = advanced(descent, *arrays(*numbers), 40)
     assert single.params.W.dtype == np.float32
     np.testing.assert_allclose(single.params.W, double.params.W, atol=1e-4)
 
@@ -187,7 +174,7 @@ def test_velocities_that_fade_do_not_become_slow():
     W[:, 1] = [-1e3, 0, 0]
     problem, params = arrays(W, V, np.abs(X), Y, kind=np.float32)
     descent = native.NativeDescent(1e-3, 0.5, trained_layers="hidden")
-    state = run(descent, problem, params, 1)
+    state = advanced(descent, problem, params, 1)
     pushed = state._replace(optimizer_state=jax.tree.map(lambda leaf: leaf.at[:, 1].set(1e-37), state.optimizer_state))
     after = jax.jit(descent.advance_to)(pushed, 11)  # 1e-40 where subnormal numbers are kept.
     assert not np.any(np.asarray(after.optimizer_state[0].trace[:, 1]))
@@ -198,7 +185,7 @@ def test_an_infinite_weight_of_a_dead_neuron_is_no_divergence(num_samples):
     X = jnp.ones((num_samples, 1))
     problem, params = Problem(X, -jnp.ones((num_samples, 1))), Params(jnp.array([[-jnp.inf, 1.0]]), jnp.ones((2, 1)))
     descent = native.NativeDescent(0.001, trained_layers="hidden", stop="never")
-    found, expected = run(descent, problem, params, 3), run(descent.reference, problem, params, 3)
+    found, expected = advanced(descent, problem, params, 3), advanced(descent.reference, problem, params, 3)
     assert int(found.step) == int(expected.step) == 3
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-12)
 
