@@ -226,7 +226,6 @@ class Fit(NamedTuple):
       information: Fisher's, of these numbers.
       log_likelihood: of the counts, without the weak prior.
       deviance: of the counts from the model.
-      expected_deviance: its mean if the model were true with these parameters, less one for each of them.
     """
 
     model: Model
@@ -235,7 +234,6 @@ class Fit(NamedTuple):
     information: np.ndarray
     log_likelihood: float
     deviance: float
-    expected_deviance: float
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -396,8 +394,7 @@ def fit(
     likelihoods = log_likelihood(_logit(model, steep, inner, counts), counts)
     information = at(numbers)[2] if free else np.zeros((0, 0))
     deviance = 2 * float((saturated(counts) - likelihoods).sum())
-    expected = expected_deviance(special.expit(_logit(model, steep, inner, counts)), counts) - len(free)
-    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance, expected)
+    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance)
 
 
 class Estimate(NamedTuple):

@@ -52,7 +52,10 @@ def _spline(u: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def _curve(u: np.ndarray, knots: np.ndarray, counts: Counts) -> tuple[float, float]:
-    """The deviance of the counts, and what is expected of it, from a logistic curve in a natural spline of u; a slight ridge keeps it finite."""
+    """The deviance of the counts from a logistic curve in a natural spline of u, and what is expected of it.
+
+    A slight ridge keeps the curve finite.
+    """
     basis = _spline(u, knots)
     ridge = 1e-3 * np.eye(basis.shape[1])
 
