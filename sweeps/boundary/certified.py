@@ -12,7 +12,7 @@ from relu_sgd.theory import flip_certificate, hidden_layer, width_search
 __all__ = ["CertifiedWidth", "certified_widths"]
 
 EXPECTED, MEASURED, NONE = "expected", "measured", "none up to here"
-_WIDEST_FLIPS = 1600
+_WIDEST_FLIPS = 800
 
 
 class CertifiedWidth(NamedTuple):

@@ -1,5 +1,6 @@
 """Figures of the boundary, one of each kind for every set-up."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -57,7 +58,7 @@ def _boundary(
     _collapse(panels[0, 0], cells, tables, colours)
     _widths(panels[0, 1], limits, tables, colours)
     _certified(panels[1, 0], limits, tables.get("certified"), colours)
-    _steepness(panels[1, 1], limits, tables.get("transition"), colours)
+    _steepness(panels[1, 1], limits, tables.get("steepness"), tables.get("transition"), colours)
     runs = ", ".join(f"{int(part['runs'].sum()):,} at N = {n}" for n, part in cells.groupby("num_samples"))
     style.add_caption(
         figure,
@@ -77,7 +78,7 @@ def _collapse(
     for face in (True, False):
         chosen = (kinds == "counting") == face
         sums = cells[chosen].groupby([cells.loc[chosen, "num_samples"], bins[chosen]])[["runs", "converged"]].sum()
-        for n, colour in colours.items():
+        for (n, colour), mark in zip(colours.items(), itertools.cycle(_MARKS)):
             if n not in sums.index.get_level_values(0):
                 continue
             part = sums.loc[n]
@@ -85,13 +86,13 @@ def _collapse(
             share = (part["converged"] / part["runs"]).to_numpy()
             axes.errorbar(
                 2.0 ** part.index.to_numpy(float), share, np.maximum([share - ends[0], ends[1] - share], 0),
-                color=colour, marker="o", markersize=4, linestyle="-" if face else "", linewidth=1, elinewidth=0.8,
+                color=colour, marker=mark, markersize=4, linestyle="-" if face else "", linewidth=1, elinewidth=0.8,
                 markerfacecolor=colour if face else "white", label=f"N = {n}" if face else None, zorder=2 + face,
             )  # fmt: skip
     axes.plot([], [], "ko", markerfacecolor="white", label="rows with $N / d_0 < 2 \\log_2 N$")
     axes.axvline(1, color="tab:red", linewidth=1, label="counting: $d_0 d_1 = N$")
     axes.axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
-    style.set_log_x(axes, x, base=2)
+    style.set_log_x(axes, x.clip(2**-4, 2**5), base=2)
     axes.set_xlabel("$d_0 d_1 / N$")
     axes.set_ylabel("share of runs that succeed")
     title = "collapse"
@@ -122,8 +123,8 @@ def _widths(
 ) -> None:
     rank = tables.get("rank")
     laws = tables.get("laws")
-    for n, colour in colours.items():
-        _bars(axes, limits[limits["num_samples"] == n], colour, f"N = {n}")
+    for (n, colour), mark in zip(colours.items(), itertools.cycle(_MARKS)):
+        _bars(axes, limits[limits["num_samples"] == n], colour, f"N = {n}", mark)
         axes.axhline(np.log2(float(n)), color=colour, linestyle=":", linewidth=1)
         if rank is not None and len(rank):
             part = rank[(rank["num_samples"] == n) & (rank["moment"] == "start") & (rank["place"] == logistic.INSIDE)]
@@ -213,27 +214,32 @@ def _certified(
 
 
 def _steepness(
-    axes: Axes, limits: pandas.DataFrame, transition: pandas.DataFrame | None, colours: dict[float, object]
+    axes: Axes,
+    limits: pandas.DataFrame,
+    steepness: pandas.DataFrame | None,
+    transition: pandas.DataFrame | None,
+    colours: dict[float, object],
 ) -> None:
     inside = limits[limits["place"] == logistic.INSIDE]
-    d0 = sorted(set(inside["d0"]))
-    for place, size in enumerate(d0):
-        part = inside[inside["d0"] == size]
-        axes.plot(
-            part["num_samples"], part["slope"], marker=_MARKS[place % len(_MARKS)], markersize=5, linewidth=0.7,
-            color=style.shades(len(d0))[place], label=f"$d_0$ = {size}",
-        )  # fmt: skip
+    axes.plot(inside["num_samples"], inside["slope"], "_", color="0.7", markersize=9, label="of a row $(N, d_0)$")
+    if steepness is not None:
+        for row, mark in zip(steepness.itertuples(), itertools.cycle(_MARKS)):
+            ends = np.array([[row.steepness - row.low], [min(row.high, 1e3 * row.steepness) - row.steepness]])
+            axes.errorbar(
+                row.num_samples, row.steepness, ends, color=colours[row.num_samples], marker=mark, markersize=6
+            )
+        axes.plot([], [], "ko", label="common to all rows of $N$")
     if transition is not None and len(transition):
         row = transition[(transition["regime"] == "all") & (transition["powers"] == "w")]
         said = [f"{each.estimate:.2f} ({each.low:.2f} to {each.high:.2f})" for each in row.itertuples()]
         if said:
             axes.set_title(f"steepness grows as N to the power {said[0]}", fontsize="small")
+    style.set_log_x(axes, list(colours), base=2)
     if len(inside):
-        style.set_log_x(axes, list(colours), base=2)
         axes.set_yscale("log", base=2)
     axes.set_xlabel("samples $N$")
     axes.set_ylabel("steepness $b$: logit $P = b \\, (\\log d_1 - \\log d_1^*)$")
-    axes.legend(fontsize="x-small", ncols=2)
+    axes.legend(fontsize="x-small")
 
 
 def _dead(group: dict[str, str], tables: Mapping[str, pandas.DataFrame], caption: str) -> Figure:
@@ -242,18 +248,18 @@ def _dead(group: dict[str, str], tables: Mapping[str, pandas.DataFrame], caption
     figure.suptitle("dead samples at the start, and at the boundary")
     dead = tables["dead_samples"]
     colours = _colours(np.unique(dead["num_samples"]))
-    for n, colour in colours.items():
+    for (n, colour), mark in zip(colours.items(), itertools.cycle(_MARKS)):
         part = dead[dead["num_samples"] == n].groupby("d1")[["runs", "runs_with_dead"]].sum()
         share = (part["runs_with_dead"] / part["runs"]).to_numpy()
         ends = np.array([interval(int(c), int(r)) for r, c in part.itertuples(index=False)]).T
-        left.errorbar(part.index, share, np.maximum([share - ends[0], ends[1] - share], 0), color=colour, marker="o",
+        left.errorbar(part.index, share, np.maximum([share - ends[0], ends[1] - share], 0), color=colour, marker=mark,
                       markersize=4, linestyle="", label=f"N = {n}")  # fmt: skip
         d1 = np.linspace(1, max(30, 2 * np.log2(float(n))), 200)
         left.plot(d1, -np.expm1(float(n) * np.log1p(-(2.0**-d1))), color=colour, linewidth=1)
         limits = tables["boundaries"]
         row = limits[(limits["num_samples"] == n) & (limits["place"] == logistic.INSIDE)]
         size, low, high = row["expected_dead"], row["expected_dead_low"], row["expected_dead_high"]
-        right.errorbar(row["d0"] / row["num_samples"], size, [size - low, high - size], color=colour, marker="o",
+        right.errorbar(row["d0"] / row["num_samples"], size, [size - low, high - size], color=colour, marker=mark,
                        markersize=4, linestyle="", label=f"N = {n}")  # fmt: skip
     left.plot([], [], "k-", linewidth=1, label="independent samples: $1 - (1 - 2^{-d_1})^N$")
     left.set_xlim(0, 32)

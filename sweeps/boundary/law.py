@@ -388,7 +388,7 @@ def fit(
             jac=lambda x: at(x)[1],
             hess=lambda x: at(x)[2],
             method="trust-exact",
-            options={"gtol": 1e-4, "maxiter": 200},
+            options={"gtol": 1e-3, "maxiter": 200},
         ).x
     inner = whole(numbers)
     likelihoods = log_likelihood(_logit(model, steep, inner, counts), counts)

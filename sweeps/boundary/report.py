@@ -166,6 +166,8 @@ def scalings(
         kinds = law.regime(whole.num_samples, whole.d0)
         for kind in ("all", "counting", "between", "floor"):
             counts = whole.take(kinds == kind) if kind != "all" else whole
+            if len(np.unique(counts.rows)) < 3 or len(np.unique(counts.num_samples)) < 2:
+                continue
             here = {**group, "regime": kind, "runs": int(counts.runs.sum())}
             for name, coordinate in _coordinates(counts, found).items():
                 try:
@@ -173,7 +175,7 @@ def scalings(
                 except ValueError:
                     continue
                 collapses.append({**here, "coordinate": name, **collapsed._asdict()})
-            for with_width in (False, True):
+            for with_width in (False, True) if kind == "all" else (False,):
                 try:
                     grown = scaling.transition_exponent(counts, with_width=with_width, num_resamples=num_resamples)
                 except ValueError:
@@ -193,6 +195,14 @@ def scalings(
                     for place, name in enumerate(grown.names)
                 ]
     return pandas.DataFrame(collapses), pandas.DataFrame(exponents)
+
+
+def _steepness(table: pandas.DataFrame) -> pandas.DataFrame:
+    """A row a (set-up, N): `scaling.steepness`."""
+    rows = [
+        {**group, **found._asdict()} for group, part in _groups(table) for found in scaling.steepness(Counts.of(part))
+    ]
+    return pandas.DataFrame(rows)
 
 
 def dead_samples(table: pandas.DataFrame) -> pandas.DataFrame:
@@ -323,7 +333,7 @@ def _certified(rows: tuple[tuple[int, int], ...]) -> pandas.DataFrame:
 
 
 def analyze(
-    table: pandas.DataFrame, *, caption: str = "", largest_certified: int = 800, num_resamples: int = 400
+    table: pandas.DataFrame, *, caption: str = "", largest_certified: int = 800, num_resamples: int = 200
 ) -> Report:
     """The report of a table of counts.
 
@@ -351,6 +361,7 @@ def analyze(
     tables["rank"] = ranks(table)
     pairs = table.loc[table["num_samples"] <= largest_certified, ["num_samples", "d0"]].drop_duplicates()
     tables["certified"] = _certified(tuple((int(n), int(d0)) for n, d0 in pairs.itertuples(index=False)))
+    tables["steepness"] = _steepness(table)
     tables = {name: part for name, part in tables.items() if len(part)}
     drawn = figures.draw(tables, caption)
     return Report(tables, drawn, (), "\n".join([*_lines(tables), caption]), {"models": "%.8g"})

@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import interpolate, optimize, special, stats
 
 from sweeps.boundary.law import (
     REFERENCE_SIZE,
@@ -16,7 +16,15 @@ from sweeps.boundary.law import (
     saturated,
 )
 
-__all__ = ["Collapse", "WidthExponent", "collapse", "expected_dead", "probability_of_dead", "transition_exponent"]
+__all__ = [
+    "Collapse",
+    "WidthExponent",
+    "collapse",
+    "expected_dead",
+    "probability_of_dead",
+    "steepness",
+    "transition_exponent",
+]
 
 
 class Collapse(NamedTuple):
@@ -134,15 +142,88 @@ class WidthExponent(NamedTuple):
     rows: int
 
 
+class _Steepness:
+    """The likelihood of every row's steepness b, the row's boundary at its best.
+
+    It is multiplied by the root of 1 / information of that boundary (D. R. Cox and N. Reid, Parameter orthogonality and
+    approximate conditional inference, Journal of the Royal Statistical Society B 49, 1987), without which many rows
+    with few runs each would make b too large. It is computed once, on a grid of log b, and interpolated.
+
+    Attributes:
+      num_samples, log_width: N and log d1*, of the rows that have both successes and failures.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        rows = counts.rows
+        by_row = lambda values: np.bincount(rows, values, minlength=rows.max() + 1)
+        mixed = (by_row(counts.successes) > 0) & (by_row(counts.successes) < by_row(counts.runs))
+        kept = counts.take(mixed[rows])
+        self._kept, self._rows = kept, kept.rows
+        self.count = len(np.unique(self._rows))
+        self.num_samples = kept.num_samples[np.unique(self._rows, return_index=True)[1]]
+        if self.count:
+            self.log_width = self._located(5.0)
+            self._grid = np.linspace(-1.5, 6.0, 76)
+            table = np.stack([self._likelihoods(float(np.exp(point))) for point in self._grid])
+            self._coefficients = interpolate.CubicSpline(self._grid, table).c
+
+    def _sums(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self._rows, values, minlength=self.count)
+
+    def _located(self, slope: float) -> np.ndarray:
+        """The best log d1* of every row: the number of successes is what is expected."""
+        x, runs, total = np.log(self._kept.d1), self._kept.runs, self._sums(self._kept.successes)
+        low, high = np.full(self.count, x.min() - 20.0), np.full(self.count, x.max() + 20.0)
+        for _ in range(50):
+            middle = (low + high) / 2
+            more = self._sums(runs * special.expit(slope * (x - middle[self._rows]))) > total
+            low, high = np.where(more, middle, low), np.where(more, high, middle)
+        return (low + high) / 2
+
+    def _likelihoods(self, slope: float) -> np.ndarray:
+        eta = slope * (np.log(self._kept.d1) - self._located(slope)[self._rows])
+        p = special.expit(eta)
+        information = slope**2 * self._sums(self._kept.runs * p * (1 - p))
+        return self._sums(log_likelihood(eta, self._kept)) - 0.5 * np.log(np.maximum(information, 1e-300))
+
+    def at(self, log_slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The logarithm of every row's likelihood, and its derivative; flat beyond the grid."""
+        inside = np.clip(log_slopes, self._grid[0], self._grid[-1] - 1e-9)
+        place = ((inside - self._grid[0]) / (self._grid[1] - self._grid[0])).astype(int)
+        a, b, c, d = self._coefficients[:, place, np.arange(self.count)]
+        x = inside - self._grid[place]
+        return ((a * x + b) * x + c) * x + d, np.where(inside == log_slopes, (3 * a * x + 2 * b) * x + c, 0.0)
+
+    def best(
+        self, regressors: np.ndarray, weights: np.ndarray, begin: np.ndarray, fixed: tuple[int, float] | None = None
+    ) -> tuple[np.ndarray, float]:
+        """The powers of the largest likelihood, and its logarithm; rows count as often as `weights` says."""
+        begin = begin.copy()
+        if fixed is not None:
+            begin[fixed[0]] = fixed[1]
+        free = [place for place in range(len(begin)) if fixed is None or place != fixed[0]]
+
+        def whole(numbers: np.ndarray) -> np.ndarray:
+            beta = begin.copy()
+            beta[free] = numbers
+            return beta
+
+        def fall(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+            value, derivative = self.at(regressors @ whole(numbers))
+            return -float(weights @ value), -((weights * derivative) @ regressors)[free]
+
+        if not free:
+            return begin, -fall(begin[free])[0]
+        found = optimize.minimize(fall, begin[free], jac=True, method="BFGS", options={"gtol": 1e-4})
+        return whole(found.x), -float(found.fun)
+
+
 def transition_exponent(
     counts: Counts, *, with_width: bool = False, level: float = 0.95, num_resamples: int = 200, seed: int = 0
 ) -> WidthExponent:
     """The finite-size exponent of the transition, without a law of the boundary.
 
-    In every row (N, d0) logit P = b (log d1 - m), m free; b is common up to powers. The likelihood is that of b with
-    every m at its best, times the root of 1 / information of m (D. R. Cox and N. Reid, Parameter orthogonality and
-    approximate conditional inference, Journal of the Royal Statistical Society B 49, 1987), without which many rows
-    with few runs each would make b too large.
+    In every row (N, d0) logit P = b (log d1 - m), m free; b is common up to powers.
 
     Args:
       counts: cells.
@@ -154,94 +235,72 @@ def transition_exponent(
     Raises:
       ValueError: fewer than two N have rows with both successes and failures.
     """
-    rows, x = counts.rows, np.log(counts.d1)
-    sums = lambda values: np.bincount(rows, values, minlength=rows.max() + 1)
-    mixed = (sums(counts.successes) > 0) & (sums(counts.successes) < sums(counts.runs))
-    kept = counts.take(mixed[rows])
-    if len(np.unique(kept.num_samples)) < 2:
+    rows = _Steepness(counts)
+    if len(np.unique(rows.num_samples)) < 2:
         raise ValueError("an exponent of N needs two N with both successes and failures")
-    rows, x = kept.rows, np.log(kept.d1)
-    count = int(rows.max()) + 1
-    first = np.unique(rows, return_index=True)[1]
-    sums = lambda values: np.bincount(rows, values, minlength=count)
-    total = sums(kept.successes)
-
-    def located(slopes: np.ndarray) -> np.ndarray:
-        """The best m of every row: the number of successes is what is expected."""
-        low, high = np.full(count, x.min() - 20.0), np.full(count, x.max() + 20.0)
-        for _ in range(50):
-            middle = (low + high) / 2
-            more = sums(kept.runs * special.expit(slopes[rows] * (x - middle[rows]))) > total
-            low, high = np.where(more, middle, low), np.where(more, high, middle)
-        return (low + high) / 2
-
-    def likelihood(slopes: np.ndarray) -> np.ndarray:
-        """Of every row."""
-        eta = slopes[rows] * (x - located(slopes)[rows])
-        p = special.expit(eta)
-        information = slopes**2 * sums(kept.runs * p * (1 - p))
-        return sums(log_likelihood(eta, kept)) - 0.5 * np.log(np.maximum(information, 1e-300))
-
-    regressors = [np.ones(count), np.log(kept.num_samples[first] / REFERENCE_SIZE)]
+    regressors = [np.ones(rows.count), np.log(rows.num_samples / REFERENCE_SIZE)]
     if with_width:
-        m = located(np.full(count, 5.0))
-        regressors.append(m - m.mean())
+        regressors.append(rows.log_width - rows.log_width.mean())
     Z = np.stack(regressors, axis=1)
-    # Each row's likelihood over log b, once, on a grid: fits and resamples then interpolate.
-    grid = np.linspace(-1.5, 6.0, 151)
-    table = np.stack([likelihood(np.full(count, np.exp(point))) for point in grid])
-
-    def values(beta: np.ndarray) -> np.ndarray:
-        """Of every row, interpolated; constant beyond the grid."""
-        place = np.clip((Z @ beta - grid[0]) / (grid[1] - grid[0]), 1, len(grid) - 2.001)
-        whole, part = place.astype(int), place % 1
-        each = np.arange(count)
-        # Quadratic, so that maxima are not at grid points.
-        left, middle, right = (table[whole + shift, each] for shift in (-1, 0, 1))
-        return middle + part * (right - left) / 2 + part**2 * (right - 2 * middle + left) / 2
-
-    def best(multiplicity: np.ndarray, fixed: tuple[int, float] | None, begin: np.ndarray) -> tuple[np.ndarray, float]:
-        free = [place for place in range(Z.shape[1]) if fixed is None or place != fixed[0]]
-
-        def whole(numbers: np.ndarray) -> np.ndarray:
-            beta = begin.copy()
-            beta[free] = numbers
-            if fixed is not None:
-                beta[fixed[0]] = fixed[1]
-            return beta
-
-        found = optimize.minimize(
-            lambda numbers: -float(multiplicity @ values(whole(numbers))),
-            begin[free],
-            method="Nelder-Mead",
-            options={"xatol": 1e-4, "fatol": 1e-5, "maxiter": 2000},
-        )
-        return whole(found.x), -float(found.fun)
-
-    ones = np.ones(count)
-    beta, top = best(ones, None, np.array([2.0, *np.zeros(Z.shape[1] - 1)]))
+    ones = np.ones(rows.count)
+    beta, top = rows.best(Z, ones, np.array([2.0, *np.zeros(Z.shape[1] - 1)]))
     drop = float(stats.chi2.ppf(level, 1))
 
     def fall(place: int, number: float) -> float:
-        return 2 * (top - best(ones, (place, number), beta)[1]) - drop
+        return 2 * (top - rows.best(Z, ones, beta, (place, number))[1]) - drop
 
     ends = [
         [crossing(functools.partial(fall, place), beta[place], side * 0.1) for place in range(1, Z.shape[1])]
         for side in (-1, 1)
     ]
     generator = np.random.default_rng(seed)
-    drawn = np.array(
-        [
-            best(np.bincount(generator.integers(count, size=count), minlength=count).astype(float), None, beta)[0][1:]
-            for _ in range(num_resamples)
-        ]
-    ).reshape(num_resamples, Z.shape[1] - 1)
-    tail = (1 - level) / 2
-    around = np.quantile(drawn, [tail, 1 - tail], axis=0) if num_resamples else np.full((2, Z.shape[1] - 1), np.nan)
-    names = ("w", "v")[: Z.shape[1] - 1]
-    return WidthExponent(
-        names, beta[1:], np.array(ends[0]), np.array(ends[1]), around[0], around[1], float(np.exp(beta[0])), count
-    )
+    drawn = [
+        rows.best(Z, np.bincount(generator.integers(rows.count, size=rows.count), minlength=rows.count) * 1.0, beta)[0]
+        for _ in range(num_resamples)
+    ]
+    around = np.full((2, len(beta)), np.nan)
+    if num_resamples:
+        around = np.quantile(np.array(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    names = ("w", "v")[: len(beta) - 1]
+    low, high = map(np.array, ends)
+    slope = float(np.exp(beta[0]))
+    return WidthExponent(names, beta[1:], low, high, around[0, 1:], around[1, 1:], slope, rows.count)
+
+
+class Steepness(NamedTuple):
+    """Of the transition at one N: b, common to its rows, with its interval from the profile.
+
+    Attributes:
+      num_samples: N.
+      rows: how many have both successes and failures.
+      steepness, low, high: b and its interval.
+    """
+
+    num_samples: int
+    rows: int
+    steepness: float
+    low: float
+    high: float
+
+
+def steepness(counts: Counts, level: float = 0.95) -> list[Steepness]:
+    """The transition's steepness at every N that has rows with both successes and failures."""
+    drop = float(stats.chi2.ppf(level, 1))
+    found = []
+    for size in np.unique(counts.num_samples):
+        rows = _Steepness(counts.take(counts.num_samples == size))
+        if not rows.count:
+            continue
+        beta, top = rows.best(np.ones((rows.count, 1)), np.ones(rows.count), np.array([2.0]))
+        fall = functools.partial(_fall, rows, top, drop)
+        low, high = (crossing(fall, beta[0], side * 0.05) for side in (-1, 1))
+        with np.errstate(over="ignore"):
+            found.append(Steepness(int(size), rows.count, *(float(np.exp(log)) for log in (beta[0], low, high))))
+    return found
+
+
+def _fall(rows: _Steepness, top: float, drop: float, log_slope: float) -> float:
+    return 2 * (top - float(rows.at(np.full(rows.count, log_slope))[0].sum())) - drop
 
 
 def expected_dead(num_samples: Any, d1: Any) -> np.ndarray:
