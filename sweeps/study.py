@@ -346,6 +346,7 @@ class Study:
       statuses: the codes that a finished run may have, with their meaning; 0 is a pending run's.
       execution_groups: the groups of flags of `Execution` that have an effect here.
       nan_allowed: whether a metric of a finished run may be NaN; otherwise that is a sign of damage.
+      allocates: whether the study says itself which cells have runs, see `allocate`; then it has no seeds of its own.
     """
 
     name: ClassVar[str]
@@ -353,6 +354,7 @@ class Study:
     statuses: ClassVar[Mapping[int, str]] = {1: "done"}
     execution_groups: ClassVar[tuple[str, ...]] = ("output", "tiles", "devices")
     nan_allowed: ClassVar[bool] = False
+    allocates: ClassVar[bool] = False
 
     # What a subclass says of itself.
 
@@ -369,7 +371,21 @@ class Study:
 
     def seeds(self) -> range:
         """The runs of a cell."""
-        return range(getattr(self, "num_seeds", 1))
+        return range(0 if self.allocates else getattr(self, "num_seeds", 1))
+
+    def allocate(
+        self, successes: Mapping[str, np.ndarray], runs: Mapping[str, np.ndarray], unit: int
+    ) -> list[tuple[str, tuple[int, ...]]]:
+        """Which cells have the next runs, for a study that `allocates`; it must follow from the counts alone.
+
+        Args:
+          successes, runs: counts so far by the name of the variant, over the axes.
+          unit: runs that a cell has each time.
+
+        Returns:
+          The name of the variant and the place among the axes, once for every `unit` runs; nothing when all is done.
+        """
+        raise NotImplementedError(f"{type(self).__name__} allocates its runs, and so must have allocate")
 
     @property
     def metrics(self) -> Metrics:

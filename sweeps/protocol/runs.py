@@ -44,6 +44,7 @@ __all__ = [
     "metrics",
     "network_cost",
     "starts_of",
+    "train_runs",
     "train_tile",
 ]
 
@@ -322,38 +323,23 @@ def map_cells(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
 
 
-def train_tile(
+def train_runs(
     protocol: Protocol,
     trained_layers: TrainedLayers,
     tile: Tile,
+    runs: Run,
     *,
     lanes: int = 0,
     steps_per_chunk: int = STEPS_PER_CHUNK,
     devices: list[jax.Device] | None = None,
     decider: "TileProofs | None" = None,
     kernel: str = "xla",
-) -> tuple[dict[str, np.ndarray], Timings]:
-    """A tile from its draws to its records.
-
-    Args:
-      protocol: that of the tile's variant.
-      trained_layers: those of the tile's variant.
-      tile: what to train.
-      lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
-      steps_per_chunk, devices: as for `engine.run_on_devices`.
-      decider: what proves, and may end runs (a protocol with stop="decided" needs it); see `sweeps.proving`.
-      kernel: "xla", or a name that `kernel_of` has.
-
-    Returns:
-      The records of its runs, and the seconds that went into each part of the work.
-    """
-    begun = time.perf_counter()
-    runs = draw_tile(protocol, tile)
+) -> tuple[End, Timings]:
+    """The runs of a tile from their starts to their ends, both on the host and stacked; see `train_tile`."""
     # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle
     # late.
     order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
     ordered = jax.tree.map(lambda leaf: leaf[order], runs)
-    drawing = time.perf_counter() - begun
     num_weights = math.prod(padded(tile))
     num_steps, follows_inclusion = protocol.num_steps, protocol.dynamics == "inclusion"
     # The compiled code takes one network after another, whatever the lanes; more are for looks between chunks.
@@ -392,12 +378,54 @@ def train_tile(
             between=between,
         )
         ends = _end_of(results)
+    if decider is not None:
+        timings["running"] -= decider.seconds
+    return jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends), timings
+
+
+def train_tile(
+    protocol: Protocol,
+    trained_layers: TrainedLayers,
+    tile: Tile,
+    *,
+    lanes: int = 0,
+    steps_per_chunk: int = STEPS_PER_CHUNK,
+    devices: list[jax.Device] | None = None,
+    decider: "TileProofs | None" = None,
+    kernel: str = "xla",
+) -> tuple[dict[str, np.ndarray], Timings]:
+    """A tile from its draws to its records.
+
+    Args:
+      protocol: that of the tile's variant.
+      trained_layers: those of the tile's variant.
+      tile: what to train.
+      lanes: as for `engine.run_on_devices`; 0 for `engine.default_lanes`.
+      steps_per_chunk, devices: as for `engine.run_on_devices`.
+      decider: what proves, and may end runs (a protocol with stop="decided" needs it); see `sweeps.proving`.
+      kernel: "xla", or a name that `kernel_of` has.
+
+    Returns:
+      The records of its runs, and the seconds that went into each part of the work.
+    """
     begun = time.perf_counter()
-    ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)
+    runs = draw_tile(protocol, tile)
+    drawing = time.perf_counter() - begun
+    ends, timings = train_runs(
+        protocol,
+        trained_layers,
+        tile,
+        runs,
+        lanes=lanes,
+        steps_per_chunk=steps_per_chunk,
+        devices=devices,
+        decider=decider,
+        kernel=kernel,
+    )
+    begun = time.perf_counter()
     records = measure_tile(protocol, tile, runs, ends)
     timings |= {"drawing": drawing, "measuring": time.perf_counter() - begun}
     if decider is not None:
-        timings["running"] -= decider.seconds
         if decider.record:
             records |= decider.records(runs, ends.params, records["status"])
         timings["proving"] = decider.seconds

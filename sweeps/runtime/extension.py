@@ -1,4 +1,5 @@
-"""Runs beyond a store's own seeds, of some of its cells: what --refine adds.
+"""Runs beyond a store's own seeds, of some of its cells: what --refine adds, and all runs of a study that allocates
+them itself (`Study.allocates`), whose store has no seeds of its own.
 
 They are in a store of their own, refined.zarr beside results.zarr, with the same groups, dimensions and metrics and the
 seeds that follow. Its attribute "rounds" says which runs were asked for, and in what order: all others stay pending.
@@ -11,9 +12,10 @@ Smaller ones hardly choose better (docs/refinement.md).
 """
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -27,7 +29,10 @@ from sweeps.study import Study, Tile, UsageError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["UNIT", "asked", "beyond", "check", "num_runs", "read", "refine"]
+__all__ = ["UNIT", "allocate", "asked", "beyond", "check", "num_runs", "read", "refine"]
+
+# From the grid and the runs so far to the rounds with what is to be run next; as they were when that is all.
+_Following: TypeAlias = Callable[["_Grid", Store], list[list[dict[str, Any]]]]
 
 # Runs that a chosen cell has at once: as many as a processor trains side by side.
 UNIT = 8
@@ -249,6 +254,57 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
     if any(store.pending(variant.group).any() for variant in study.variants()):
         logging.warning("--refine: some runs of the grid are missing, and nothing was refined")
         return
+    more = _in_rounds(study, store, run, lambda grid, more: _following(study, grid, store, more, budget // UNIT))
+    if (made := sum(map(len, more.attributes["rounds"]))) < budget // UNIT:
+        text = "%d of %d further runs were made: no other would tell more of a boundary inside the grid"
+        logging.info(text, UNIT * made, budget)
+
+
+def allocate(study: Study, store: Store, run: Callable[[Store, range, Sequence[Tile]], None]) -> None:
+    """All runs of a study that allocates them itself, round after round.
+
+    Args:
+      study: whose results they are.
+      store: without seeds of its own.
+      run: as for `refine`.
+
+    Raises:
+      StoreError: results are damaged.
+      SystemExit: `run` was asked to stop.
+    """
+    _in_rounds(study, store, run, functools.partial(_allocated, study))
+
+
+def _allocated(study: Study, grid: "_Grid", more: Store) -> list[list[dict[str, Any]]]:
+    """The rounds, with the one that a study asks for next."""
+    import xarray as xr
+
+    rounds = more.attributes["rounds"]
+    shape = tuple(map(len, study.axes().values()))
+    runs = {variant.group: np.zeros(shape, int) for variant in study.variants()}
+    successes = {group: np.zeros(shape, int) for group in runs}
+    taken = collections.Counter(_key(unit) for made in rounds for unit in made)
+    for unit in (unit for made in rounds for unit in made):
+        group, cell = unit["variant"], grid.index(unit)
+        codes = np.asarray(more.array(group, "status")[(*cell, slice(*unit["seeds"]))])
+        successes[group][cell] += int(study.succeeded(xr.Dataset({"status": ("seed", codes)})).sum())
+        runs[group][cell] += len(codes)
+    new = []
+    for group, cell in study.allocate(successes, runs, UNIT):
+        unit = {
+            "variant": group,
+            "cell": {name: values[i] for (name, values), i in zip(study.axes().items(), cell, strict=True)},
+        }
+        start = UNIT * taken[_key(unit)]
+        taken[_key(unit)] += 1
+        new.append({**unit, "seeds": [start, start + UNIT]})
+    return [*rounds, new] if new else rounds
+
+
+def _in_rounds(
+    study: Study, store: Store, run: Callable[[Store, range, Sequence[Tile]], None], following: _Following
+) -> Store:
+    """Does what is asked for, and asks for more, until that is all."""
     more = beyond(store, read_only=False) or _create(study, store)
     grid, first = _Grid(study, store.attributes["block"]), study.seeds().stop
     while True:
@@ -261,14 +317,10 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
         where = {**study.axes(), "seed": seeds}
         tiles = [(tile, left[tile.variant.group][tile.slices(where)].any()) for tile in map(grid.tile, units)]
         if todo := [tile for tile, is_left in tiles if is_left]:
-            logging.info("refinement, round %d: %d groups of %d runs", len(rounds), len(todo), UNIT)
+            logging.info("round %d: %d groups of %d runs", len(rounds), len(todo), UNIT)
             run(more, seeds, todo)
         more.verify((0, *study.statuses))
-        following = _following(study, grid, store, more, budget // UNIT)
-        if following == rounds:
-            break
-        zarr.open_group(more.path, mode="r+").attrs["rounds"] = following
+        if (next_rounds := following(grid, more)) == rounds:
+            return more
+        zarr.open_group(more.path, mode="r+").attrs["rounds"] = next_rounds
         more = Store.open(more.path)
-    if len(units) < budget // UNIT:
-        text = "%d of %d further runs were made: no other would tell more of a boundary inside the grid"
-        logging.info(text, UNIT * len(units), budget)
