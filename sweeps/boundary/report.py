@@ -1,25 +1,42 @@
 """What the counts say of the boundary: tables, figures, and a text."""
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
 
+from relu_sgd import Status
 from sweeps import logistic
 from sweeps.boundary import figures, law, scaling
 from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
+from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
-from sweeps.study import Report
+from sweeps.runtime.session import configuration_of
+from sweeps.study import Report, Results
 
-__all__ = ["GROUP", "analyze", "boundaries", "dead_samples", "floors", "laws", "models", "ranks", "scalings"]
+if TYPE_CHECKING:
+    from sweeps.boundary.study import BoundaryStudy
+
+__all__ = [
+    "GROUP",
+    "analyze",
+    "boundaries",
+    "dead_samples",
+    "failures",
+    "floors",
+    "laws",
+    "models",
+    "ranks",
+    "report",
+    "scalings",
+]
 
 GROUP = ["condition", "trained_layers", "loss"]
 # Fitted besides the best one, so that set-ups can be compared.
 REFERENCES = ("power", "exponents", "power + log")
-FLOOR_LAWS = ("constant", "log2 N + constant", "multiple of log2 N", "power of N")
 
 
 def _groups(table: pandas.DataFrame) -> Iterable[tuple[dict[str, str], pandas.DataFrame]]:
@@ -72,7 +89,7 @@ def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamp
     return pandas.DataFrame(rows)
 
 
-def models(table: pandas.DataFrame) -> pandas.DataFrame:
+def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS) -> pandas.DataFrame:
     """A row a (set-up, what is left out, model), the best first: how well it foresees what is left out.
 
     `left_out` is "rows" (N, d0), one after the other, or "largest N". `deviance` is that of a fit to all cells and
@@ -81,7 +98,7 @@ def models(table: pandas.DataFrame) -> pandas.DataFrame:
     rows = []
     for group, part in _groups(table):
         counts = Counts.of(part)
-        known = law.candidates(counts)
+        known = law.candidates(counts, candidates)
         fits = {model.name: law.fit(model, counts) for model in known}
         expected = {name: law.expected_deviance(found.probability(counts), counts) for name, found in fits.items()}
         folds = {"rows": law.leave_out_rows(counts), "largest N": law.leave_out_sizes(counts)}
@@ -333,7 +350,13 @@ def _certified(rows: tuple[tuple[int, int], ...]) -> pandas.DataFrame:
 
 
 def analyze(
-    table: pandas.DataFrame, *, caption: str = "", largest_certified: int = 800, num_resamples: int = 200
+    table: pandas.DataFrame,
+    *,
+    caption: str = "",
+    more: Mapping[str, pandas.DataFrame] | None = None,
+    candidates: Sequence[law.Model] = law.MODELS,
+    largest_certified: int = 800,
+    num_resamples: int = 200,
 ) -> Report:
     """The report of a table of counts.
 
@@ -341,6 +364,8 @@ def analyze(
       table: a row a cell; columns condition, trained_layers, loss, num_samples, d0, d1, runs, converged, proved_global,
         proved_local, diverged, dead_at_start, runs_with_dead, full_rank_start, full_rank_end.
       caption: what was run, for figures and text.
+      more: further tables.
+      candidates: the laws that are compared.
       largest_certified: N up to which certified widths are computed.
       num_resamples: of rows, for the second intervals.
     """
@@ -353,7 +378,7 @@ def analyze(
     if table["proved_global"].notna().any():
         tables["boundaries_proved"] = boundaries(table, "proved_global")
     if len(fitted):
-        tables["models"] = models(fitted)
+        tables["models"] = models(fitted, candidates)
         tables["laws"] = laws(fitted, tables["models"], num_resamples)
         tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples // 2)
         tables["floor"] = floors(fitted)
@@ -361,10 +386,55 @@ def analyze(
     tables["rank"] = ranks(table)
     pairs = table.loc[table["num_samples"] <= largest_certified, ["num_samples", "d0"]].drop_duplicates()
     tables["certified"] = _certified(tuple((int(n), int(d0)) for n, d0 in pairs.itertuples(index=False)))
-    tables["steepness"] = _steepness(table)
+    tables |= {"steepness": _steepness(table), **(more or {})}
     tables = {name: part for name, part in tables.items() if len(part)}
     drawn = figures.draw(tables, caption)
     return Report(tables, drawn, (), "\n".join([*_lines(tables), caption]), {"models": "%.8g"})
+
+
+def failures(results: Results) -> pandas.DataFrame:
+    """A row a (set-up, N, d0, d1): whether dead samples are why runs fail.
+
+    Counts of finished runs that did not diverge: `runs`, `failed`, `dead_start` and `dead_end` (with a dead sample at
+    the start, and in the last network), `failed_dead_start`, `failed_dead_end`.
+    """
+    rows = []
+    for variant, found in results.items():
+        status, start, end = (found[name].values for name in ("status", "dead_at_start", "dead_samples"))
+        finished = (status != Status.PENDING) & (status != Status.DIVERGED)
+        failed = finished & (status != Status.CONVERGED)
+        counts = {
+            "runs": finished,
+            "failed": failed,
+            "dead_start": finished & (start > 0),
+            "dead_end": finished & (end > 0),
+            "failed_dead_start": failed & (start > 0),
+            "failed_dead_end": failed & (end > 0),
+        }
+        sums = {name: mask.sum(axis=-1) for name, mask in counts.items()}
+        rows += [
+            {
+                "condition": variant.name,
+                "trained_layers": variant.trained_layers,
+                "loss": "squared",
+                "num_samples": variant.num_samples,
+                "d0": int(found["d0"].values[i]),
+                "d1": int(found["d1"].values[j]),
+                **{name: int(total[i, j]) for name, total in sums.items()},
+            }
+            for i, j in np.argwhere(sums["runs"] > 0)
+        ]
+    return pandas.DataFrame(rows)
+
+
+def report(study: "BoundaryStudy", results: Results) -> Report:
+    """The report of a study's results."""
+    caption = (
+        f"Rows uniform on the sphere, balanced labels; at most {study.steps_per_sample} N steps, {study.stop}, "
+        f"{study.precision}; scaled: learning rate {study.rate:g} over the largest eigenvalue of J J^T at the start. "
+        f"Configuration {configuration_of(study.science())}."
+    )
+    return analyze(counted(study, results), caption=caption, more={"failures": failures(results)})
 
 
 def _said(values: Sequence[float]) -> str:
@@ -422,6 +492,16 @@ def _lines(tables: dict[str, pandas.DataFrame]) -> list[str]:
                 f"dead samples at the start, counted over expected N 2^-d1: {_said(dead_ratio(dead))} in {len(dead)} "
                 f"cells; share of runs with one as for independent samples in {int(dead['inside'].sum())} cells"
             )
+        causes = here("failures")
+        if len(causes):
+            low = causes[law.regime(causes["num_samples"].to_numpy(float), causes["d0"].to_numpy(float)) == "floor"]
+            for name, part in (("all rows", causes), ("floor rows", low)):
+                total = part.drop(columns=list(group)).sum()
+                lines.append(
+                    f"{name}: of {int(total['failed'])} failures {int(total['failed_dead_end'])} end with a dead "
+                    f"sample, {int(total['failed_dead_start'])} began with one; of {int(total['dead_start'])} runs that began "
+                    f"with one {int(total['dead_start'] - total['failed_dead_start'])} succeeded"
+                )
         for moment, row in here("rank").groupby("moment", sort=False) if len(here("rank")) else ():
             lines.append(f"rank N at the {moment}: {int(row['full_rank'].sum())} of {int(row['runs'].sum())} runs")
     return lines

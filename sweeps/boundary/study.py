@@ -43,7 +43,7 @@ class BoundaryStudy(Study):
     """Networks near the boundary, of every N, d0, set-up and condition; the fields are the flags."""
 
     name = "boundary"
-    reporter = "sweeps.boundary.tables:report"
+    reporter = "sweeps.boundary.report:report"
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
     allocates: ClassVar[bool] = True
 
