@@ -127,16 +127,15 @@ def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS
     return pandas.DataFrame(rows)
 
 
-def _best(compared: pandas.DataFrame, group: dict[str, str], left_out: str = "rows") -> str:
-    """The simplest model within one standard error of the best."""
-    part = compared[(compared[list(group)] == pandas.Series(group)).all(axis=1) & (compared["left_out"] == left_out)]
-    near = part[part["behind"] <= part["standard_error"].fillna(0)]
-    return str(near.sort_values(["parameters", "behind"])["model"].iloc[0])
+def _best(compared: pandas.DataFrame, group: dict[str, str]) -> str:
+    """The model that foresees rows best."""
+    part = _select(compared, group)
+    return str(part.loc[part["left_out"] == "rows", "model"].iloc[0])
 
 
 def laws(table: pandas.DataFrame, compared: pandas.DataFrame, num_resamples: int = 400) -> pandas.DataFrame:
-    """A row a (set-up, model, parameter), with both intervals: of the simplest model within a standard error of the
-    best on rows left out, `chosen`, and of `REFERENCES`.
+    """A row a (set-up, model, parameter), with both intervals: of the model that foresees rows best, `chosen`, and of
+    `REFERENCES`.
     """
     rows = []
     for group, part in _groups(table):
@@ -373,10 +372,10 @@ def analyze(
     # A set-up needs rows of at least two N, and something to see.
     enough = table.groupby(GROUP)["num_samples"].transform("nunique") > 1
     fitted = table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)]
-    limits = boundaries(table)
+    limits = boundaries(table, num_resamples=2 * num_resamples)
     tables: dict[str, pandas.DataFrame] = {"summary": table, "boundaries": limits}
     if table["proved_global"].notna().any():
-        tables["boundaries_proved"] = boundaries(table, "proved_global")
+        tables["boundaries_proved"] = boundaries(table, "proved_global", 2 * num_resamples)
     if len(fitted):
         tables["models"] = models(fitted, candidates)
         tables["laws"] = laws(fitted, tables["models"], num_resamples)
@@ -496,11 +495,11 @@ def _lines(tables: dict[str, pandas.DataFrame]) -> list[str]:
         if len(causes):
             low = causes[law.regime(causes["num_samples"].to_numpy(float), causes["d0"].to_numpy(float)) == "floor"]
             for name, part in (("all rows", causes), ("floor rows", low)):
-                total = part.drop(columns=list(group)).sum()
+                total = part.drop(columns=list(group)).sum().astype(int)
                 lines.append(
-                    f"{name}: of {int(total['failed'])} failures {int(total['failed_dead_end'])} end with a dead "
-                    f"sample, {int(total['failed_dead_start'])} began with one; of {int(total['dead_start'])} runs that began "
-                    f"with one {int(total['dead_start'] - total['failed_dead_start'])} succeeded"
+                    f"{name}: of {total['failed']} failures {total['failed_dead_end']} end with a dead "
+                    f"sample, {total['failed_dead_start']} began with one; of {total['dead_start']} runs that "
+                    f"began with one {total['dead_start'] - total['failed_dead_start']} succeeded"
                 )
         for moment, row in here("rank").groupby("moment", sort=False) if len(here("rank")) else ():
             lines.append(f"rank N at the {moment}: {int(row['full_rank'].sum())} of {int(row['runs'].sum())} runs")
