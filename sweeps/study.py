@@ -27,6 +27,7 @@ __all__ = [
     "Claim",
     "Execution",
     "Flag",
+    "Made",
     "Metrics",
     "Report",
     "Results",
@@ -43,6 +44,8 @@ __all__ = [
 # Name to type and description, and the shape of a metric that is no number. "status" must be among them: an integer, 0
 # for pending.
 Metrics: TypeAlias = Mapping[str, tuple[Any, str] | tuple[Any, str, tuple[int, ...]]]
+# Runs of one cell: the name of the variant, the place among the axes, and some metrics of theirs.
+Made: TypeAlias = tuple[str, tuple[int, ...], Mapping[str, np.ndarray]]
 # Seconds by what they went into.
 Timings: TypeAlias = dict[str, float]
 
@@ -373,13 +376,16 @@ class Study:
         """The runs of a cell."""
         return range(0 if self.allocates else getattr(self, "num_seeds", 1))
 
-    def allocate(
-        self, successes: Mapping[str, np.ndarray], runs: Mapping[str, np.ndarray], unit: int
-    ) -> list[tuple[str, tuple[int, ...]]]:
-        """Which cells have the next runs, for a study that `allocates`; it must follow from the counts alone.
+    @property
+    def allocated_by(self) -> tuple[str, ...]:
+        """The metrics that decide which cells have the next runs, for a study that `allocates`."""
+        return ("status",)
+
+    def allocate(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Which cells have the next runs, for a study that `allocates`; it must follow from its arguments alone.
 
         Args:
-          successes, runs: counts so far by the name of the variant, over the axes.
+          made: all runs so far.
           unit: runs that a cell has each time.
 
         Returns:

@@ -41,12 +41,13 @@ def next_widths(
     """Places of the widths of one row that have the next `unit` runs each; none when no other tells more.
 
     The first is nearest to `first`. From there the width is doubled until half of the runs succeed, and halved until
-    fewer do. Then `ROUND` groups go where they tell most of the boundary among the widths tried, by
-    `refinement.allocate`.
+    fewer do, in every sense of success. Then `ROUND` groups go where they tell most of the boundaries among the widths
+    tried, by `refinement.allocate`.
 
     Args:
       sizes: the widths, increasing.
-      successes, runs: counts, a width each.
+      successes: counts, a row for every sense of success, at most `ROUND`.
+      runs: counts, a width each.
       unit: runs of a group.
       first, largest: see `first_width` and `largest_width`.
     """
@@ -56,13 +57,19 @@ def next_widths(
     if not len(tried):
         return [nearest(first)]
     low, high = tried[0], tried[-1]
-    succeeds = 2 * successes >= runs
-    if not succeeds[tried].any():
-        wider = nearest(2 * sizes[high])
-        return [wider] if wider > high and sizes[wider] <= largest else []
-    if succeeds[tried].all():
-        narrower = nearest(sizes[low] / 2)
-        return [narrower] if narrower < low else []
+    succeeds = (2 * successes >= runs)[:, tried]
+    beyond = set()
+    if not succeeds.any(axis=1).all() and (wider := nearest(2 * sizes[high])) > high and sizes[wider] <= largest:
+        beyond.add(wider)
+    if succeeds.all(axis=1).any() and (narrower := nearest(sizes[low] / 2)) < low:
+        beyond.add(narrower)
+    if beyond:
+        return sorted(beyond)
     part = slice(low, high + 1)
-    chosen = refinement.allocate(sizes[part], successes[None, part], runs[None, part], ROUND, unit)
-    return [int(low) + cell for _, cell in chosen]
+    if high == low:
+        return []
+    chosen = []
+    for counts, share in zip(successes, np.array_split(np.arange(ROUND), len(successes)), strict=True):
+        found = refinement.allocate(sizes[part], counts[None, part], runs[None, part], len(share), unit)
+        chosen += [int(low) + cell for _, cell in found]
+    return chosen

@@ -13,19 +13,20 @@ larger --row_runs.
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from relu_sgd import Params, Problem
+from relu_sgd import Params, Problem, Status
 from relu_sgd.network import TrainedLayers
+from relu_sgd.proofs.result import Verdict
 from sweeps.boundary import allocation
 from sweeps.command.parsers import Choice, Number, Several, Sizes, Switch, Whole
 from sweeps.protocol import runs
 from sweeps.protocol.draw import Run, draw_tile, networks
 from sweeps.protocol.presets import CHOICES, Protocol, preset
-from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
+from sweeps.study import Execution, Made, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
 __all__ = ["CONDITIONS", "KERNELS", "BoundaryStudy", "Start", "measure_start", "rescaled"]
 
@@ -62,8 +63,8 @@ class BoundaryStudy(Study):
     widths_per_doubling: int = flag(Whole(1, 16), "widths d1 of the grid per doubling; they are even", 4)
     row_runs: int = flag(
         Whole(16),
-        "runs of a row (N, d0), in groups of 8 and, once the boundary is bracketed, two groups a round; a larger number "
-        "later goes on",
+        "runs of a row (N, d0), in groups of 8, two of them a round once the boundary is bracketed; with --prove one is "
+        "for the boundary by criterion, one for that by proof. A larger number later goes on",
         96,
         decides=False,
     )
@@ -155,21 +156,34 @@ class BoundaryStudy(Study):
         """The precision of the training."""
         return self.precision
 
-    def allocate(
-        self, successes: Mapping[str, np.ndarray], runs: Mapping[str, np.ndarray], unit: int
-    ) -> list[tuple[str, tuple[int, ...]]]:
+    @property
+    def allocated_by(self) -> tuple[str, ...]:
+        """How runs ended, and what is proved of that."""
+        return ("status", "verdict") if self.prove else ("status",)
+
+    def allocate(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
         """The next runs of every row, from the row's own results alone: so other rows, and a larger --row_runs, change
         nothing about its runs.
         """
         axes, chosen = self.axes(), []
+        shape = tuple(map(len, axes.values()))
+        # By criterion and, where it is asked for, by proof.
+        wanted = {"status": Status.CONVERGED, "verdict": Verdict.GLOBAL_MINIMUM}
+        successes = {variant.group: np.zeros((len(self.allocated_by), *shape), int) for variant in self.variants()}
+        runs = {group: np.zeros(shape, int) for group in successes}
+        for group, cell, found in made:
+            runs[group][cell] += unit
+            for place, name in enumerate(self.allocated_by):
+                successes[group][(place, *cell)] += int(np.sum(found[name] == wanted[name]))
         for variant in self.variants():
             group, size = variant.group, variant.num_samples or 0
             for row, d0 in enumerate(self._inputs(size)):
-                made = runs[group][row]
-                if made.sum() + unit > self.row_runs:
+                spent = runs[group][row]
+                if spent.sum() + unit > self.row_runs:
                     continue
                 first, largest = allocation.first_width(size, d0), allocation.largest_width(size, d0)
-                places = allocation.next_widths(axes["d1"], successes[group][row], made, unit, first, largest)
+                counts = successes[group][:, row]
+                places = allocation.next_widths(axes["d1"], counts, spent, unit, first, largest)
                 chosen += [(group, (row, place)) for place in places]
         return chosen
 
@@ -263,6 +277,8 @@ class BoundaryStudy(Study):
         timings |= {"drawing": drawing, "measuring": time.perf_counter() - begun}
         if decider is not None and self.prove:
             records |= decider.records(drawn, ends.params, records["status"])
+        if decider is not None:
+            timings["proving"] = decider.seconds
         return {name: records[name] for name in self.metrics}, timings
 
 

@@ -24,7 +24,7 @@ from absl import logging
 from relu_sgd.dynamics import Status
 from sweeps import refinement
 from sweeps.runtime.store import Store, StoreError
-from sweeps.study import Study, Tile, UsageError
+from sweeps.study import Made, Study, Tile, UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -277,24 +277,19 @@ def allocate(study: Study, store: Store, run: Callable[[Store, range, Sequence[T
 
 def _allocated(study: Study, grid: "_Grid", more: Store) -> list[list[dict[str, Any]]]:
     """The rounds, with the one that a study asks for next."""
-    import xarray as xr
-
     rounds = more.attributes["rounds"]
-    shape = tuple(map(len, study.axes().values()))
-    runs = {variant.group: np.zeros(shape, int) for variant in study.variants()}
-    successes = {group: np.zeros(shape, int) for group in runs}
-    taken = collections.Counter(_key(unit) for made in rounds for unit in made)
-    for unit in (unit for made in rounds for unit in made):
+    units = [unit for earlier in rounds for unit in earlier]
+    made: list[Made] = []
+    for unit in units:
         group, cell = unit["variant"], grid.index(unit)
-        codes = np.asarray(more.array(group, "status")[(*cell, slice(*unit["seeds"]))])
-        successes[group][cell] += int(study.succeeded(xr.Dataset({"status": ("seed", codes)})).sum())
-        runs[group][cell] += len(codes)
+        where = (*cell, slice(*unit["seeds"]))
+        found = {name: np.asarray(more.array(group, name)[where]) for name in study.allocated_by}
+        made.append((group, cell, found))
+    taken = collections.Counter(map(_key, units))
     new = []
-    for group, cell in study.allocate(successes, runs, UNIT):
-        unit = {
-            "variant": group,
-            "cell": {name: values[i] for (name, values), i in zip(study.axes().items(), cell, strict=True)},
-        }
+    for group, cell in study.allocate(made, UNIT):
+        values = {name: values[i] for (name, values), i in zip(study.axes().items(), cell, strict=True)}
+        unit = {"variant": group, "cell": values}
         start = UNIT * taken[_key(unit)]
         taken[_key(unit)] += 1
         new.append({**unit, "seeds": [start, start + UNIT]})

@@ -369,8 +369,8 @@ def train(study: Study, execution: Execution) -> Store:
         extension.check(study)
     if study.allocates and execution.shard_count > 1:
         raise UsageError(
-            f"--shard_count: {execution.shard_count} shards cannot do {study.name}, whose next runs need the results of "
-            "all before them"
+            f"--shard_count: {execution.shard_count} shards cannot do {study.name}, whose next runs need the results "
+            "of all before them"
         )
     num_processes = _count_processes(execution)
     out = execution.out
