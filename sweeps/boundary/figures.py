@@ -16,26 +16,29 @@ from sweeps.reporting.statistics import interval
 
 __all__ = ["draw"]
 
-_GROUP = ["condition", "trained_layers", "loss"]
+_GROUP = ["condition", "trained_layers", "loss", "outcome"]
 _MARKS = "osD^vP*X"
 
 
-def draw(tables: Mapping[str, pandas.DataFrame], caption: str) -> dict[str, Figure]:
-    """The boundary of every set-up, the first as "boundary"; and dead samples, where they were counted.
+def draw(cells: pandas.DataFrame, tables: Mapping[str, pandas.DataFrame], caption: str) -> dict[str, Figure]:
+    """The boundary of every set-up and outcome, the first as "boundary"; and dead samples, where they were counted.
 
     Args:
+      cells: with their outcomes.
       tables: of `sweeps.boundary.report.analyze`.
       caption: what was run.
     """
-    figures = {}
-    for place, (values, part) in enumerate(tables["summary"].groupby(_GROUP, sort=False)):
+    figures: dict[str, Figure] = {}
+    for values, part in cells.groupby(_GROUP, sort=False):
         group = dict(zip(_GROUP, map(str, values), strict=True))
-        here = {
-            name: table[(table[_GROUP] == pandas.Series(group)).all(axis=1)] if set(_GROUP) <= set(table) else table
-            for name, table in tables.items()
-        }
-        name = "boundary" if not place else "boundary_" + "_".join(group.values()).replace(" ", "_")
-        figures[name] = _boundary(group, part, here, caption)
+        here = {}
+        for name, table in tables.items():
+            known = [column for column in _GROUP if column in table and column != "trained_layers"]
+            if "condition" in known:
+                known.append("trained_layers")
+            here[name] = table[(table[known] == pandas.Series(group)[known]).all(axis=1)] if known else table
+        name = "_".join(["boundary", *group.values()]) if figures else "boundary"
+        figures[name.replace(" ", "_")] = _boundary(group, part, here, caption)
         if "dead_samples" in here and len(here["dead_samples"]) and "dead_samples" not in figures:
             figures["dead_samples"] = _dead(group, here, caption)
     return figures

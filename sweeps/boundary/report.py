@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
 from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
-from sweeps.runtime.session import configuration_of
+from sweeps.runtime import extension
+from sweeps.runtime.session import configuration_of, open_results
 from sweeps.study import Report, Results
 
 if TYPE_CHECKING:
@@ -29,12 +31,15 @@ __all__ = [
     "floors",
     "laws",
     "models",
+    "outcomes",
     "ranks",
     "report",
     "scalings",
+    "together",
 ]
 
-GROUP = ["condition", "trained_layers", "loss"]
+GROUP = ["condition", "trained_layers", "loss", "outcome"]
+SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
 REFERENCES = ("power", "exponents", "power + log")
 
@@ -42,6 +47,18 @@ REFERENCES = ("power", "exponents", "power + log")
 def _groups(table: pandas.DataFrame) -> Iterable[tuple[dict[str, str], pandas.DataFrame]]:
     for values, part in table.groupby(GROUP, sort=False):
         yield dict(zip(GROUP, map(str, values), strict=True)), part
+
+
+def outcomes(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The cells once for each meaning of success, `outcome`, with `runs` and `converged` counted in it.
+
+    "criterion": the run met it within its steps. "proved", where runs were to be decided: a global minimum is proved
+    near the run's end, of the runs near whose end a minimum is proved, global or not; the others are left out.
+    """
+    decided = table["proved_global"] + table["proved_local"]
+    proved = table.assign(outcome="proved", runs=decided, converged=table["proved_global"])[decided > 0]
+    both = pandas.concat([table.assign(outcome="criterion"), proved], ignore_index=True)
+    return both.astype({"runs": int, "converged": int})
 
 
 def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamples: int = 400) -> pandas.DataFrame:
@@ -236,7 +253,7 @@ def dead_samples(table: pandas.DataFrame) -> pandas.DataFrame:
         share_low, share_high = interval(count, runs)
         rare_low, rare_high = interval(count, runs, "exact", 0.999)
         rows.append(
-            {name: getattr(cell, name) for name in [*GROUP, "num_samples", "d0", "d1", "runs"]}
+            {name: getattr(cell, name) for name in [*SETUP, "num_samples", "d0", "d1", "runs"]}
             | {
                 "measured": cell.dead_at_start,
                 "expected": float(scaling.expected_dead(cell.num_samples, cell.d1)),
@@ -328,13 +345,13 @@ def ranks(table: pandas.DataFrame, num_resamples: int = 0) -> pandas.DataFrame:
         known = table[table[column].notna()]
         if not len(known):
             continue
-        limits = boundaries(known, column, num_resamples)
-        sums = known.groupby([*GROUP, "num_samples", "d0"], sort=False)[[column, "runs"]].sum()
+        limits = boundaries(known.assign(outcome="rank"), column, num_resamples)
+        sums = known.groupby([*SETUP, "num_samples", "d0"], sort=False)[[column, "runs"]].sum()
         for row in limits.to_dict("records"):
-            key = tuple(row[name] for name in [*GROUP, "num_samples", "d0"])
+            key = tuple(row[name] for name in [*SETUP, "num_samples", "d0"])
             count, runs = (int(sums.loc[key, name]) for name in (column, "runs"))
             low, high = interval(count, runs)
-            kept = [*GROUP, "num_samples", "d0", "boundary", "boundary_low", "boundary_high", "place"]
+            kept = [*SETUP, "num_samples", "d0", "boundary", "boundary_low", "boundary_high", "place"]
             found.append(
                 {name: row[name] for name in kept}
                 | {"moment": moment, "full_rank": count, "runs": runs, "share": count / runs}
@@ -368,27 +385,26 @@ def analyze(
       largest_certified: N up to which certified widths are computed.
       num_resamples: of rows, for the second intervals.
     """
-    table = table[table["runs"] > 0].reset_index(drop=True)
+    cells = table[table["runs"] > 0].reset_index(drop=True)
+    table = outcomes(cells)
     # A set-up needs rows of at least two N, and something to see.
     enough = table.groupby(GROUP)["num_samples"].transform("nunique") > 1
     fitted = table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)]
     limits = boundaries(table, num_resamples=2 * num_resamples)
-    tables: dict[str, pandas.DataFrame] = {"summary": table, "boundaries": limits}
-    if table["proved_global"].notna().any():
-        tables["boundaries_proved"] = boundaries(table, "proved_global", 2 * num_resamples)
+    tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
         tables["models"] = models(fitted, candidates)
         tables["laws"] = laws(fitted, tables["models"], num_resamples)
         tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples // 2)
         tables["floor"] = floors(fitted)
-    tables["dead_samples"] = dead_samples(table)
-    tables["rank"] = ranks(table)
+    # Starts and ends are the same whatever a success is called.
+    tables["dead_samples"], tables["rank"] = dead_samples(cells), ranks(cells)
     pairs = table.loc[table["num_samples"] <= largest_certified, ["num_samples", "d0"]].drop_duplicates()
     tables["certified"] = _certified(tuple((int(n), int(d0)) for n, d0 in pairs.itertuples(index=False)))
     tables |= {"steepness": _steepness(table), **(more or {})}
     tables = {name: part for name, part in tables.items() if len(part)}
-    drawn = figures.draw(tables, caption)
-    return Report(tables, drawn, (), "\n".join([*_lines(tables), caption]), {"models": "%.8g"})
+    drawn = figures.draw(table, tables, caption)
+    return Report(tables, drawn, (), "\n".join([*_lines(table, tables), caption]), {"models": "%.8g"})
 
 
 def failures(results: Results) -> pandas.DataFrame:
@@ -426,6 +442,27 @@ def failures(results: Results) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def together(folders: Sequence[Path]) -> Report:
+    """One report of the results in several folders, finished or not; no two have runs of the same set-up and N.
+
+    Raises:
+      UsageError: a folder has no results of this study.
+    """
+    from sweeps.boundary.study import BoundaryStudy
+
+    tables, causes, captions = [], [], []
+    for folder in folders:
+        store = open_results(folder)
+        study = BoundaryStudy.from_science(store.attributes)
+        results = {variant: extension.read(store, variant.group) for variant in study.variants()}
+        tables.append(counted(study, results))
+        causes.append(failures(results))
+        sizes = ", ".join(map(str, study.num_samples))
+        captions.append(f"N = {sizes}, {', '.join(study.condition)}: {configuration_of(study.science())}")
+    text = f"Configurations: {'; '.join(captions)}."
+    return analyze(pandas.concat(tables), caption=text, more={"failures": pandas.concat(causes)})
+
+
 def report(study: "BoundaryStudy", results: Results) -> Report:
     """The report of a study's results."""
     caption = (
@@ -441,15 +478,15 @@ def _said(values: Sequence[float]) -> str:
     return f"{estimate:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _lines(tables: dict[str, pandas.DataFrame]) -> list[str]:
+def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list[str]:
     """The text."""
     lines = []
-    for group, part in _groups(tables["summary"]):
+    for group, part in _groups(table):
         here = lambda name, group=group: _select(tables.get(name), group)
         total = part[["runs", "converged", "diverged"]].sum()
         lines.append(
             f"\n{', '.join(group.values())}: {int(total['runs'])} runs in {len(part)} cells, "
-            f"{int(total['converged'])} converged, {int(total['diverged'])} diverged"
+            f"{int(total['converged'])} successes, {int(total['diverged'])} diverged"
         )
         limits = here("boundaries")
         for n, row in limits.groupby("num_samples"):
@@ -485,6 +522,8 @@ def _lines(tables: dict[str, pandas.DataFrame]) -> list[str]:
                 f"floor: {row.formula}: {row.parameters}; behind by {row.behind:.1f} (standard error "
                 f"{row.standard_error:.1f})"
             )
+        if group["outcome"] != "criterion":
+            continue
         dead = here("dead_samples")
         if len(dead):
             lines.append(
@@ -495,7 +534,7 @@ def _lines(tables: dict[str, pandas.DataFrame]) -> list[str]:
         if len(causes):
             low = causes[law.regime(causes["num_samples"].to_numpy(float), causes["d0"].to_numpy(float)) == "floor"]
             for name, part in (("all rows", causes), ("floor rows", low)):
-                total = part.drop(columns=list(group)).sum().astype(int)
+                total = part.drop(columns=SETUP).sum().astype(int)
                 lines.append(
                     f"{name}: of {total['failed']} failures {total['failed_dead_end']} end with a dead "
                     f"sample, {total['failed_dead_start']} began with one; of {total['dead_start']} runs that "
@@ -507,9 +546,11 @@ def _lines(tables: dict[str, pandas.DataFrame]) -> list[str]:
 
 
 def _select(table: pandas.DataFrame | None, group: dict[str, str]) -> pandas.DataFrame:
+    """The rows of a group; of a table without outcomes, those of its set-up."""
     if table is None:
         return pandas.DataFrame()
-    return table[(table[list(group)] == pandas.Series(group)).all(axis=1)]
+    known = [name for name in group if name in table]
+    return table[(table[known] == pandas.Series(group)[known]).all(axis=1)]
 
 
 def _boundary(row: Any) -> str:

@@ -93,12 +93,12 @@ def test_dead_samples_are_compared_with_what_is_expected(found, table):
 
 
 def test_figures_and_text(found):
-    assert list(found.figures) == ["boundary", "dead_samples", "boundary_scaled_hidden_squared"]
+    assert list(found.figures) == ["boundary", "dead_samples", "boundary_scaled_hidden_squared_criterion"]
     for figure in found.figures.values():
         assert "a caption" in figure._supxlabel.get_text()  # And counts.
     runs = 16 * int((found.tables["summary"]["condition"] == "as_written").sum())
     assert f"{runs:,} runs" in found.figures["boundary"]._supxlabel.get_text()
-    assert f"as_written, hidden, squared: {runs} runs" in found.text
+    assert f"as_written, hidden, squared, criterion: {runs} runs" in found.text
     assert "chosen law: proportional + log: c = " in found.text
     found.figures["boundary"].draw_without_rendering()
 
