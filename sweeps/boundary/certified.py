@@ -20,7 +20,7 @@ class CertifiedWidth(NamedTuple):
 
     Attributes:
       num_samples, d0: the row.
-      condition: of `relu_sgd.theory.conditions`, or (54).
+      certificate: a condition of `relu_sgd.theory.conditions`, or (54).
       trained_layers: of the set-up it speaks of.
       width: infinite where none is.
       source: "expected" (alpha_0, beta_0 and L(0) by their expectations), "measured" on one start, or "none up to here"
@@ -29,7 +29,7 @@ class CertifiedWidth(NamedTuple):
 
     num_samples: int
     d0: int
-    condition: str
+    certificate: str
     trained_layers: str
     width: float
     source: str

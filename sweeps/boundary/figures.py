@@ -33,9 +33,7 @@ def draw(cells: pandas.DataFrame, tables: Mapping[str, pandas.DataFrame], captio
         group = dict(zip(_GROUP, map(str, values), strict=True))
         here = {}
         for name, table in tables.items():
-            known = [column for column in _GROUP if column in table and column != "trained_layers"]
-            if "condition" in known:
-                known.append("trained_layers")
+            known = [column for column in _GROUP if column in table] if "loss" in table else []
             here[name] = table[(table[known] == pandas.Series(group)[known]).all(axis=1)] if known else table
         name = "_".join(["boundary", *group.values()]) if figures else "boundary"
         figures[name.replace(" ", "_")] = _boundary(group, part, here, caption)
@@ -154,9 +152,12 @@ def _widths(
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
+    known = np.concatenate([limits[f"boundary{end}"] for end in ("", "_low")])
+    known = known[np.isfinite(known) & (known > 0)]
+    axes.set_ylim(1.5, 2 * max([16, ratio[-1], *known]))
     axes.set_xlabel("$N / d_0$")
     axes.set_ylabel("width $d_1^*$ at which half succeed")
-    axes.set_title("the boundary", fontsize="small")
+    axes.set_title("the boundary (bars that leave the frame have no end)", fontsize="small")
     axes.legend(fontsize="x-small")
 
 
@@ -179,7 +180,7 @@ def _certified(
         for (condition, mark), line in zip(
             (("path", "s"), ("(10)", "D"), ("(54)", "P")), ("-", "--", ":"), strict=True
         ):
-            part = certified[(certified["num_samples"] == n) & (certified["condition"] == condition)]
+            part = certified[(certified["num_samples"] == n) & (certified["certificate"] == condition)]
             for source, face in ((EXPECTED, "white"), (MEASURED, colour)):
                 known = part[(part["source"] == source) & np.isfinite(part["width"])]
                 axes.plot(
@@ -205,10 +206,11 @@ def _certified(
     axes.plot(ratio, ratio, "-", color="tab:red", linewidth=1, label="counting")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_ylim(bottom=1)
     axes.set_xlabel("$N / d_0$")
     axes.set_ylabel("width $d_1$")
     note = "filled: of a drawn start; open: by expectations"
-    if certified is not None and len(flips := certified[certified["condition"] == "flips"]):
+    if certified is not None and len(flips := certified[certified["certificate"] == "flips"]):
         widest = int(flips["width"].max())
         held = int((flips["source"] == MEASURED).sum())
         note += f"; flip certificate: {held} of {len(flips)} starts up to $d_1$ = {widest}"

@@ -101,6 +101,10 @@ def test_figures_and_text(found):
     assert f"as_written, hidden, squared, criterion: {runs} runs" in found.text
     assert "chosen law: proportional + log: c = " in found.text
     found.figures["boundary"].draw_without_rendering()
+    certified = found.figures["boundary"].axes[2]
+    widths = [line.get_ydata() for line in certified.lines if len(line.get_xdata()) and line.get_marker() == "D"]
+    drawn = found.tables["certified"].query("certificate == '(10)'")["width"]
+    np.testing.assert_array_equal(np.concatenate(widths), drawn)  # Of N = 20 alone.
 
 
 def test_runs_fail_by_dead_samples():
@@ -119,7 +123,7 @@ def test_runs_fail_by_dead_samples():
 
 
 def test_certified_widths_are_those_of_the_theory(found):
-    rows = {(row.condition, row.source): row for row in certified.certified_widths([(20, 8)], measured_width=1e3)}
+    rows = {(row.certificate, row.source): row for row in certified.certified_widths([(20, 8)], measured_width=1e3)}
     assert set(rows) == {("path", "expected"), ("(10)", "expected"), ("(54)", "expected"), ("path", "measured"),
                          ("flips", "none up to here")}  # fmt: skip
     generator = np.random.default_rng([0, 20, 8])
