@@ -155,6 +155,8 @@ _ALIVE = "P = exp(-N 2^(-{k} d1)) / (1 + (d1 / d1*)^-b), d1* = {law}"
 MODELS: tuple[Model, ...] = (
     _model("counting d0", "N / d0", (), lambda n, d0, m: n / d0),
     _model("counting parameters", "N / parameters of a neuron", (), lambda n, d0, m: n / m),
+    # A neuron's scale changes nothing where its output weight undoes it.
+    _model("counting directions", "N / (d0 - 1)", (), lambda n, d0, m: n / np.maximum(d0 - 1, 1)),
     _model("proportional", "c N / d0", (C,), lambda n, d0, m, c: c * n / d0),
     _model("power", "c (N / d0)^a", (C, A), lambda n, d0, m, c, a: c * (n / d0) ** a),
     _model("exponents", "c N^a d0^-b", (C, A, B), lambda n, d0, m, c, a, b: c * n**a * d0**-b),
@@ -172,6 +174,12 @@ MODELS: tuple[Model, ...] = (
         "c N^a d0^-b + g log2 N",
         (C, A, B, LOGS),
         lambda n, d0, m, c, a, b, g: c * n**a * d0**-b + g * np.log2(n),
+    ),
+    _model(
+        "counting, corner",
+        "((N / d0)^p + (g log2 N)^p)^(1/p)",
+        (LOGS, CORNER),
+        lambda n, d0, m, g, p: np.exp(np.logaddexp(p * np.log(n / d0), p * np.log(g * np.log2(n))) / p),
     ),
     _model(
         "corner",
