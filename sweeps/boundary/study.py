@@ -63,8 +63,8 @@ class BoundaryStudy(Study):
     widths_per_doubling: int = flag(Whole(1, 16), "widths d1 of the grid per doubling; they are even", 4)
     row_runs: int = flag(
         Whole(16),
-        "runs of a row (N, d0), in groups of 8, two of them a round once the boundary is bracketed; with --prove one is "
-        "for the boundary by criterion, one for that by proof. A larger number later goes on",
+        "runs of a row (N, d0), in groups of 8, two a round once the boundary is bracketed; with --prove one for the "
+        "boundary by criterion and one for that by proof. A larger number later goes on",
         96,
         decides=False,
     )
@@ -165,7 +165,8 @@ class BoundaryStudy(Study):
         """The next runs of every row, from the row's own results alone: so other rows, and a larger --row_runs, change
         nothing about its runs.
         """
-        axes, chosen = self.axes(), []
+        axes = self.axes()
+        chosen: list[tuple[str, tuple[int, ...]]] = []
         shape = tuple(map(len, axes.values()))
         # By criterion and, where it is asked for, by proof.
         wanted = {"status": Status.CONVERGED, "verdict": Verdict.GLOBAL_MINIMUM}

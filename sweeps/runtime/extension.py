@@ -282,7 +282,8 @@ def _allocated(study: Study, grid: "_Grid", more: Store) -> list[list[dict[str, 
     made: list[Made] = []
     for unit in units:
         group, cell = unit["variant"], grid.index(unit)
-        where = (*cell, slice(*unit["seeds"]))
+        first, stop = unit["seeds"]
+        where = (*cell, slice(first, stop))
         found = {name: np.asarray(more.array(group, name)[where]) for name in study.allocated_by}
         made.append((group, cell, found))
     taken = collections.Counter(map(_key, units))
