@@ -432,6 +432,11 @@ class Study:
         """Cells of a tile along every axis, in a new store."""
         return (1,) * len(self.axes())
 
+    def expected(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
+        """What `allocate` will ask for until all is done, as far as can be guessed; for a forecast alone."""
+        del made, unit
+        return []
+
     def check(self) -> None:
         """Refuses values that contradict each other.
 

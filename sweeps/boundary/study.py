@@ -13,8 +13,8 @@ larger --row_runs.
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,17 @@ CONDITIONS = {
 KERNELS = {"native": "C++ compiled when first used, on a CPU", "xla": "the program that JAX compiles"}
 # Two runs of different N share no random numbers: their base seeds are so far apart.
 _STRIDE = 1_000_003
+
+
+class _Row(NamedTuple):
+    """Widths of one variant and d0: counts of successes (a row for every sense) and of runs, over the widths."""
+
+    group: str
+    of_d0: int
+    num_samples: int
+    d0: int
+    successes: np.ndarray
+    runs: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +74,8 @@ class BoundaryStudy(Study):
     widths_per_doubling: int = flag(Whole(1, 16), "widths d1 of the grid per doubling; they are even", 4)
     row_runs: int = flag(
         Whole(16),
-        "runs of a row (N, d0), in groups of 8, two of them a round once the boundary is bracketed; with --prove one is "
-        "for the boundary by criterion, one for that by proof. A larger number later goes on",
+        "runs of a row (N, d0), in groups of 8, two a round once the boundary is bracketed; with --prove one for the "
+        "boundary by criterion and one for that by proof. A larger number later goes on",
         96,
         decides=False,
     )
@@ -161,15 +172,13 @@ class BoundaryStudy(Study):
         """How runs ended, and what is proved of that."""
         return ("status", "verdict") if self.prove else ("status",)
 
-    def allocate(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
-        """The next runs of every row, from the row's own results alone: so other rows, and a larger --row_runs, change
-        nothing about its runs.
-        """
-        axes, chosen = self.axes(), []
-        shape = tuple(map(len, axes.values()))
+    def _rows(self, made: Sequence[Made], unit: int) -> Iterator[_Row]:
+        """What was made so far of every row that has runs left."""
+        places = len(self.allocated_by)
+        shape = tuple(map(len, self.axes().values()))
         # By criterion and, where it is asked for, by proof.
         wanted = {"status": Status.CONVERGED, "verdict": Verdict.GLOBAL_MINIMUM}
-        successes = {variant.group: np.zeros((len(self.allocated_by), *shape), int) for variant in self.variants()}
+        successes = {variant.group: np.zeros((places, *shape), int) for variant in self.variants()}
         runs = {group: np.zeros(shape, int) for group in successes}
         for group, cell, found in made:
             runs[group][cell] += unit
@@ -177,15 +186,39 @@ class BoundaryStudy(Study):
                 successes[group][(place, *cell)] += int(np.sum(found[name] == wanted[name]))
         for variant in self.variants():
             group, size = variant.group, variant.num_samples or 0
-            for row, d0 in enumerate(self._inputs(size)):
-                spent = runs[group][row]
-                if spent.sum() + unit > self.row_runs:
-                    continue
-                first, largest = allocation.first_width(size, d0), allocation.largest_width(size, d0)
-                counts = successes[group][:, row]
-                places = allocation.next_widths(axes["d1"], counts, spent, unit, first, largest)
-                chosen += [(group, (row, place)) for place in places]
-        return chosen
+            for index, d0 in enumerate(self._inputs(size)):
+                row = _Row(group, index, size, d0, successes[group][:, index], runs[group][index])
+                if row.runs.sum() + unit <= self.row_runs:
+                    yield row
+
+    def allocate(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
+        """The next runs of every row, from the row's own results alone: so other rows, and a larger --row_runs, change
+        nothing about its runs.
+        """
+        sizes = self.axes()["d1"]
+        return [
+            (row.group, (row.of_d0, place))
+            for row in self._rows(made, unit)
+            for place in allocation.next_widths(
+                sizes,
+                row.successes,
+                row.runs,
+                unit,
+                allocation.first_width(row.num_samples, row.d0),
+                allocation.largest_width(row.num_samples, row.d0),
+            )
+        ]
+
+    def expected(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
+        """The rest of every row's runs, at the middle of its widths so far."""
+        logs = np.log(self.axes()["d1"])
+        found: list[tuple[str, tuple[int, ...]]] = []
+        for row in self._rows(made, unit):
+            tried = logs[row.runs > 0]
+            middle = tried.mean() if len(tried) else np.log(allocation.first_width(row.num_samples, row.d0))
+            cell = (row.of_d0, int(np.argmin(np.abs(logs - middle))))
+            found += [(row.group, cell)] * int((self.row_runs - row.runs.sum()) // unit)
+        return found
 
     @property
     def metrics(self) -> Metrics:

@@ -12,8 +12,8 @@ Smaller ones hardly choose better (docs/refinement.md).
 """
 
 import collections
-import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +23,7 @@ from absl import logging
 
 from relu_sgd.dynamics import Status
 from sweeps import refinement
+from sweeps.runtime.progress import duration
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Made, Study, Tile, UsageError
 
@@ -165,8 +166,12 @@ class _Grid:
         others = [len(values) for name, values in self._axes.items() if name != self._names[self._place]]
         variant, *index = map(int, np.unravel_index(row, (len(self._variants), *others)))
         index.insert(self._place, cell)
+        return self.cell(self._variants[variant].group, index)
+
+    def cell(self, group: str, index: Sequence[int]) -> dict[str, Any]:
+        """A cell as it is recorded, from its place among the axes."""
         values = {name: self._axes[name][i] for name, i in zip(self._names, index, strict=True)}
-        return {"variant": self._variants[variant].group, "cell": values}
+        return {"variant": group, "cell": values}
 
     def index(self, unit: Mapping[str, Any]) -> tuple[int, ...]:
         """Where the cell of a unit is among the axes."""
@@ -272,24 +277,46 @@ def allocate(study: Study, store: Store, run: Callable[[Store, range, Sequence[T
       StoreError: results are damaged.
       SystemExit: `run` was asked to stop.
     """
-    _in_rounds(study, store, run, functools.partial(_allocated, study))
+    spent = {"seconds": 0.0, "cost": 0.0}
+
+    def timed(more: Store, seeds: range, tiles: Sequence[Tile]) -> None:
+        begun = time.monotonic()
+        run(more, seeds, tiles)
+        spent["seconds"] += time.monotonic() - begun
+        spent["cost"] += sum(map(study.cost, tiles))
+
+    def following(grid: _Grid, more: Store) -> list[list[dict[str, Any]]]:
+        made = _made(study, grid, more)
+        rest = [grid.tile({**grid.cell(*place), "seeds": [0, UNIT]}) for place in study.expected(made, UNIT)]
+        if rest and spent["cost"]:
+            seconds = spent["seconds"] / spent["cost"] * sum(map(study.cost, rest))
+            logging.info("about %d groups of %d runs to come, about %s", len(rest), UNIT, duration(seconds))
+        elif rest:
+            text = "about %d groups of %d runs to come; how long they take is said after the first round"
+            logging.info(text, len(rest), UNIT)
+        return _allocated(study, grid, more, made)
+
+    _in_rounds(study, store, timed, following)
 
 
-def _allocated(study: Study, grid: "_Grid", more: Store) -> list[list[dict[str, Any]]]:
-    """The rounds, with the one that a study asks for next."""
-    rounds = more.attributes["rounds"]
-    units = [unit for earlier in rounds for unit in earlier]
+def _made(study: Study, grid: "_Grid", more: Store) -> list[Made]:
+    """All runs so far, with what decides about the next."""
     made: list[Made] = []
-    for unit in units:
+    for unit in (unit for earlier in more.attributes["rounds"] for unit in earlier):
         group, cell = unit["variant"], grid.index(unit)
-        where = (*cell, slice(*unit["seeds"]))
+        where: Any = (*cell, slice(*unit["seeds"]))
         found = {name: np.asarray(more.array(group, name)[where]) for name in study.allocated_by}
         made.append((group, cell, found))
-    taken = collections.Counter(map(_key, units))
+    return made
+
+
+def _allocated(study: Study, grid: "_Grid", more: Store, made: Sequence[Made]) -> list[list[dict[str, Any]]]:
+    """The rounds, with the one that a study asks for next."""
+    rounds = more.attributes["rounds"]
+    taken = collections.Counter(_key(unit) for earlier in rounds for unit in earlier)
     new = []
-    for group, cell in study.allocate(made, UNIT):
-        values = {name: values[i] for (name, values), i in zip(study.axes().items(), cell, strict=True)}
-        unit = {"variant": group, "cell": values}
+    for place in study.allocate(made, UNIT):
+        unit = grid.cell(*place)
         start = UNIT * taken[_key(unit)]
         taken[_key(unit)] += 1
         new.append({**unit, "seeds": [start, start + UNIT]})
