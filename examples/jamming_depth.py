@@ -11,7 +11,7 @@ import optax
 from relu_sgd import approximators, descend, problem
 from sweeps import sweep
 
-WIDTH = 16
+WIDTH = 10
 AXES = {"hidden_layers": (2, 3), "ratio": (2.0, 2.5, 3.0)}
 
 

@@ -7,12 +7,12 @@ import pandas as pd
 
 from relu_sgd.dynamics import Status
 from relu_sgd.proofs import Verdict
-from sweeps.study import Report, Results
+from sweeps.study import Results
 
 if TYPE_CHECKING:
     from sweeps.boundary.study import BoundaryStudy
 
-__all__ = ["COLUMNS", "counts", "report"]
+__all__ = ["COLUMNS", "counts"]
 
 COLUMNS = (
     "condition", "trained_layers", "loss", "num_samples", "d0", "d1", "runs", "converged", "proved_global",
@@ -47,10 +47,3 @@ def counts(study: "BoundaryStudy", results: Results) -> pd.DataFrame:
                 int(np.sum(of["full_rank_end"] == 1)),
             ))  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def report(study: "BoundaryStudy", results: Results) -> Report:
-    """The counts."""
-    table = counts(study, results)
-    text = f"{int(table['runs'].sum())} runs in {len(table)} cells, {int(table['converged'].sum())} of them converged"
-    return Report({"summary": table}, {}, (), text)

@@ -11,9 +11,10 @@ import pytest
 from support.launchers import command
 
 from relu_sgd import Params, Problem, descend, network
+from sweeps.boundary.report import together
 from sweeps.boundary.study import BoundaryStudy, measure_start, rescaled
 from sweeps.protocol.draw import Run
-from sweeps.study import Tile
+from sweeps.study import Tile, UsageError
 
 TINY = ["--num_samples=10", "--d0=4", "--steps_per_sample=60", "--precision=float64", "--kernel=xla",
         "--num_processes=1", "--compilation_cache="]  # fmt: skip
@@ -146,3 +147,15 @@ def test_what_cannot_be_is_one_line(tmp_path, words, said):
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_reported_together(small, tmp_path):
+    found = together([small])
+    found.tables["summary"].to_csv(tmp_path / "summary.csv", index=False, float_format="%.6g")
+    assert (tmp_path / "summary.csv").read_bytes() == (small / "summary.csv").read_bytes()
+    causes = found.tables["failures"]
+    assert causes["runs"].sum() == found.tables["summary"]["runs"].sum()
+    assert (causes["failed_dead_end"] <= causes["failed"]).all()
+    assert "Configurations: N = 10, as_written: " in found.text
+    with pytest.raises(UsageError, match="--out"):
+        together([tmp_path])
