@@ -53,12 +53,20 @@ def outcomes(table: pandas.DataFrame) -> pandas.DataFrame:
     """The cells once for each meaning of success, `outcome`, with `runs` and `converged` counted in it.
 
     "criterion": the run met it within its steps. "proved", where runs were to be decided: a global minimum is proved
-    near the run's end, of the runs near whose end a minimum is proved, global or not; the others are left out.
+    near the run's end, of the runs near whose end a minimum is proved, global or not; the others are left out. Of a
+    cell that stands there twice the row with more runs is kept: they are numbered, and the fewer are among them.
     """
     decided = table["proved_global"] + table["proved_local"]
     proved = table.assign(outcome="proved", runs=decided, converged=table["proved_global"])[decided > 0]
     both = pandas.concat([table.assign(outcome="criterion"), proved], ignore_index=True)
-    return both.astype({"runs": int, "converged": int})
+    return _once(both.astype({"runs": int, "converged": int}))
+
+
+def _once(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Every cell once, with the most runs: runs are numbered, and the fewer ones of another folder are among them."""
+    cell = [name for name in (*GROUP, "num_samples", "d0", "d1") if name in table]
+    kept = table.sort_values("runs", kind="stable").drop_duplicates(cell, keep="last")
+    return table.loc[kept.index.sort_values()].reset_index(drop=True)
 
 
 def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamples: int = 400) -> pandas.DataFrame:
@@ -386,7 +394,7 @@ def analyze(
       num_resamples: of rows, for the second intervals.
     """
     cells = table[table["runs"] > 0].reset_index(drop=True)
-    table = outcomes(cells)
+    table, cells = outcomes(cells), _once(cells)
     # A set-up needs rows of at least two N, and something to see.
     enough = table.groupby(GROUP)["num_samples"].transform("nunique") > 1
     fitted = table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)]
@@ -443,7 +451,9 @@ def failures(results: Results) -> pandas.DataFrame:
 
 
 def together(folders: Sequence[Path]) -> Report:
-    """One report of the results in several folders, finished or not; no two have runs of the same set-up and N.
+    """One report of the results in several folders, finished or not.
+
+    Of a cell that two of them have the larger number of runs counts, see `outcomes`.
 
     Raises:
       UsageError: a folder has no results of this study.
@@ -460,7 +470,8 @@ def together(folders: Sequence[Path]) -> Report:
         sizes = ", ".join(map(str, study.num_samples))
         captions.append(f"N = {sizes}, {', '.join(study.condition)}: {configuration_of(study.science())}")
     text = f"Configurations: {'; '.join(captions)}."
-    return analyze(pandas.concat(tables), caption=text, more={"failures": pandas.concat(causes)})
+    joined = pandas.concat(tables, ignore_index=True)
+    return analyze(joined, caption=text, more={"failures": _once(pandas.concat(causes, ignore_index=True))})
 
 
 def report(study: "BoundaryStudy", results: Results) -> Report:

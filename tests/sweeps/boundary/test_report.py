@@ -81,6 +81,16 @@ def test_boundaries_and_ranks(found):
     assert row["full_rank"] / row["runs"] == row["share"]
 
 
+def test_outcomes_are_counted_once(table):
+    cells = table.head(2).assign(proved_global=[3, 0], proved_local=[5, 0], runs=16)
+    again = cells.assign(runs=8, converged=0, proved_global=[8, np.nan], proved_local=[4, np.nan])
+    found = report.outcomes(pandas.concat([cells, again], ignore_index=True))
+    kept = found.set_index(["outcome", "d1"])[["runs", "converged"]]
+    assert sorted(kept.index) == [("criterion", 2), ("criterion", 3), ("proved", 2)]
+    assert tuple(kept.loc["criterion", 2]) == (16, cells["converged"].iloc[0])
+    assert tuple(kept.loc["proved", 2]) == (12, 8)
+
+
 def test_dead_samples_are_compared_with_what_is_expected(found, table):
     dead = found.tables["dead_samples"]
     assert len(dead) == len(table)
