@@ -27,6 +27,7 @@ __all__ = [
     "analyze",
     "boundaries",
     "dead_samples",
+    "dying",
     "failures",
     "floors",
     "laws",
@@ -410,6 +411,8 @@ def analyze(
     pairs = table.loc[table["num_samples"] <= largest_certified, ["num_samples", "d0"]].drop_duplicates()
     tables["certified"] = _certified(tuple((int(n), int(d0)) for n, d0 in pairs.itertuples(index=False)))
     tables |= {"steepness": _steepness(table), **(more or {})}
+    if "failures" in tables:
+        tables["dying"] = dying(tables["failures"])
     tables = {name: part for name, part in tables.items() if len(part)}
     drawn = figures.draw(table, tables, caption)
     return Report(tables, drawn, (), "\n".join([*_lines(table, tables), caption]), {"models": "%.8g"})
@@ -484,6 +487,38 @@ def report(study: "BoundaryStudy", results: Results) -> Report:
     return analyze(counted(study, results), caption=caption, more={"failures": failures(results)})
 
 
+def dying(causes: pandas.DataFrame) -> pandas.DataFrame:
+    """How fast dead samples become rare: k of P(no dead sample) = exp(-N 2^(-k d1)), a row a (set-up, regime, moment).
+
+    At the start k is 1 if samples are dead independently; where k is 1/2 a sample is as good as dead when the half of
+    the neurons whose output has its label's sign is inactive on it.
+
+    Args:
+      causes: see `failures`.
+    """
+    model = law.Model("dead", "exp(-N 2^(-k d1))", (law.K,), lambda n, d0, m, k: 1e-9 + 0 * n, lambda k: k)
+    rows = []
+    for group, part in causes.groupby(SETUP, sort=False):
+        kinds = law.regime(part["num_samples"].to_numpy(float), part["d0"].to_numpy(float))
+        for kind in ("all", "counting", "between", "floor"):
+            chosen = part[(kinds == kind) | (kind == "all")]
+            for moment in ("start", "end"):
+                dead = int(chosen[f"dead_{moment}"].sum())
+                if not 0 < dead < int(chosen["runs"].sum()):
+                    continue
+                counts = Counts.of(chosen.assign(alive=chosen["runs"] - chosen[f"dead_{moment}"]), "alive")
+                found = law.fit(model, counts, transition="constant")
+                k = law.intervals(found, counts, num_resamples=100)[0]
+                rows.append(
+                    dict(zip(SETUP, group, strict=True))
+                    | {"regime": kind, "moment": moment, "runs": int(counts.runs.sum()), "with_dead": dead}
+                    | {"k": k.value, "low": k.low, "high": k.high, "rows_low": k.rows_low, "rows_high": k.rows_high}
+                    | {"deviance": found.deviance}
+                    | {"expected_deviance": law.expected_deviance(found.probability(counts), counts)}
+                )
+    return pandas.DataFrame(rows)
+
+
 def _said(values: Sequence[float]) -> str:
     estimate, low, high = values
     return f"{estimate:.3g} ({low:.3g} to {high:.3g})"
@@ -551,6 +586,12 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                     f"sample, {total['failed_dead_start']} began with one; of {total['dead_start']} runs that "
                     f"began with one {total['dead_start'] - total['failed_dead_start']} succeeded"
                 )
+        for row in here("dying").itertuples() if len(here("dying")) else ():
+            lines.append(
+                f"no dead sample at the {row.moment}, {row.regime} rows: exp(-N 2^(-k d1)) with k = "
+                f"{_said((row.k, row.low, row.high))}, by rows {row.rows_low:.3g} to {row.rows_high:.3g}; deviance "
+                f"{row.deviance:.0f}, of a true one about {row.expected_deviance:.0f}"
+            )
         for moment, row in here("rank").groupby("moment", sort=False) if len(here("rank")) else ():
             lines.append(f"rank N at the {moment}: {int(row['full_rank'].sum())} of {int(row['runs'].sum())} runs")
     return lines

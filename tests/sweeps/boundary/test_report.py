@@ -132,6 +132,21 @@ def test_runs_fail_by_dead_samples():
     assert (row["condition"], row["num_samples"], row["d0"], row["d1"]) == ("scaled", 50, 4, 6)
 
 
+def test_how_fast_samples_die_is_found():
+    generator = np.random.default_rng(4)
+    n, d1 = (axis.ravel() for axis in np.meshgrid([20, 40, 80, 160], np.arange(4, 24, 2)))
+    columns = dict(
+        condition="scaled", trained_layers="hidden", loss="squared", num_samples=n, d0=n // 2, d1=d1, runs=40
+    )
+    for moment, k in (("start", 1.0), ("end", 0.5)):
+        columns[f"dead_{moment}"] = generator.binomial(40, 1 - np.exp(-n * 2.0 ** (-k * d1)))
+    found = report.dying(pandas.DataFrame(columns)).set_index(["regime", "moment"])
+    for moment, k in (("start", 1.0), ("end", 0.5)):
+        row = found.loc["all", moment]
+        assert row["low"] < k < row["high"] < 1.2 * k
+        assert row["deviance"] < 1.8 * row["expected_deviance"]
+
+
 def test_certified_widths_are_those_of_the_theory(found):
     rows = {(row.certificate, row.source): row for row in certified.certified_widths([(20, 8)], measured_width=1e3)}
     assert set(rows) == {("path", "expected"), ("(10)", "expected"), ("(54)", "expected"), ("path", "measured"),
