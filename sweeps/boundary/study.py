@@ -14,6 +14,7 @@ larger --row_runs.
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from relu_sgd import Params, Problem, Status
 from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs.result import Verdict
 from sweeps.boundary import allocation
-from sweeps.command.parsers import Choice, Number, Several, Sizes, Switch, Whole
+from sweeps.command.parsers import Choice, Folder, Number, Several, Sizes, Switch, Whole
 from sweeps.protocol import runs
 from sweeps.protocol.draw import Run, draw_tile, networks
 from sweeps.protocol.presets import CHOICES, Protocol, preset
@@ -102,6 +103,13 @@ class BoundaryStudy(Study):
     )
     prove: bool = flag(
         Switch(), "decide the end of every run by a theorem, in float64 (docs/proved_maps.md)", False, group="proofs"
+    )
+    beside: tuple[Path, ...] = flag(
+        Several(Folder()),
+        "folders of other results of this study, a comma list, that the report shows with these",
+        (),
+        group="report",
+        decides=False,
     )
     kernel: str = flag(
         Choice(KERNELS),
