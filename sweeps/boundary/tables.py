@@ -7,6 +7,7 @@ import pandas as pd
 
 from relu_sgd.dynamics import Status
 from relu_sgd.proofs import Verdict
+from sweeps.boundary.study import condition_of, loss_of
 from sweeps.runtime import extension
 from sweeps.runtime.session import open_results
 from sweeps.study import Report, Results, UsageError
@@ -57,7 +58,7 @@ def _counts(study: "BoundaryStudy", results: Results) -> pd.DataFrame:
             of = {name: array[cell][done[cell]] for name, array in values.items()}
             verdict = of.get("verdict")
             rows.append((
-                variant.name, variant.trained_layers, "squared", variant.num_samples,
+                condition_of(variant), variant.trained_layers, loss_of(variant), variant.num_samples,
                 int(found["d0"].values[cell[0]]), int(found["d1"].values[cell[1]]), int(done[cell].sum()),
                 int(np.sum(of["status"] == Status.CONVERGED)),
                 np.nan if verdict is None else int(np.sum(verdict == Verdict.GLOBAL_MINIMUM)),
