@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from relu_sgd import Descent, Params, Problem, Status, approximators
 from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs.result import Verdict
 from sweeps.boundary import allocation
-from sweeps.command.parsers import Choice, Folder, Number, Several, Sizes, Switch, Whole
+from sweeps.command.parsers import Choice, Number, Several, Sizes, Switch, Whole
 from sweeps.protocol import runs
 from sweeps.protocol.draw import Run, draw_tile, networks
 from sweeps.protocol.presets import CHOICES, Protocol, preset
@@ -80,7 +79,7 @@ class BoundaryStudy(Study):
     """Networks near the boundary, of every N, d0, set-up and condition; the fields are the flags."""
 
     name = "boundary"
-    reporter = "sweeps.boundary.tables:report"
+    reporter = "sweeps.boundary.report:report"
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
     allocates: ClassVar[bool] = True
 
@@ -132,13 +131,6 @@ class BoundaryStudy(Study):
     )
     prove: bool = flag(
         Switch(), "decide the end of every run by a theorem, in float64 (docs/proved_maps.md)", False, group="proofs"
-    )
-    beside: tuple[Path, ...] = flag(
-        Several(Folder()),
-        "folders of other results of this study, a comma list, that the report shows with these",
-        (),
-        group="report",
-        decides=False,
     )
     kernel: str = flag(
         Choice(KERNELS),

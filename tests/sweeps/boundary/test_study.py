@@ -11,9 +11,11 @@ import pytest
 from support.launchers import command
 
 from relu_sgd import Params, Problem, descend
+from sweeps.boundary.report import together
 from sweeps.boundary.study import BoundaryStudy, measure_start, rescaled
 from sweeps.protocol.draw import Run
-from sweeps.study import Tile
+from sweeps.runtime import session
+from sweeps.study import Execution, Tile, UsageError
 
 TINY = ["--num_samples=10", "--d0=4", "--loss=squared,quadratic_hinge", "--steps_per_sample=60",
         "--precision=float64", "--kernel=xla", "--num_processes=1", "--compilation_cache="]  # fmt: skip
@@ -93,13 +95,22 @@ def test_runs_of_every_n_have_their_own_draws_and_steps():
     assert study.cost(large) < study.cost(small) * 16
 
 
+def train(out, row_runs):
+    """Without a report."""
+    flags = dict(word.removeprefix("--").split("=") for word in TINY)
+    where = Execution(
+        out=out, num_processes=int(flags.pop("num_processes")), compilation_cache=flags.pop("compilation_cache")
+    )
+    session.train(BoundaryStudy.make(row_runs=row_runs, **flags), where)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A study whose rows were given more runs later."""
     out = tmp_path_factory.mktemp("boundary") / "out"
-    for runs in (16, 32):
-        done = command("boundary", f"--out={out}", f"--row_runs={runs}", *TINY)
-        assert done.returncode == 0, done.stderr
+    train(out, 16)
+    done = command("boundary", f"--out={out}", "--row_runs=32", *TINY)
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -118,9 +129,7 @@ def test_runs_are_counted(small):
 
 
 def test_more_runs_later_are_those_of_the_same_study_at_once(small, tmp_path):
-    done = command("boundary", f"--out={tmp_path / 'once'}", "--row_runs=32", *TINY)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "once" / "summary.csv").read_bytes() == (small / "summary.csv").read_bytes()
+    train(tmp_path / "once", 32)
 
     def chunks(out: Path) -> dict[Path, bytes]:
         root = out / "refined.zarr"
@@ -150,3 +159,15 @@ def test_what_cannot_be_is_one_line(tmp_path, words, said):
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_reported_together(small, tmp_path):
+    found = together([small])
+    found.tables["summary"].to_csv(tmp_path / "summary.csv", index=False, float_format="%.6g")
+    assert (tmp_path / "summary.csv").read_bytes() == (small / "summary.csv").read_bytes()
+    causes = found.tables["failures"]
+    assert causes["runs"].sum() == found.tables["summary"]["runs"].sum()
+    assert (causes["failed_dead_end"] <= causes["failed"]).all()
+    assert "Configurations: N = 10, as_written: " in found.text
+    with pytest.raises(UsageError, match="--out"):
+        together([tmp_path])
