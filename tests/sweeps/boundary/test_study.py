@@ -92,7 +92,8 @@ def test_runs_of_every_n_have_their_own_draws_and_steps():
     assert len(study.allocate([], 8)) == 10  # d0 = 32 is more than half of 50.
     assert first["hidden_N100_scaled"][0] == 2
     small, large = (Tile(study.variants()[0], {"d0": (8,), "d1": (d1,)}, range(8)) for d1 in (4, 64))
-    assert study.cost(large) < study.cost(small) * 16
+    assert 0.5 < study.cost(large) < study.cost(small) * 16
+    assert len(study.expected([], 8)) == 10 * 96 // 8
 
 
 def train(out, row_runs):
