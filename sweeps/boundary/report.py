@@ -13,6 +13,7 @@ from sweeps import logistic
 from sweeps.boundary import figures, law, scaling
 from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
+from sweeps.boundary.study import condition_of, loss_of
 from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
 from sweeps.runtime import extension
@@ -440,9 +441,9 @@ def failures(results: Results) -> pandas.DataFrame:
         sums = {name: mask.sum(axis=-1) for name, mask in counts.items()}
         rows += [
             {
-                "condition": variant.name,
+                "condition": condition_of(variant),
                 "trained_layers": variant.trained_layers,
-                "loss": "squared",
+                "loss": loss_of(variant),
                 "num_samples": variant.num_samples,
                 "d0": int(found["d0"].values[i]),
                 "d1": int(found["d1"].values[j]),

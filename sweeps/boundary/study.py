@@ -6,19 +6,23 @@ For every number of samples N, input dimension d0, set-up and condition, network
 is doubled or halved until the boundary is bracketed, and further runs go where they tell most about it. Conditions:
 as_written, the paper's half-sum loss at its fixed learning rates, which diverges as N / d0 grows; scaled, where every
 run's rate is --rate over the largest eigenvalue of its own Jacobian Gram matrix at the start, and so grows with no N.
-A run ends at the first network that meets the criterion, and at --steps_per_sample times N steps. DIR gets
-refined.zarr with all runs, summary.csv and the figure; the same command goes on after an interruption, and with a
-larger --row_runs.
+A run succeeds, and ends, at the first network with sqrt(2 L) < 2.5e-3 ||Y||, for the squared loss the paper's relative
+error; it ends at --steps_per_sample times N steps in any case. DIR gets refined.zarr with all runs, summary.csv and the
+figure; the same command goes on after an interruption, and with a larger --row_runs.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array
 
-from relu_sgd import Params, Problem, Status
+from relu_sgd import Descent, Params, Problem, Status, approximators
 from relu_sgd.network import TrainedLayers
 from relu_sgd.proofs.result import Verdict
 from sweeps.boundary import allocation
@@ -28,15 +32,37 @@ from sweeps.protocol.draw import Run, draw_tile, networks
 from sweeps.protocol.presets import CHOICES, Protocol, preset
 from sweeps.study import Execution, Made, Metrics, Study, Tile, Timings, UsageError, Variant, flag
 
-__all__ = ["CONDITIONS", "KERNELS", "BoundaryStudy", "Start", "measure_start", "rescaled"]
+__all__ = [
+    "CONDITIONS",
+    "KERNELS",
+    "LOSSES",
+    "BoundaryStudy",
+    "Start",
+    "condition_of",
+    "loss_of",
+    "measure_start",
+    "rescaled",
+]
 
 CONDITIONS = {
     "as_written": "learning rate 0.15 (hidden) or 0.002 (both)",
     "scaled": "learning rate --rate / lambda_max of J J^T at the start, of every run its own",
 }
-KERNELS = {"native": "C++ compiled when first used, on a CPU", "xla": "the program that JAX compiles"}
+LOSSES = {
+    "squared": "L = 1/2 sum (y - f)^2",
+    "quadratic_hinge": "L = 1/2 sum max(0, 1 - y f)^2, without proofs",
+}
+KERNELS = {
+    "native": "C++ compiled when first used, on a CPU, for the squared loss; another has xla",
+    "xla": "the program that JAX compiles",
+}
 # Two runs of different N share no random numbers: their base seeds are so far apart.
 _STRIDE = 1_000_003
+_TOLERANCE = 2.5e-3
+# Of a product in a step of the native kernel, and of a proof at N = 1: measured on one core with AVX-512.
+_SECONDS, _PROOF_SECONDS = 5e-11, 1e-4
+# Of a variant's name, after its condition.
+_SUFFIXES = {"squared": "", "quadratic_hinge": "_hinge"}
 
 
 class _Row(NamedTuple):
@@ -67,6 +93,11 @@ class BoundaryStudy(Study):
         Several(Choice(CONDITIONS)),
         "conditions, a comma list; " + "; ".join(f"{name}: {text}" for name, text in CONDITIONS.items()),
         ("as_written",),
+    )
+    loss: tuple[str, ...] = flag(
+        Several(Choice(LOSSES)),
+        "losses, a comma list; " + "; ".join(f"{name}: {text}" for name, text in LOSSES.items()),
+        ("squared",),
     )
     d0: tuple[int, ...] = flag(
         Sizes(), "input dimensions; of every N those up to N / 2", (4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -119,6 +150,9 @@ class BoundaryStudy(Study):
         """
         if odd := [size for size in self.num_samples if size % 2]:
             raise UsageError(f"--num_samples: {odd[0]} is odd, and half of the labels are +1")
+        if set(self.loss) != {"squared"} and (self.prove or self.stop == "decided"):
+            name = "prove" if self.prove else "stop"
+            raise UsageError(f"--{name}: theorems are about the squared loss; leave out --loss={','.join(self.loss)}")
         if self.num_samples[0] < 2 * self.d0[0]:
             raise UsageError(f"--num_samples: {self.num_samples[0]} is less than twice the least --d0, {self.d0[0]}")
 
@@ -128,8 +162,17 @@ class BoundaryStudy(Study):
         Raises:
           UsageError: naming the flag.
         """
-        for variant in self.variants() if self.kernel != "xla" else ():
-            runs.kernel_of(self.kernel, self.protocol_of(variant), variant.layers)
+        for variant in self.variants():
+            if (kernel := self._kernel(variant)) != "xla":
+                runs.kernel_of(kernel, self.protocol_of(variant), variant.layers)
+
+    def _kernel(self, variant: Variant) -> str:
+        return self.kernel if loss_of(variant) == "squared" else "xla"
+
+    def science(self) -> dict[str, Any]:
+        """Everything that decides the results; nothing about losses where there is the squared one alone."""
+        science = super().science()
+        return {name: value for name, value in science.items() if name != "loss" or self.loss != ("squared",)}
 
     def recorded(self) -> dict[str, Any]:
         """What a session writes down besides: the kernel."""
@@ -140,9 +183,10 @@ class BoundaryStudy(Study):
         return super().replay() | {"row_runs": self.row_runs, "kernel": self.kernel}
 
     def variants(self) -> tuple[Variant, ...]:
-        """Every set-up and N under every condition."""
+        """Every set-up and N under every condition and loss."""
         return tuple(
-            Variant(trained_layers=layers, num_samples=size, name=condition)
+            Variant(trained_layers=layers, num_samples=size, name=condition + _SUFFIXES[loss])
+            for loss in self.loss
             for condition in self.condition
             for layers in self.trained_layers
             for size in self.num_samples
@@ -243,7 +287,7 @@ class BoundaryStudy(Study):
 
     def protocol_of(self, variant: Variant) -> Protocol:
         """The protocol of the runs of a variant; under the condition scaled of `rescaled` ones, whose rate is 1."""
-        changes: dict[str, Any] = {"learning_rate": 1.0} if variant.name == "scaled" else {}
+        changes: dict[str, Any] = {"learning_rate": 1.0} if condition_of(variant) == "scaled" else {}
         size = variant.num_samples or 0
         return preset(
             "as_written",
@@ -257,12 +301,18 @@ class BoundaryStudy(Study):
         )
 
     def cost(self, tile: Tile) -> float:
-        """Products of a step times a guess at the steps: half of the runs take all of them, and more below d1*."""
+        """Seconds, roughly: products of a step times a guess at the steps, which below the boundary are all; and proofs
+        of ends.
+        """
         size = tile.variant.num_samples or 0
         ((d0,), (d1,)) = tile.axes["d0"], tile.axes["d1"]
         load = d1 / allocation.first_width(size, d0)
         steps = self.steps_per_sample * size / (1 + load**4) + 500
-        return tile.num_runs * (size * (d0 + 8.0) * d1 + 2_000) * steps
+        if self.stop == "decided":
+            steps = min(steps, 5_000)
+        slower = 1 if self._kernel(tile.variant) == "native" else 5
+        training = slower * _SECONDS * (size * (d0 + 8.0) * d1 + 2_000) * steps
+        return 0.5 + tile.num_runs * (training + self.prove * _PROOF_SECONDS * size**1.5)
 
     def run_tile(self, tile: Tile, execution: Execution) -> tuple[dict[str, np.ndarray], Timings]:
         """Trains the networks of a cell on the devices of this process."""
@@ -273,7 +323,7 @@ class BoundaryStudy(Study):
         starts = [measure_start(drawn, run, d0, d1, layers) for run, (d0, d1, _) in enumerate(sizes)]
         largest = np.array([start.largest_eigenvalue for start in starts])
         rates = np.full(len(starts), protocol.learning_rate)
-        if tile.variant.name == "scaled":
+        if condition_of(tile.variant) == "scaled":
             rates = self.rate / largest
             drawn = rescaled(drawn, rates, layers)
         drawing = time.perf_counter() - begun
@@ -291,7 +341,8 @@ class BoundaryStudy(Study):
             steps_per_chunk=execution.steps_per_chunk,
             devices=runs.devices_of(execution),
             decider=decider,
-            kernel=self.kernel,
+            kernel=self._kernel(tile.variant),
+            descent=None if loss_of(tile.variant) == "squared" else _hinge_descent(protocol, layers),
         )
         begun = time.perf_counter()
         records = runs.measure_tile(protocol, tile, drawn, ends)
@@ -313,6 +364,31 @@ class BoundaryStudy(Study):
         if decider is not None:
             timings["proving"] = decider.seconds
         return {name: records[name] for name in self.metrics}, timings
+
+
+def loss_of(variant: Variant) -> str:
+    """The loss of a variant, one of `LOSSES`."""
+    return "quadratic_hinge" if (variant.name or "").endswith(_SUFFIXES["quadratic_hinge"]) else "squared"
+
+
+def condition_of(variant: Variant) -> str:
+    """The condition of a variant, one of `CONDITIONS`."""
+    return (variant.name or "").removesuffix(_SUFFIXES[loss_of(variant)])
+
+
+def _is_small(losses: Array, problem: Any) -> Array:
+    """sqrt(2 L) / ||Y|| < 2.5e-3, as the relative error is judged: from below a margin reaches 1 in no finite time."""
+    return jnp.sqrt(2 * jnp.sum(losses)) < _TOLERANCE * jnp.linalg.norm(problem.Y)
+
+
+@functools.lru_cache(maxsize=8)  # One object, so that compiled programs are used again.
+def _hinge_descent(protocol: Protocol, layers: TrainedLayers) -> Descent:
+    return Descent(
+        optimizer=optax.sgd(protocol.learning_rate, momentum=protocol.momentum),
+        trained_layers=layers,
+        losses=approximators.shallow("quadratic_hinge"),
+        criterion=_is_small,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from relu_sgd.dynamics import Status
 from relu_sgd.proofs import Verdict
+from sweeps.boundary.study import condition_of, loss_of
 from sweeps.study import Results
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def counts(study: "BoundaryStudy", results: Results) -> pd.DataFrame:
             of = {name: array[cell][done[cell]] for name, array in values.items()}
             verdict = of.get("verdict")
             rows.append((
-                variant.name, variant.trained_layers, "squared", variant.num_samples,
+                condition_of(variant), variant.trained_layers, loss_of(variant), variant.num_samples,
                 int(found["d0"].values[cell[0]]), int(found["d1"].values[cell[1]]), int(done[cell].sum()),
                 int(np.sum(of["status"] == Status.CONVERGED)),
                 np.nan if verdict is None else int(np.sum(verdict == Verdict.GLOBAL_MINIMUM)),

@@ -334,8 +334,12 @@ def train_runs(
     devices: list[jax.Device] | None = None,
     decider: "TileProofs | None" = None,
     kernel: str = "xla",
+    descent: Descent | None = None,
 ) -> tuple[End, Timings]:
-    """The runs of a tile from their starts to their ends, both on the host and stacked; see `train_tile`."""
+    """The runs of a tile from their starts to their ends, both on the host and stacked; see `train_tile`.
+
+    A descent that is given is followed in place of the protocol's; it is for kernel="xla" and stop="first_passage".
+    """
     # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle
     # late.
     order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
@@ -358,10 +362,8 @@ def train_runs(
         is_native = kernel == "native"
         if is_native:  # It leaves padding out by itself, and so tiles share a program.
             ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
-        descent: Any = descent_of(protocol, trained_layers)
-        reference = descent
-        if kernel != "xla":
-            descent = kernel_of(kernel, protocol, trained_layers)
+        reference = descent or descent_of(protocol, trained_layers)
+        dynamics: Any = reference if kernel == "xla" else kernel_of(kernel, protocol, trained_layers)
         between = None
         if protocol.stop == "decided":
             if decider is None:
@@ -369,7 +371,7 @@ def train_runs(
             between = decider.between(reference, order)
             steps_per_chunk = decider.chunk(num_steps if is_native else steps_per_chunk)
         results, timings = run_on_devices(
-            descent,
+            dynamics,
             starts_of(ordered),
             num_steps,
             lanes=lanes,

@@ -265,13 +265,16 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
         logging.info(text, UNIT * made, budget)
 
 
-def allocate(study: Study, store: Store, run: Callable[[Store, range, Sequence[Tile]], None]) -> None:
-    """All runs of a study that allocates them itself, round after round.
+def allocate(
+    study: Study, store: Store, run: Callable[[Store, range, Sequence[Tile]], None], num_processes: int
+) -> None:
+    """All runs of a study that allocates them itself, round after round; how long they take is said before each.
 
     Args:
-      study: whose results they are.
+      study: whose results they are; its cost is in seconds.
       store: without seeds of its own.
       run: as for `refine`.
+      num_processes: that it works with.
 
     Raises:
       StoreError: results are damaged.
@@ -288,12 +291,11 @@ def allocate(study: Study, store: Store, run: Callable[[Store, range, Sequence[T
     def following(grid: _Grid, more: Store) -> list[list[dict[str, Any]]]:
         made = _made(study, grid, more)
         rest = [grid.tile({**grid.cell(*place), "seeds": [0, UNIT]}) for place in study.expected(made, UNIT)]
-        if rest and spent["cost"]:
-            seconds = spent["seconds"] / spent["cost"] * sum(map(study.cost, rest))
-            logging.info("about %d groups of %d runs to come, about %s", len(rest), UNIT, duration(seconds))
-        elif rest:
-            text = "about %d groups of %d runs to come; how long they take is said after the first round"
-            logging.info(text, len(rest), UNIT)
+        if rest:
+            rate = spent["seconds"] / spent["cost"] if spent["cost"] else 1 / num_processes
+            expected = duration(rate * sum(map(study.cost, rest)))
+            known = "as it has gone so far" if spent["cost"] else "as measured elsewhere"
+            logging.info("about %d groups of %d runs to come, about %s %s", len(rest), UNIT, expected, known)
         return _allocated(study, grid, more, made)
 
     _in_rounds(study, store, timed, following)

@@ -403,7 +403,7 @@ def train(study: Study, execution: Execution) -> Store:
             if (more := extension.beyond(store)) is not None:
                 verify(study, more)
             if study.allocates:
-                extension.allocate(study, store, run)
+                extension.allocate(study, store, run, num_processes)
             else:
                 extension.refine(study, store, execution.refine, run)
     return store

@@ -10,14 +10,15 @@ import optax
 import pytest
 from support.launchers import command
 
-from relu_sgd import Params, Problem, descend, network
+from relu_sgd import Params, Problem, descend
 from sweeps.boundary.report import together
 from sweeps.boundary.study import BoundaryStudy, measure_start, rescaled
 from sweeps.protocol.draw import Run
-from sweeps.study import Tile, UsageError
+from sweeps.runtime import session
+from sweeps.study import Execution, Tile, UsageError
 
-TINY = ["--num_samples=10", "--d0=4", "--steps_per_sample=60", "--precision=float64", "--kernel=xla",
-        "--num_processes=1", "--compilation_cache="]  # fmt: skip
+TINY = ["--num_samples=10", "--d0=4", "--loss=squared,quadratic_hinge", "--steps_per_sample=60",
+        "--precision=float64", "--kernel=xla", "--num_processes=1", "--compilation_cache="]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,14 @@ def test_the_spectrum_at_the_start_is_that_of_the_jacobian(drawn, layers):
     for run, d1 in enumerate((4, 6, 6)):
         params = Params(drawn.params.W[run, :3, :d1], drawn.params.V[run, :d1])
         data = Problem(drawn.problem.X[run, :, :3], drawn.problem.Y[run])
-        jacobian = jax.jacobian(lambda theta, data=data: network.predict(theta, data)[:, 0])(params)
-        parts = [jacobian.W.reshape(12, -1), *([jacobian.V.reshape(12, -1)] if layers == "both" else [])]
+        Z = data.X @ params.W
+        in_W = np.einsum("ik,ij,j->ikj", data.X, Z > 0, params.V[:, 0]).reshape(12, -1)
+        parts = [in_W, np.maximum(Z, 0)] if layers == "both" else [in_W]
         singular = np.linalg.svd(np.concatenate(parts, axis=1), compute_uv=False)
         found = measure_start(drawn, run, 3, d1, layers)
         assert found.largest_eigenvalue == pytest.approx(singular[0] ** 2)
         assert found.has_full_rank == (len(singular) == 12 and singular[-1] > 1e-6 * singular[0])
-        assert found.dead_samples == np.sum((data.X @ params.W <= 0).all(axis=1))
+        assert found.dead_samples == np.sum((Z <= 0).all(axis=1))
 
 
 def test_rank_and_dead_samples_are_seen(drawn):
@@ -60,22 +62,21 @@ def test_rank_and_dead_samples_are_seen(drawn):
 def test_a_rescaled_run_at_rate_1_is_the_run_at_its_own_rate(drawn, layers):
     rates = np.array([0.03, 0.4, 0.07])
     scaled = rescaled(drawn, rates, layers)
-    for run, rate in enumerate(rates):
-        one, other = (
-            descend(
-                jax.tree.map(lambda leaf, run=run: np.asarray(leaf[run]), each.params),
-                jax.tree.map(lambda leaf, run=run: np.asarray(leaf[run]), each.problem),
-                optimizer=optax.sgd(own, momentum=0.9),
-                num_steps=12,
-                trained_layers=layers,
-            )
-            for each, own in ((drawn, rate), (scaled, 1.0))
+    one, other = (
+        descend(
+            jax.tree.map(lambda leaf: np.asarray(leaf[1]), each.params),
+            jax.tree.map(lambda leaf: np.asarray(leaf[1]), each.problem),
+            optimizer=optax.sgd(rate, momentum=0.9),
+            num_steps=12,
+            trained_layers=layers,
         )
-        assert float(one.loss) != pytest.approx(6.0, rel=1e-3)
-        assert float(other.loss) == pytest.approx(float(one.loss), rel=1e-9)
-        s = np.sqrt(rate)
-        np.testing.assert_allclose(s * other.params.W, one.params.W, rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose((s if layers == "both" else 1) * other.params.V, one.params.V, rtol=1e-8)
+        for each, rate in ((drawn, rates[1]), (scaled, 1.0))
+    )
+    assert float(one.loss) != pytest.approx(6.0, rel=1e-3)
+    assert float(other.loss) == pytest.approx(float(one.loss), rel=1e-9)
+    s = np.sqrt(rates[1])
+    np.testing.assert_allclose(s * other.params.W, one.params.W, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose((s if layers == "both" else 1) * other.params.V, one.params.V, rtol=1e-8)
 
 
 def test_runs_of_every_n_have_their_own_draws_and_steps():
@@ -91,34 +92,45 @@ def test_runs_of_every_n_have_their_own_draws_and_steps():
     assert len(study.allocate([], 8)) == 10  # d0 = 32 is more than half of 50.
     assert first["hidden_N100_scaled"][0] == 2
     small, large = (Tile(study.variants()[0], {"d0": (8,), "d1": (d1,)}, range(8)) for d1 in (4, 64))
-    assert study.cost(large) < study.cost(small) * 16
+    assert 0.5 < study.cost(large) < study.cost(small) * 16
+    assert len(study.expected([], 8)) == 10 * 96 // 8
+
+
+def train(out, row_runs):
+    """Without a report."""
+    flags = dict(word.removeprefix("--").split("=") for word in TINY)
+    where = Execution(
+        out=out, num_processes=int(flags.pop("num_processes")), compilation_cache=flags.pop("compilation_cache")
+    )
+    session.train(BoundaryStudy.make(row_runs=row_runs, **flags), where)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A study whose rows were given more runs later."""
     out = tmp_path_factory.mktemp("boundary") / "out"
-    for runs in (24, 48):
-        done = command("boundary", f"--out={out}", f"--row_runs={runs}", *TINY)
-        assert done.returncode == 0, done.stderr
+    train(out, 16)
+    done = command("boundary", f"--out={out}", "--row_runs=32", *TINY)
+    assert done.returncode == 0, done.stderr
     return out
 
 
 def test_runs_are_counted(small):
     rows = list(csv.DictReader((small / "summary.csv").read_text().splitlines()))
     assert {row["num_samples"] for row in rows} == {"10"}
-    assert sum(int(row["runs"]) for row in rows) in (48, 56)
-    shares = [int(row["converged"]) / int(row["runs"]) for row in rows]
-    assert min(shares) < 0.5 <= max(shares)
+    for loss in ("squared", "quadratic_hinge"):
+        own = [row for row in rows if row["loss"] == loss]
+        assert {row["condition"] for row in own} == {"as_written"}
+        assert sum(int(row["runs"]) for row in own) in (32, 40)
+        shares = [int(row["converged"]) / int(row["runs"]) for row in own]
+        assert min(shares) < 0.5 <= max(shares)
     for row in rows:
         assert 0 <= int(row["full_rank_start"]) <= int(row["runs"])
         assert row["proved_global"] == ""
 
 
 def test_more_runs_later_are_those_of_the_same_study_at_once(small, tmp_path):
-    done = command("boundary", f"--out={tmp_path / 'once'}", "--row_runs=48", *TINY)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "once" / "summary.csv").read_bytes() == (small / "summary.csv").read_bytes()
+    train(tmp_path / "once", 32)
 
     def chunks(out: Path) -> dict[Path, bytes]:
         root = out / "refined.zarr"
@@ -126,10 +138,10 @@ def test_more_runs_later_are_those_of_the_same_study_at_once(small, tmp_path):
 
     assert chunks(tmp_path / "once") == chunks(small)
     flags = (small / "run.flagfile").read_text()
-    assert "--row_runs=48" in flags
+    assert "--row_runs=32" in flags
     assert "--refine" not in flags
     rounds = json.loads((small / "refined.zarr" / "zarr.json").read_text())["attributes"]["rounds"]
-    assert len(rounds[0]) == 1
+    assert len(rounds[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -137,6 +149,7 @@ def test_more_runs_later_are_those_of_the_same_study_at_once(small, tmp_path):
     [
         (["--num_samples=9"], "--num_samples: 9 is odd"),
         (["--num_samples=10", "--d0=8"], "--num_samples: 10 is less than twice the least --d0, 8"),
+        (["--loss=quadratic_hinge", "--prove"], "--prove: theorems are about the squared loss"),
         (["--shard_count=2"], "--shard_count: 2 shards cannot do boundary"),
         (["--rate=3.8"], "--rate: 3.8 is not a finite number in (0, 3.8)"),
     ],
