@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas
@@ -13,15 +13,12 @@ from sweeps import logistic
 from sweeps.boundary import figures, law, scaling
 from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
-from sweeps.boundary.study import condition_of, loss_of
+from sweeps.boundary.study import BoundaryStudy, condition_of, loss_of
 from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
 from sweeps.runtime import extension
 from sweeps.runtime.session import configuration_of, open_results
 from sweeps.study import Report, Results
-
-if TYPE_CHECKING:
-    from sweeps.boundary.study import BoundaryStudy
 
 __all__ = [
     "GROUP",
@@ -462,8 +459,6 @@ def together(folders: Sequence[Path]) -> Report:
     Raises:
       UsageError: a folder has no results of this study.
     """
-    from sweeps.boundary.study import BoundaryStudy
-
     tables, causes, captions = [], [], []
     for folder in folders:
         store = open_results(folder)
@@ -478,7 +473,7 @@ def together(folders: Sequence[Path]) -> Report:
     return analyze(joined, caption=text, more={"failures": _once(pandas.concat(causes, ignore_index=True))})
 
 
-def report(study: "BoundaryStudy", results: Results) -> Report:
+def report(study: BoundaryStudy, results: Results) -> Report:
     """The report of a study's results."""
     caption = (
         f"Rows uniform on the sphere, balanced labels; at most {study.steps_per_sample} N steps, {study.stop}, "
