@@ -167,7 +167,7 @@ def _law_of(chosen: pandas.DataFrame) -> law.Fit:
     transition = law.TRANSITIONS["powers of N and d1*"]
     values = dict(zip(chosen["parameter"], chosen["value"], strict=True))
     inner = np.array([p.inner(values[p.name]) for p in model.parameters + transition])
-    return law.Fit(model, transition, inner, np.eye(len(inner)), 0.0, 0.0)
+    return law.Fit(model, transition, inner, np.eye(len(inner)), 0.0, 0.0, 0.0)
 
 
 def _certified(

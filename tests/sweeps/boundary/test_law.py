@@ -46,8 +46,8 @@ def test_a_known_law_is_found_and_its_intervals_cover():
             place = [parameter.name for parameter in best.parameters].index(name)
             at = {place: best.parameters[place].inner(value)}
             profile = law.fit(model, counts, start=best.inner, fixed=at)
-            assert profile.log_likelihood <= best.log_likelihood + 1e-6
-            held[name] += 2 * (best.log_likelihood - profile.log_likelihood) < 3.8415
+            assert profile.penalized <= best.penalized + 1e-6
+            held[name] += 2 * (best.penalized - profile.penalized) < 3.8415
     for name, value in truth.items():
         assert held[name] >= 25, (name, held)  # Of 30: 24 or fewer have a probability of 0.003 at 95 percent.
         values = np.array([each[name] for each in found])
@@ -64,7 +64,7 @@ def test_interval_ends_are_where_the_profile_has_fallen():
         for end in (each.low, each.high):
             at = {place: found.parameters[place].inner(end)}
             fallen = law.fit(MODELS["power"], counts, transition="power of N", fixed=at)
-            assert 2 * (found.log_likelihood - fallen.log_likelihood) == pytest.approx(3.8415, abs=0.02)
+            assert 2 * (found.penalized - fallen.penalized) == pytest.approx(3.8415, abs=0.02)
         # The law is true: rows drawn anew say about the same.
         assert 0.4 < (each.rows_high - each.rows_low) / (each.high - each.low) < 2
 
