@@ -1,5 +1,7 @@
 """Appendix H: norms of products."""
 
+import itertools
+
 import numpy as np
 
 from relu_sgd.theory import hidden_layer
@@ -20,7 +22,7 @@ def lemma_h1(rng: np.random.Generator) -> Outcome:
     p, q, r, s = rng.integers(1, 6, 4)
     factors = [rng.normal(size=shape) for shape in ((p, q), (q, r), (r, s))]
     ends = [rng.normal(size=size) for size in (p, q, r, s)]
-    lines = [np.outer(one, other) for one, other in zip(ends[:-1], ends[1:], strict=True)]
+    lines = [np.outer(one, other) for one, other in itertools.pairwise(ends)]
     return combined(*(at_most(np.linalg.norm(a @ b @ c), product_bound([a, b, c])) for a, b, c in (factors, lines)))
 
 

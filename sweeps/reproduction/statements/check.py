@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 __all__ = ["Check", "Checks", "Outcome", "at_least", "at_most", "combined", "decrease_at_least", "equal", "event"]
 
@@ -20,8 +20,8 @@ class Outcome(NamedTuple):
 
     Attributes:
       margin: the least one, relative; infinite where no problem met the hypothesis.
-      violations: how many comparisons are violated beyond rounding.
-      trials: how many comparisons were made; 0 where no problem met the hypothesis.
+      violations: how many problems, or trials of chance, violate it beyond rounding.
+      trials: how many there were; 0 where none met the hypothesis. A bound along a whole path is one.
       value, bound: what was measured, and what it was compared with, at the least margin.
     """
 
@@ -46,7 +46,7 @@ class Check(NamedTuple):
 
 
 Checks: TypeAlias = Mapping[str, Check]
-Numbers: TypeAlias = Float[np.ndarray, "*shape"] | list[float] | float
+Numbers: TypeAlias = ArrayLike
 
 _NOTHING = Outcome(math.inf, 0, 0, 0.0, 0.0)
 
@@ -58,8 +58,8 @@ def _outcome(margins: np.ndarray, values: np.ndarray, bounds: np.ndarray, roundi
     worst = int(np.argmin(margins))
     return Outcome(
         float(margins[worst]),
-        int(np.sum(margins < -rounding)),
-        margins.size,
+        int(margins[worst] < -rounding),
+        1,
         float(values[worst]),
         float(bounds[worst]),
     )
@@ -133,7 +133,7 @@ def event(happened: np.ndarray | list[bool], margins: Numbers) -> Outcome:
 
 
 def combined(*outcomes: Outcome) -> Outcome:
-    """All comparisons together: the least margin, the sums of the counts."""
+    """All problems together: the least margin, the sums of the counts."""
     met = [outcome for outcome in outcomes if outcome.trials]
     if not met:
         return _NOTHING

@@ -3,8 +3,8 @@
 python -m sweeps.reproduction.statements --out=DIR [--num_seeds=N]
 
 For every statement of Sections 2 to 5 and the appendices that can be computed, and every seed: problems for which its
-hypothesis holds, tight ones among them; how many comparisons were made, how many are violated beyond rounding, and the
-least relative margin. A statement about probabilities has trials, and the share of failures that it allows. Statements
+hypothesis holds, tight ones among them; how many there were, how many violate it beyond rounding, and the least
+relative margin. A statement about probabilities has trials, and the share of failures that it allows. Statements
 with an erratum are measured as printed and as repaired. float64, in NumPy. DIR gets results.zarr, summary.csv and a
 figure; the same command goes on after an interruption.
 """
@@ -59,8 +59,8 @@ class Statements(Study):
                 np.float64,
                 "least (bound - value) / larger of both; negative beyond rounding where violated, infinite for none",
             ),
-            "violated": (np.int32, "comparisons or trials that are violated beyond rounding"),
-            "trials": (np.int32, "comparisons or trials for which the hypothesis holds"),
+            "violated": (np.int32, "problems or trials that violate it beyond rounding"),
+            "trials": (np.int32, "problems or trials for which the hypothesis holds"),
             "value": (np.float64, "what was measured, at the least margin"),
             "bound": (np.float64, "what it was compared with, at the least margin"),
             "allowed": (np.float64, "share of violated trials that the statement allows; 0 for one without exceptions"),
