@@ -12,7 +12,7 @@ from relu_sgd import clarke
 from relu_sgd.network import Params
 from relu_sgd.problem import Problem
 from sweeps.reproduction.statements.check import Check, Checks, Outcome, at_least, at_most, combined, equal
-from sweeps.reproduction.statements.paths import Path, Start, chain, follow, random_start, scalar_start, unit_rows
+from sweeps.reproduction.statements.paths import Path, Start, chain, follow, random_start, scalar_start
 
 __all__ = ["CHECKS"]
 
@@ -142,19 +142,16 @@ def _proof_of_a5(rng: np.random.Generator, power: int) -> Outcome:
 
 
 def _degenerate(rng: np.random.Generator, dependent: bool) -> Start:
-    """Two samples at a kink of the only neuron in the plane, and two that are not. Dependent rows are antiparallel or
+    """Two samples at a kink of the only neuron in space, and two that are not. Dependent rows are antiparallel or
     parallel, with c of such signs that the kinks' circuit has both.
     """
-    W = np.array([[0.0], [rng.uniform(0.5, 2)]])
-    x, scale = np.array([rng.uniform(0.5, 2), 0.0]), rng.uniform(0.5, 2)
-    c = rng.uniform(0.2, 1, 2)
+    W, scale = np.array([[0.0], [0.0], [rng.uniform(0.5, 2)]]), rng.uniform(0.5, 2)
+    x, c = np.array([*rng.normal(size=2), 0.0]), rng.uniform(0.2, 1, 2)
     if dependent:
-        sign = rng.choice([-1.0, 1.0])
-        rows, c = np.array([x, sign * scale * x]), c * [1, -1]
+        rows, c = np.array([x, rng.choice([-1.0, 1.0]) * scale * x]), c * [1, -1]
     else:
-        rows, W = unit_rows(rng, 2, 2), np.zeros((2, 1))
-        c = c * rng.choice([-1.0, 1.0], 2)
-    others = np.abs(rng.normal(size=(2, 2)))
+        rows, c = np.array([x, [x[1], -x[0] * scale, 0.0]]), c * rng.choice([-1.0, 1.0], 2)
+    others = np.abs(rng.normal(size=(2, 3)))
     start = Start(np.concatenate([rows, others]), np.zeros((4, 1)), W, np.array([[rng.uniform(0.5, 2)]]))
     return start.with_error(np.concatenate([c, rng.normal(size=2)])[:, None] / start.V[0, 0])
 
@@ -164,7 +161,7 @@ def _limits(rng: np.random.Generator, start: Start) -> np.ndarray:
     the pattern is that of the points.
     """
     error = start.Y - start.hidden @ start.V
-    points = start.W.T + 1e-7 * rng.normal(size=(200, 2))
+    points = start.W.T + 1e-7 * rng.normal(size=(200, 3))
     patterns = points @ start.X.T > 0
     return -(patterns * (error @ start.V.T)[:, 0]) @ start.X
 
@@ -180,7 +177,7 @@ def _support(found: clarke.Subdifferential, direction: np.ndarray) -> float:
 def _supports(rng: np.random.Generator, start: Start) -> tuple[np.ndarray, np.ndarray]:
     """Of the hull of the limits, and of the set of Lemma A.4, in some directions."""
     limits, found = _limits(rng, start), _product_set(start)
-    directions = [*np.eye(2), *-np.eye(2), *rng.normal(size=(2, 2))]
+    directions = [*np.eye(3)[:2], *-np.eye(3)[:2], rng.normal(size=3)]
     return np.array([(limits @ d).max() for d in directions]), np.array([_support(found, d) for d in directions])
 
 
@@ -211,7 +208,7 @@ def equation_20(rng: np.random.Generator) -> Outcome:
         start = _degenerate(rng, dependent)
         limits = _limits(rng, start)
         hull = clarke.hull.clarke_hull(start.params, start.problem, 0)
-        directions = [*np.eye(2), *-np.eye(2), *rng.normal(size=(2, 2))]
+        directions = [*np.eye(3)[:2], *-np.eye(3)[:2], rng.normal(size=3)]
         outcomes.append(equal([(limits @ d).max() for d in directions], [hull.support(d) for d in directions], 1e-6))
     return combined(*outcomes)
 
@@ -292,7 +289,7 @@ def equation_25(rng: np.random.Generator) -> Outcome:
 def equation_26(rng: np.random.Generator) -> Outcome:
     """The integral of Lbar sqrt(L) is Lbar^2 / 2."""
     path = follow(random_start(rng))
-    return equal(chain(path.integral * np.sqrt(path.loss), path.times)[1:], path.integral[1:] ** 2 / 2, 1e-3)
+    return equal(chain(path.integral * np.sqrt(path.loss), path.times)[-1], path.integral[-1] ** 2 / 2, 1e-4)
 
 
 def equation_27(rng: np.random.Generator) -> Outcome:

@@ -21,7 +21,7 @@ from sweeps.reproduction.statements.check import (
 )
 from sweeps.reproduction.statements.paths import Path, Start, follow, random_start, scalar_start, unit_rows
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "certified"]
 
 # Integrals by Simpson's rule on some forty times; where a pattern changes they are a little off.
 _QUADRATURE = 1e-5
@@ -182,7 +182,7 @@ def _figure_1(rng: np.random.Generator, factor: float) -> Outcome:
     return combined(at_least(top, low, 1e-5), at_most(bottom, high, 1e-5))
 
 
-def _certified(rng: np.random.Generator, start: Start, share: float) -> Start:
+def certified(rng: np.random.Generator, start: Start, share: float) -> Start:
     """The same network with labels at which F is so large a share of 1/8."""
     error = rng.normal(size=start.Y.shape)
     at = lambda scale: min(start.with_error(scale * error).certificate.F, 1e6)
@@ -195,7 +195,7 @@ def _theorem_3_4_paths(rng: np.random.Generator) -> Iterator[Path]:
     X = unit_rows(rng, 2, 3)
     network = Start(X, np.zeros((2, 1)), rng.normal(size=(3, d1)), rng.normal(size=(d1, 1)) / d1)
     if network.alpha > 0.05:
-        start = _certified(rng, network, rng.uniform(0.9, 0.999))
+        start = certified(rng, network, rng.uniform(0.9, 0.999))
         yield follow(start, 5 / start.alpha**2)
     # E = -w v: v falls to about 0, and w with it.
     v = brentq(lambda v: 8 * scalar_start(1.0, v, 0.0).certificate.F - 0.999, 0.01, 0.5)
