@@ -21,9 +21,7 @@ def gradient(start: Start, rows: np.ndarray | slice = slice(None)) -> tuple[np.n
 
 def speed(start: Start) -> float:
     """An upper bound of the fastest rate at a start: ||H||^2 + ||X||^2 ||V||^2."""
-    return float(
-        np.linalg.norm(start.hidden, 2) ** 2 + (np.linalg.norm(start.X, 2) * np.linalg.norm(start.V, 2)) ** 2
-    )
+    return float(np.linalg.norm(start.hidden, 2) ** 2 + (np.linalg.norm(start.X, 2) * np.linalg.norm(start.V, 2)) ** 2)
 
 
 def descend(

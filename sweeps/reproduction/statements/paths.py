@@ -117,7 +117,7 @@ def scalar_start(w: float, v: float, y: float) -> Start:
     return Start(np.ones((1, 1)), np.array([[y]]), np.array([[w]]), np.array([[v]]))
 
 
-def follow(start: Start, horizon: float | None = None, num_times: int = 40, times: np.ndarray | None = None) -> Path:
+def follow(start: Start, horizon: float | None = None, num_times: int = 24, times: np.ndarray | None = None) -> Path:
     """The solution with every event located, as far as it is unique.
 
     Args:

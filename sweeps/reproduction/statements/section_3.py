@@ -23,7 +23,7 @@ from sweeps.reproduction.statements.paths import Path, Start, follow, random_sta
 
 __all__ = ["CHECKS", "certified"]
 
-# Integrals by Simpson's rule on some forty times; where a pattern changes they are a little off.
+# Integrals by Simpson's rule on some twenty times; where a pattern changes they are a little off.
 _QUADRATURE = 1e-5
 
 

@@ -11,9 +11,9 @@ from sweeps.reproduction.statements.descents import descend, speed
 from sweeps.reproduction.statements.paths import Start, follow, random_start, unit_rows
 from sweeps.reproduction.statements.section_3 import certified
 
-__all__ = ["CHECKS"]
+__all__ = ["APPENDIX", "CHECKS"]
 
-_HIGH = 0.1  # What "with high probability" may fail with.
+_HIGH = 0.25  # What "with high probability" may fail with.
 
 
 def _certified_start(rng: np.random.Generator) -> Start:
@@ -49,9 +49,10 @@ def theorem_5_1(rng: np.random.Generator) -> Outcome:
     """L < epsilon after the steps of (15), all samples and single ones; c d0 d1 beta_w^2 is alpha_0(0)^2, and 2 L(0)
     stands for the logarithm's C N log(N) d0 d1 beta_w^2 beta_v^2, as in Theorem 5.6.
     """
-    start, margins = _certified_start(rng), []
-    rate, target, d1 = 0.1 / speed(start), 1e-2 * start.loss, start.W.shape[1]
-    for batch_size in (3, 1):
+    margins = []
+    for batch_size in (3, 2, 1):
+        start = _certified_start(rng)
+        rate, target, d1 = 0.1 / speed(start), 1e-2 * start.loss, start.W.shape[1]
         steps = widths.theorem_5_1_num_steps(
             3, 3, d1, delta=0.5, beta_w=1.0, beta_v=1.0, target=target, batch_size=batch_size, learning_rate=rate,
             loss_constant=2 * start.loss / (3 * math.log(3) * 3 * d1), rate_constant=start.alpha**2 / (3 * d1),
@@ -124,21 +125,20 @@ def theorem_5_5(rng: np.random.Generator) -> Outcome:
     """The largest distance of (17) from the solution, with the eighth of a step against a half of that with the step;
     it is of first order.
     """
-    start = random_start(rng)
-    step = 0.05 / speed(start)
-    distances = []
-    for parts in (1, 8):
-        kept = descend(start, step / parts, 24 * parts, len(start.X), rng, every=4 * parts)
+    margins = []
+    for _ in range(3):
+        start, distances = random_start(rng), []
+        step = 0.05 / speed(start)
         path = follow(start, times=4 * step * np.arange(1, 7))
-        size = len(path.times)
-        away = [
-            math.hypot(np.linalg.norm(one.W - W), np.linalg.norm(one.V - V))
-            for one, W, V in zip(kept[:size], path.W, path.V, strict=True)
-        ]
-        distances.append(max(away))
-    if distances[0] == 0:
-        return combined()
-    return at_most(distances[1], distances[0] / 2)
+        for parts in (1, 8):
+            kept = descend(start, step / parts, 24 * parts, len(start.X), rng, every=4 * parts)[: len(path.times)]
+            away = [
+                math.hypot(np.linalg.norm(one.W - W), np.linalg.norm(one.V - V))
+                for one, W, V in zip(kept, path.W, path.V, strict=True)
+            ]
+            distances.append(max(away))
+        margins.append(1 - distances[1] / (distances[0] / 2))
+    return event(np.array(margins) > 0, margins)
 
 
 def theorem_5_6(rng: np.random.Generator) -> Outcome:
@@ -170,9 +170,7 @@ def _steps_of_appendix_f(rng: np.random.Generator, printed: bool) -> Outcome:
     b = int(rng.integers(1, N + 1))
     theirs = math.floor((1 + N * time / b) / rate)
     steps = theirs if printed else widths.num_steps_bound(time, N, b, rate)
-    return combined(
-        at_most(steps, math.floor(1 + N * time / (b * rate))), at_least(steps * rate, N * time / b, 1e-9)
-    )
+    return combined(at_most(steps, math.floor(1 + N * time / (b * rate))), at_least(steps * rate, N * time / b, 1e-9))
 
 
 CHECKS: Checks = {
@@ -187,6 +185,9 @@ CHECKS: Checks = {
     "remark-5-4": Check(remark_5_4),
     "theorem-5-5": Check(theorem_5_5, _HIGH),
     "theorem-5-6": Check(theorem_5_6, _HIGH),
+}
+
+APPENDIX: Checks = {
     "appendix-f-steps": Check(lambda rng: _steps_of_appendix_f(rng, printed=True)),
     "appendix-f-steps-repaired": Check(lambda rng: _steps_of_appendix_f(rng, printed=False)),
 }
