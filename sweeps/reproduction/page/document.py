@@ -66,6 +66,10 @@ def _sort_value(judged: Judged) -> str:
     return "" if main is None or not math.isfinite(main.value) else repr(float(main.value))
 
 
+def _rule(rule: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in rule.items())
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else text.number(value)
@@ -82,12 +86,16 @@ def _table(summary: "pandas.DataFrame") -> dict[str, Any]:
     }
 
 
+def _studies(judged: Judged) -> set[str]:
+    return {one.study for one in judged.measurements}
+
+
 def _finding(finding: Finding, judged: Sequence[Judged]) -> dict[str, Any]:
     summary = finding.summary
     is_map = summary is not None and charts.is_map(summary)
     return {
         "finding": finding,
-        "entries": [one.entry for one in judged if one.entry.study == finding.key],
+        "entries": [one.entry for one in judged if finding.key in {one.entry.study, *_studies(one)}],
         "images": [(_data_address(Path(path)), caption, alt) for path, caption, alt in finding.figures],
         "maps": charts.map_charts(summary) if is_map else (),
         "table": None if summary is None or is_map or summary.empty else _table(summary),
@@ -132,6 +140,7 @@ def render(judged: Sequence[Judged], findings: Sequence[Finding], about: Mapping
         "interval": lambda one: text.interval(one.low, one.high),
         "number": text.number,
         "result": text.result,
+        "rule": _rule,
         "slug": _slug,
     }
     shown = [_finding(finding, judged) for finding in findings]

@@ -1,6 +1,8 @@
 """The ledger's table and the figures as a PDF, for those who print; by Matplotlib, without a browser."""
 
-import textwrap
+import functools
+import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,9 @@ import matplotlib
 import matplotlib.image
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
 
 from sweeps.reproduction.ledger import Finding, Judged, Verdict
 from sweeps.reproduction.page.document import SYMBOLS
@@ -24,7 +29,6 @@ _SIZE = 7.0
 _LINE = 9.0
 # The table's columns: title and share of the width between the margins.
 _COLUMNS = (("Place", 0.15), ("What the paper says", 0.42), ("Verdict", 0.16), ("Result", 0.27))
-_LETTERS_PER_INCH = 19.5  # Of text in `_SIZE` points, at least.
 _GAP = 1  # Lines between two rows.
 
 
@@ -65,12 +69,40 @@ class _Writer:
         assert self._figure is not None
         y = (self._at - 2 / 72) / _PAGE[1]
         left, right = _MARGIN / _PAGE[0], 1 - _MARGIN / _PAGE[0]
-        self._figure.add_artist(matplotlib.lines.Line2D([left, right], [y, y], color="0.7", linewidth=0.5))
+        self._figure.add_artist(Line2D([left, right], [y, y], color="0.7", linewidth=0.5))
+
+
+@functools.cache
+def _font() -> FT2Font:
+    font = FT2Font(findfont("DejaVu Sans"))
+    font.set_size(_SIZE, 72)
+    return font
+
+
+@functools.cache
+def _width(letter: str) -> float:
+    """Of a letter in the size of the table, in inches; one that the font lacks is a box, as wide as a W at most."""
+    shown = letter if _font().get_char_index(ord(letter)) else "W"
+    return _font().load_char(ord(shown)).linearHoriAdvance / 65536 / 72
 
 
 def _wrapped(text: str, inches: float) -> list[str]:
-    width = int(inches * _LETTERS_PER_INCH)
-    return [line for part in text.splitlines() for line in textwrap.wrap(part, width)] or [""]
+    """Lines that fit, broken between words where that is possible."""
+    lines = []
+    for part in text.splitlines() or [""]:
+        line, room = "", inches
+        for word in re.findall(r"\S+\s*|\s+", part):
+            length = sum(map(_width, word.rstrip()))
+            if line and length > room:
+                lines.append(line.rstrip())
+                line, room = "", inches
+            for letter in word:
+                if line and not letter.isspace() and _width(letter) > room:
+                    lines.append(line)
+                    line, room = "", inches
+                line, room = line + letter, room - _width(letter)
+        lines.append(line.rstrip())
+    return lines
 
 
 def _edges() -> list[float]:
@@ -139,11 +171,12 @@ def write_pdf(judged: Sequence[Judged], findings: Sequence[Finding], path: Path)
     Raises:
       OSError: a figure cannot be read, or the file not written.
     """
+    written = io.BytesIO()  # The file appears when all is well.
     counts = [(verdict, sum(one.verdict is verdict for one in judged)) for verdict in Verdict]
     with (
         warnings.catch_warnings(),
         matplotlib.rc_context({"pdf.fonttype": 42}),
-        PdfPages(path, metadata={"Title": "The paper, reproduced", "CreationDate": None}) as pages,
+        PdfPages(written, metadata={"Title": "The paper, reproduced", "CreationDate": None}) as pages,
     ):
         # A letter that the font lacks is a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
@@ -163,3 +196,4 @@ def write_pdf(judged: Sequence[Judged], findings: Sequence[Finding], path: Path)
             source = f"{finding.command} (configuration {finding.configuration}, {duration(finding.seconds)})"
             for figure, caption, _ in finding.figures:
                 _picture(pages, Path(figure), caption, source)
+    path.write_bytes(written.getvalue())
