@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import markupsafe
 
-from sweeps.reproduction.ledger import Finding, Judged, Measurement, Verdict
+from sweeps.reproduction.ledger import Finding, Judged, Measurement, Verdict, conditions
 from sweeps.reproduction.page import charts, text
 
 if TYPE_CHECKING:
@@ -67,7 +67,18 @@ def _sort_value(judged: Judged) -> str:
 
 
 def _rule(rule: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in rule.items())
+    """A rule in words: where every quantity's interval has to lie."""
+    words = []
+    for condition in conditions(rule):
+        for bound, value in condition.items():
+            name = condition["quantity"].replace("_", " ")
+            if bound == "between":
+                words.append(f"{name} between {text.number(value[0])} and {text.number(value[1])}")
+            elif bound == "violations":
+                words.append(f"{name}: no violation")
+            elif bound != "quantity":
+                words.append(f"{name} {bound.replace('_', ' ')} {text.number(value)}")
+    return "; ".join(words)
 
 
 def _cell(value: Any) -> str:

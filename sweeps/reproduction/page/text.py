@@ -34,7 +34,7 @@ def interval(low: float, high: float) -> str:
 
 def result(measurement: Measurement) -> str:
     """A measurement in one line: protocol, value, interval and counts."""
-    protocol = f"{measurement.protocol}: " if measurement.protocol else ""
+    protocol = f"{measurement.protocol.replace('_', ' ')}: " if measurement.protocol else ""
     exact = measurement.low == measurement.value == measurement.high
     within = "" if exact else interval(measurement.low, measurement.high)
     counts = f", {measurement.counts}" if measurement.counts else ""

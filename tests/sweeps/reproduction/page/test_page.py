@@ -132,6 +132,21 @@ def test_two_of_one_name_and_a_figure_that_browsers_do_not_show_are_refused(tmp_
         render((), (study,), {})
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({}, ""),
+        ({"quantity": "lemma_a4", "violations": 0}, "lemma a4: no violation"),
+        (
+            {"all": [{"quantity": "a", "at_least": 0.5}, {"quantity": "b", "between": [1.0, 2000]}]},
+            "a at least 0.5; b between 1 and 2,000",
+        ),
+    ],
+)
+def test_rules_are_said_in_words(rule, expected):
+    assert document._rule(rule) == expected
+
+
 # Numbers.
 
 
