@@ -28,26 +28,30 @@ SYMBOLS = {
 }
 MEANINGS = {
     Verdict.HOLDS: "the whole 95 percent interval agrees with the paper, by its own protocol",
-    Verdict.AS_RELEASED: "so does that of the released code's protocol alone",
+    Verdict.AS_RELEASED: "so it does by the released code's protocol, and not by the paper's own",
     Verdict.FAILS: "the whole interval contradicts the paper, or there is a verified counterexample",
-    Verdict.UNDECIDED: "the interval lies on both sides",
+    Verdict.UNDECIDED: "the interval lies on both sides, or there is no result yet",
     Verdict.NOT_COMPUTABLE: "nothing to compute, with the reason",
 }
+_OWN_NAMES = ("entries", "filters", "ledger", "search", "shown", "studies", "table", "verdicts")
 _ROWS_SHOWN = 200
 _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 
 
 def _data_address(path: Path) -> str:
     """An image as an address that holds it; as an image and no part of the page, so that its names clash with none.
+    Of an SVG and a PNG of one name the smaller one is taken.
 
     Raises:
       ValueError: not a PNG, SVG or JPEG file.
       OSError: it cannot be read.
     """
-    kind = _IMAGE_TYPES.get(path.suffix.lower())
-    if kind is None:
+    if path.suffix.lower() not in _IMAGE_TYPES:
         raise ValueError(f"{path}: figures on the page are {', '.join(_IMAGE_TYPES)}")
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    beside = [other for other in map(path.with_suffix, (".svg", ".png")) if other != path and other.exists()]
+    smallest = min([path, *beside], key=lambda other: other.stat().st_size)
+    kind = _IMAGE_TYPES[smallest.suffix.lower()]
+    return f"data:{kind};base64,{base64.b64encode(smallest.read_bytes()).decode()}"
 
 
 def _slug(verdict: Verdict) -> str:
@@ -133,12 +137,13 @@ def render(judged: Sequence[Judged], findings: Sequence[Finding], about: Mapping
       about: what is said of the run as a whole, by label: the command, the commit, the machine.
 
     Raises:
-      ValueError: two entries or studies have one name, or a figure is of a kind that browsers do not show.
+      ValueError: two entries or studies, or one and a part of the page, have one name; or a figure is of a kind that
+        browsers do not show.
       OSError: a figure cannot be read.
     """
-    names = [one.entry.id for one in judged] + [f"study-{one.key}" for one in findings]
+    names = [*_OWN_NAMES, *(one.entry.id for one in judged)] + [f"study-{one.key}" for one in findings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two entries or studies are called {twice[0]}")
+        raise ValueError(f"two entries, studies or parts of the page are called {twice[0]}")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,

@@ -71,7 +71,7 @@ filter(); // A browser may have kept what was filled in.
 
 // A link to an entry leads to it, whatever is filtered.
 function reveal() {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const target = document.querySelector(":target");
   if (!target?.closest("[hidden]")) return;
   form.reset();
   setTimeout(() => target.scrollIntoView());

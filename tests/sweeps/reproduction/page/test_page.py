@@ -126,6 +126,8 @@ def test_a_page_without_anything():
 def test_two_of_one_name_and_a_figure_that_browsers_do_not_show_are_refused(tmp_path):
     with pytest.raises(ValueError, match="are called lemma-a4"):
         render([*claims.JUDGED, claims.JUDGED[4]], (), {})
+    with pytest.raises(ValueError, match="are called table"):
+        render([claims.judged("table", "Table 1", Verdict.HOLDS)], (), {})
     figure = tmp_path / "figure.pdf"
     study = Finding("a", "a", "", "", tmp_path, 1.0, {}, ((figure, "", ""),), None)
     with pytest.raises(ValueError, match=r"figure\.pdf: figures on the page are \.png"):

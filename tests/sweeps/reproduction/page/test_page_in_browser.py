@@ -153,3 +153,14 @@ def test_a_phone_scrolls_in_one_direction_and_the_dark_is_dark(chromium, path, s
     assert chromium("document.documentElement.scrollWidth") == 375
     assert chromium("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 27)"
     assert not chromium.complaints
+
+
+def test_paper_is_white_and_has_no_controls(chromium, path):
+    chromium.open(path, dark=True)
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    chromium.call("Emulation.setEmulatedMedia", media="print", features=[dark])
+    assert chromium("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert chromium("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    controls = "form, button:not(th *), .maps, details"
+    assert not chromium(f"[...document.querySelectorAll({controls!r})].some((one) => one.checkVisibility())")
+    assert chromium("[...document.querySelectorAll('article, .paper')].every((one) => one.checkVisibility())")
