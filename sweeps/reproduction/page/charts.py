@@ -5,6 +5,7 @@ take the page's colours, light or dark.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,16 +14,23 @@ import numpy as np
 import pandas
 
 from sweeps import logistic
-from sweeps.reporting import boundary
 from sweeps.reporting.style import LAYERS_TITLES
 from sweeps.reproduction.page.text import interval, number
 
 __all__ = ["Chart", "is_map", "library", "map_charts"]
 
+# What a reader is told of a cell.
+_TOLD = {
+    "cell": "cell",
+    "converged": "converged",
+    "share": "share",
+    "other": "otherwise",
+    "proofs": "proved nearby",
+}
 _COUNTS = {"step_limit": "at the step limit", "dead": "with dead samples", "diverged": "diverged"}
 _PROOFS = {
-    "proved_global": "with a global minimum proved nearby",
-    "proved_local": "with a local minimum of positive loss proved nearby",
+    "proved_global": "global minimum",
+    "proved_local": "local minimum of positive loss",
     "undecided": "undecided",
 }
 _REQUIRED = {"d0", "d1", "runs", "converged", "probability", "probability_low", "probability_high"}
@@ -86,57 +94,54 @@ def _whole(row: Mapping[str, Any], name: str) -> int:
 
 
 def _listed(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    return ", ".join(f"{_whole(row, name)} {text}" for name, text in names.items() if name in row)
+    """The counts above 0, "" where the table has none of them."""
+    if not set(names) & set(row):
+        return ""
+    return ", ".join(f"{_whole(row, name)} {text}" for name, text in names.items() if _whole(row, name)) or "none"
 
 
-def _cell(row: Mapping[str, Any], left: float, right: float, bottom: float, top: float) -> dict[str, Any]:
-    """A cell's place, value and what a reader is told of it."""
-    told = {"cell": f"d0 = {row['d0']:g}, d1 = {row['d1']:g}"}
+def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader is told of a cell, by the names of `_TOLD`, and the probability."""
+    told = {"cell": f"d0 = {row['d0']:g}, d1 = {row['d1']:g}", "converged": "no run yet"}
     runs = _whole(row, "runs")
     if runs:
         within = interval(row["probability_low"], row["probability_high"])
         told["converged"] = f"{_whole(row, 'converged')} of {runs} runs"
         told["share"] = f"{number(row['probability'])}{f' (95% interval {within})' if within else ''}"
-        told["other"] = _listed(row, _COUNTS)
-        told["proofs"] = _listed(row, _PROOFS)
-    else:
-        told["converged"] = "no run yet"
-    said = [told["cell"], told["converged"] + (" converged" if runs else "")]
-    said += [told[name] for name in ("share", "other", "proofs") if told.get(name)]
-    return {
-        "left": left,
-        "right": right,
-        "bottom": bottom,
-        "top": top,
-        "probability": row["probability"] if runs and math.isfinite(row["probability"]) else None,
-        "told": f"{said[0]}: {'; '.join(said[1:])}",
-        **{name: text for name, text in told.items() if text},
-    }
+        told |= {"other": _listed(row, _COUNTS), "proofs": _listed(row, _PROOFS)}
+    known = runs and math.isfinite(row["probability"])
+    return {name: text for name, text in told.items() if text} | {"probability": row["probability"] if known else None}
 
 
-def _boundaries(frame: pandas.DataFrame, right: float, left: float) -> list[dict[str, Any]]:
-    """Where the probability is 1/2, a row of the map each: inside the grid, or beyond a bound on it."""
-    if frame["d1"].nunique() < 2 or frame["d1"].min() <= 0:
+def _boundaries(d0: np.ndarray, d1: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
+    """Where the probability is 1/2, a row of the map each: inside the grid, or beyond a bound on it.
+
+    Args:
+      d0: of the rows.
+      d1: of the columns, increasing.
+      counts: rows x columns x (runs, successes).
+    """
+    if len(d1) < 2 or d1[0] <= 0:
         return []
-    counts = frame.set_index(["d0", "d1"])[["runs", "converged"]].to_xarray().fillna(0).astype(int)
+    left, *_, right = _edges(d1)
+    found = logistic.boundary(d1, counts[..., 1], counts[..., 0], num_resamples=0)
     marks = []
-    for row in boundary.table(counts, "d1").itertuples():
-        low, high = float(row.boundary_low), float(row.boundary_high)
-        told = f"d0 = {row.d0:g}: probability 1/2 "
-        if row.place == logistic.INSIDE:
-            told += f"at d1 = {number(row.boundary)} (95% interval {interval(low or -math.inf, high)})"
-            at, shape = float(row.boundary), "circle"
-        elif row.place == logistic.ABOVE and left <= low <= right:
-            told += f"above d1 = {number(low)}"
-            at, shape = low, "triangle-right"
-        elif row.place == logistic.BELOW and left <= high <= right:
-            told += f"below d1 = {number(high)}"
-            at, shape = high, "triangle-left"
+    for row, (size, place, low, high) in enumerate(zip(found.size, found.place, found.low, found.high, strict=True)):
+        ends = {}
+        if place == logistic.INSIDE:
+            told = f"at d1 = {number(size)} (95% interval {interval(low or -math.inf, high)})"
+            at, shape = size, "circle"
+            ends = {"low": max(low, left), "high": min(high, right)}
+        elif place == logistic.ABOVE and left <= low <= right:
+            told, at, shape = f"above d1 = {number(low)}", low, "triangle-right"
+        elif place == logistic.BELOW and left <= high <= right:
+            told, at, shape = f"below d1 = {number(high)}", high, "triangle-left"
         else:
             continue
-        inside = shape == "circle"
-        ends = {"low": min(max(low, left), right), "high": min(max(high, left), right)} if inside else {}
-        marks.append({"d0": float(row.d0), "d1": at, "shape": shape, "told": f"{told}, {row.runs} runs", **ends})
+        runs = int(counts[row, :, 0].sum())
+        told = f"d0 = {d0[row]:g}: probability 1/2 {told}, {runs} runs"
+        marks.append({"d0": float(d0[row]), "d1": float(at), "shape": shape, "told": told}
+                     | {name: float(end) for name, end in ends.items()})  # fmt: skip
     return marks
 
 
@@ -155,17 +160,15 @@ def _specification(cells: list[dict[str, Any]], marks: list[dict[str, Any]], d0:
         "y": {"domain": [up[0], up[-1]], "nice": False, "zero": False},
     }
     x, y = ({"type": "quantitative", "scale": scales[name]} for name in "xy")
-    known = {name for cell in cells for name in cell}
-    fields = {
-        name: title
-        for name, title in {
-            "cell": "cell", "converged": "converged", "share": "share", "other": "others", "proofs": "proofs",
-        }.items()
-        if name in known
-    }  # fmt: skip
+    fields = {name: title for name, title in _TOLD.items() if any(name in cell for cell in cells)}
+    # One text of all that, made in the browser: it is the label of the cell's element.
+    sentence = " + ".join(
+        f"(datum.{name} ? '; {title}: ' + datum.{name} : '')" for name, title in fields.items() if name != "cell"
+    )
     layers: list[dict[str, Any]] = [
         {
             "data": {"values": cells},
+            "transform": [{"calculate": f"datum.cell + {sentence}", "as": "told"}],
             "mark": {"type": "rect", "invalid": None},
             "encoding": {
                 "x": {**x, "field": "left", "axis": _axis("hidden width d1", d1)},
@@ -184,6 +187,7 @@ def _specification(cells: list[dict[str, Any]], marks: list[dict[str, Any]], d0:
         }
     ]
     if marks:
+        size = 45 if len(d0) <= _MOST_TICKS else 18
         place = {"x": {**x, "field": "d1"}, "y": {**y, "field": "d0"}}
         said = {"description": {"field": "told"}, "tooltip": _tooltip({"told": "boundary"})}
         ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": place["y"]}
@@ -195,12 +199,19 @@ def _specification(cells: list[dict[str, Any]], marks: list[dict[str, Any]], d0:
                 "mark": {"type": "rule", "aria": False, "color": colour, "strokeWidth": width},
                 "encoding": ends,
             }
-            for colour, width in (("black", 4), ("white", 1.5))
+            for colour, width in (("black", 3.5), ("white", 1.5))
         ]
         layers.append(
             {
                 "data": {"values": marks},
-                "mark": {"type": "point", "filled": True, "fill": "white", "stroke": "black", "size": 45, "opacity": 1},
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "fill": "white",
+                    "stroke": "black",
+                    "size": size,
+                    "opacity": 1,
+                },
                 "encoding": {
                     **place,
                     "shape": {"field": "shape", "type": "nominal", "scale": None, "legend": None},
@@ -210,7 +221,7 @@ def _specification(cells: list[dict[str, Any]], marks: list[dict[str, Any]], d0:
         )
     return {
         "width": "container",
-        "height": 340,
+        "height": 380,
         "autosize": {"type": "fit", "contains": "padding"},
         "config": _CONFIG,
         "layer": layers,
@@ -220,20 +231,19 @@ def _specification(cells: list[dict[str, Any]], marks: list[dict[str, Any]], d0:
 def _chart(title: str, frame: pandas.DataFrame) -> Chart:
     d0, d1 = (np.unique(frame[name].to_numpy(float)) for name in ("d0", "d1"))
     across, up = _edges(d1), _edges(d0)
-    by_cell = {(float(row["d0"]), float(row["d1"])): row for row in frame.to_dict("records")}
-    missing = {"runs": 0, "converged": 0, "probability": math.nan}
-    cells = []
-    rows: list[tuple[str, ...]] = []
-    for i, size in enumerate(d0):
-        line = [f"{size:g}"]
-        for j, width in enumerate(d1):
-            row: Any = by_cell.get((size, width), {**missing, "d0": size, "d1": width})
-            cells.append(_cell(row, across[j], across[j + 1], up[i], up[i + 1]))
-            line.append(f"{_whole(row, 'converged')}/{_whole(row, 'runs')}" if _whole(row, "runs") else "")
-        rows.insert(0, tuple(line))
-    marks = _boundaries(frame, across[-1], across[0])
+    by_cell: dict[Any, Any] = {(row["d0"], row["d1"]): row for row in frame.to_dict("records")}
+    cells, counts = [], np.zeros((len(d0), len(d1), 2))
+    for (i, size), (j, width) in itertools.product(enumerate(d0), enumerate(d1)):
+        row = by_cell.get((size, width), {"d0": size, "d1": width})
+        counts[i, j] = _whole(row, "runs"), _whole(row, "converged")
+        ends = zip(("left", "right", "bottom", "top"), (across[j], across[j + 1], up[i], up[i + 1]), strict=True)
+        cells.append(_cell(row) | {name: float(end) for name, end in ends})
+    rows = [
+        (f"{size:g}", *(f"{int(successes)}/{int(runs)}" if runs else "" for runs, successes in line))
+        for size, line in zip(d0[::-1], counts[::-1], strict=True)
+    ]
     header = ("d0 \\ d1", *(f"{size:g}" for size in d1))
-    return Chart(title, len(d1), _specification(cells, marks, d0, d1), header, tuple(rows))
+    return Chart(title, len(d1), _specification(cells, _boundaries(d0, d1, counts), d0, d1), header, tuple(rows))
 
 
 def _title(names: Sequence[str], values: Sequence[Any]) -> str:

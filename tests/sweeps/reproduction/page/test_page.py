@@ -196,7 +196,7 @@ def test_a_map_tells_of_every_cell_and_its_boundary():
     cells, *_, boundary = (layer["data"]["values"] for layer in layers(hidden))
     assert len(cells) == 15
     assert hidden.columns == 5
-    assert cells[0]["told"] == "d0 = 4, d1 = 4: no run yet"
+    assert (cells[0]["cell"], cells[0]["converged"]) == ("d0 = 4, d1 = 4", "no run yet")
     assert cells[0]["probability"] is None
     assert (cells[8]["left"], cells[8]["right"], cells[8]["bottom"], cells[8]["top"]) == (14, 18, 6, 12)
     assert cells[8]["converged"] == "4 of 4 runs"

@@ -118,9 +118,8 @@ def test_cells_of_a_map_speak_to_pointer_and_keys(page):
     for key in ("ArrowUp", "ArrowUp", "ArrowUp", "ArrowRight", "ArrowLeft", "ArrowRight"):
         page.press(key)
     assert page(said) == (
-        "d0 = 16, d1 = 12: 4 of 4 runs converged; 1 (95% interval 0.6 to 1); 0 at the step limit, 0 with dead samples, "
-        "0 diverged; 4 with a global minimum proved nearby, 0 with a local minimum of positive loss proved nearby, "
-        "0 undecided"
+        "d0 = 16, d1 = 12; converged: 4 of 4 runs; share: 1 (95% interval 0.6 to 1); otherwise: none; "
+        "proved nearby: 4 global minimum"
     )
     assert page("document.querySelectorAll('.map .current').length") == 1
     page.move_to(".map path[aria-roledescription='point']")
