@@ -18,7 +18,7 @@ import numpy as np
 
 from sweeps.command.parsers import Choice, Several, Whole
 from sweeps.reproduction.statements.registry import CHECKS
-from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
+from sweeps.study import Execution, Metrics, Study, Tile, Timings, Variant, flag
 
 __all__ = ["Statements", "measure"]
 
@@ -37,11 +37,6 @@ class Statements(Study):
     )
     num_seeds: int = flag(Whole(1), "sets of random problems per statement", 20)
     base_seed: int = flag(Whole(0, 2**32 - 1), "random seed of the whole study", 0)
-
-    def check(self) -> None:
-        """Refuses a statement given twice."""
-        if len(set(self.statement)) < len(self.statement):
-            raise UsageError("--statement: one is given twice")
 
     def variants(self) -> tuple[Variant, ...]:
         """One."""
