@@ -56,7 +56,7 @@ class Statements(Study):
             ),
             "violated": (np.int32, "problems or trials that violate it beyond rounding"),
             "trials": (np.int32, "problems or trials for which the hypothesis holds"),
-            "value": (np.float64, "what was measured, at the least margin"),
+            "value": (np.float64, "what was measured, at the least margin; of trials, the share that violates it"),
             "bound": (np.float64, "what it was compared with, at the least margin"),
             "allowed": (np.float64, "share of violated trials that the statement allows; 0 for one without exceptions"),
             "status": (np.int8, "0 pending, 1 compared, 2 no problem met the hypothesis"),
@@ -81,7 +81,7 @@ def measure(study: Statements, statement: str, seed: int) -> dict[str, float]:
         "violated": outcome.violations,
         "trials": outcome.trials,
         "value": outcome.value,
-        "bound": outcome.bound,
+        "bound": check.allowed or outcome.bound,
         "allowed": check.allowed,
         "status": 1 if outcome.trials else 2,
     }
