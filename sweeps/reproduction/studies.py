@@ -16,7 +16,19 @@ from sweeps.protocol.study import ProtocolStudy
 from sweeps.runtime import processes, session, tiles
 from sweeps.study import Study, UsageError, flags_of
 
-__all__ = ["KERNELS", "KINDS", "PRESETS", "Kind", "Planned", "kernel_here", "plan"]
+__all__ = [
+    "KERNELS",
+    "KINDS",
+    "PRESETS",
+    "Kind",
+    "Planned",
+    "command_of",
+    "flags_that_differ",
+    "kernel_here",
+    "kind_of",
+    "plan",
+    "protocol_of",
+]
 
 # What XLA's program takes where the native kernel takes 1, see docs/performance.md.
 _XLA = 2.6
@@ -151,8 +163,7 @@ class Planned:
     @property
     def command(self) -> str:
         """The shell line that runs it by itself, in the folder DIR."""
-        words = [f"--{name}" if text == "true" else f"--{name}={text}" for name, text in self.flags.items()]
-        return shlex.join(["python", "-m", f"sweeps.{self.study.name}", *words, f"--out=DIR/{self.key}"])
+        return command_of(self.key, self.study, self.flags)
 
     def expected(self, out: Path) -> float:
         """Seconds that what is left of it takes on the cores of this machine, roughly; 0 where nothing is left."""
@@ -172,6 +183,21 @@ class Planned:
         ]
         cores = min(len(processes.available_cores()), max(len(todo), 1))
         return self.rate * sum(map(study.cost, todo)) / cores + (self.overhead if todo else 0.0)
+
+
+def command_of(key: str, study: Study, flags: Mapping[str, str]) -> str:
+    """The shell line of a study with some flags, name to text."""
+    words = [f"--{name}" if text == "true" else f"--{name}={text}" for name, text in flags.items()]
+    return shlex.join(["python", "-m", f"sweeps.{study.name}", *words, f"--out=DIR/{key}"])
+
+
+def flags_that_differ(study: Study) -> dict[str, str]:
+    """The flags of a study whose values are not the usual ones, name to text; the protocol is always among them."""
+    given = {"protocol": protocol_of(study)} if protocol_of(study) else {}
+    usual = type(study).make(**given)
+    known = flags_of(type(study))
+    changed = [name for name in study.replay() if getattr(study, name) != getattr(usual, name)]
+    return given | {name: known[name][0].parser.serialize(getattr(study, name)) for name in changed}
 
 
 def kind_of(key: str) -> type[Study]:
@@ -198,21 +224,21 @@ def kernel_here(asked: str) -> str:
     return "native"
 
 
-def plan(preset: str, kernel: str = "xla", **changed: Mapping[str, str]) -> tuple[Planned, ...]:
+def plan(preset: str, kernel: str = "xla", kinds: Mapping[str, Kind] = KINDS) -> tuple[Planned, ...]:
     """The studies of a preset, in the order in which they run.
 
     Args:
       preset: one of `PRESETS`.
       kernel: "native" or "xla", for the maps.
-      changed: a study's key to further flags, name to text.
+      kinds: key to study, keys of `KINDS`.
 
     Raises:
       UsageError: a flag is wrong.
     """
     planned = []
-    for key, kind in KINDS.items():
+    for key, kind in kinds.items():
         known: Mapping[str, Any] = flags_of(kind_of(key))
-        flags = {**kind.flags, **kind.sizes[preset], **changed.get(key, {})}
+        flags = {**kind.flags, **kind.sizes[preset]}
         if "kernel" in known and kernel != "xla":
             flags["kernel"] = kernel
         slower = _XLA if "kernel" in known and kernel == "xla" else 1.0
