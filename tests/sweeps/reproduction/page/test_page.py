@@ -215,11 +215,14 @@ def test_a_map_tells_of_every_cell_and_its_boundary():
         claims.map_summary().drop(columns=["step_limit", "proved_global", "undecided"]),
         claims.map_summary(["hidden"]).drop(columns="trained_layers"),
         claims.map_summary().assign(converged=0, probability=0.0),
+        claims.map_summary(d0=(4, 8)).assign(runs=0, converged=0, probability=math.nan),
+        claims.map_summary(["hidden"]).assign(trained_layers=math.nan),
     ],
-    ids=["one cell", "one d0", "one d1", "a cell missing", "few columns", "no set-up", "nothing converged"],
+    ids=["one cell", "one d0", "one d1", "a cell missing", "few columns", "no set-up", "nothing converged", "no run", "no name"],
 )
 def test_maps_with_little(summary):
     assert charts.is_map(summary)
+    assert charts.map_charts(summary)
     for chart in charts.map_charts(summary):
         assert len(layers(chart)[0]["data"]["values"]) == chart.columns * len(chart.rows)
         assert all(len(row) == 1 + chart.columns for row in chart.rows)
