@@ -218,7 +218,17 @@ def test_a_map_tells_of_every_cell_and_its_boundary():
         claims.map_summary(d0=(4, 8)).assign(runs=0, converged=0, probability=math.nan),
         claims.map_summary(["hidden"]).assign(trained_layers=math.nan),
     ],
-    ids=["one cell", "one d0", "one d1", "a cell missing", "few columns", "no set-up", "nothing converged", "no run", "no name"],
+    ids=[
+        "one cell",
+        "one d0",
+        "one d1",
+        "a cell missing",
+        "few columns",
+        "no set-up",
+        "nothing converged",
+        "no run",
+        "no name",
+    ],
 )
 def test_maps_with_little(summary):
     assert charts.is_map(summary)
