@@ -97,7 +97,8 @@ def test_verdicts_are_counted(root):
 
 def test_studies_have_command_machine_figure_and_tables(root):
     study = by_id(root, "study-map")
-    for part in ("--protocol=as_written", "3a9293c3d68a", "33 s", "a <fast> one", "0.10.2", "Probability & caption."):
+    machine = "Processor a <fast> one, jax 0.10.2"
+    for part in ("--protocol=as_written", "3a9293c3d68a", "33 s", machine, "Probability & caption."):
         assert part in text_of(study), part
     rows = [[text_of(cell) for cell in row] for row in study.iter(f"{NS}tr")]
     assert ["16", "1/4", "4/4", "4/4", "4/4", "4/4"] in rows
