@@ -57,9 +57,10 @@ class _Clock:
         self._key, self._begun = key, time.monotonic()
         logging.info("%s", self.line())
 
-    def end(self) -> None:
-        """It is done."""
+    def end(self) -> float:
+        """It is done; returns the seconds that it took."""
         self._taken[self._key] = time.monotonic() - self._begun
+        return self._taken[self._key]
 
     def left(self) -> float:
         """Seconds until all are done: the forecast of the one at work, and what is expected of the others, as much
@@ -160,11 +161,13 @@ def reproduce(out: Path, planned: Sequence[Planned], num_processes: int = 0) -> 
             if not expected[one.key] and (out / one.key / "summary.csv").exists():
                 continue
             clock.begin(one.key)
+            cpu = sum(os.times()[:4])
             try:
                 _run(one, out, num_processes)
             except TileError as error:
                 failed.append(f"{one.key}: {error}")
-            clock.end()
+            taken = clock.end()
+            logging.info("%s took %s, and %.0f s of CPU", one.key, duration(taken), sum(os.times()[:4]) - cpu)
     return tuple(failed)
 
 

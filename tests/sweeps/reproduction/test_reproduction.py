@@ -16,6 +16,7 @@ from sweeps.comparison_ode.study import Comparison
 from sweeps.reporting import style
 from sweeps.reproduction import ledger, measure, publish, run, studies
 from sweeps.reproduction.ledger import Verdict
+from sweeps.reproduction.statements.registry import CHECKS
 from sweeps.runtime import session
 from sweeps.study import Execution, UsageError
 
@@ -203,9 +204,11 @@ def test_every_claim_has_code_tests_and_a_quantity_that_are_there():
         for name in entry.code:
             assert resolved(name) is not None
         for path in entry.tests:
-            assert (ROOT / "tests" / path).is_file(), (entry.id, path)
+            assert (ROOT / path).is_file(), (entry.id, path)
         for condition in ledger.conditions(entry.rule):
-            if entry.study != "statements":
+            if entry.study == "statements":
+                assert condition["quantity"] in CHECKS, entry.id
+            else:
                 assert entry.study in measure.QUANTITIES[condition["quantity"]].keys, entry.id
 
 
