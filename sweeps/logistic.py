@@ -70,8 +70,8 @@ class Boundary(NamedTuple):
 def _standardized(sizes: Sequence[float] | np.ndarray) -> tuple[np.ndarray, float, float]:
     """Log sizes on [-1, 1], their center and scale."""
     known = np.asarray(sizes, float)
-    if len(known) < 2 or not (np.isfinite(known).all() and 0 < known.min() < known.max()):
-        raise ValueError(f"a boundary needs at least two positive sizes, got {known.tolist()!r:.60}")
+    if len(known) < 2 or not (np.isfinite(known).all() and known.min() > 0 and len(np.unique(known)) == len(known)):
+        raise ValueError(f"a boundary needs at least two positive sizes, each once, got {known.tolist()!r:.60}")
     logs = np.log(known)
     center, scale = (logs.min() + logs.max()) / 2, (logs.max() - logs.min()) / 2
     return (logs - center) / scale, float(center), float(scale)
@@ -111,7 +111,7 @@ def fit(sizes: Sequence[float] | np.ndarray, successes: np.ndarray, runs: np.nda
       successes, runs: counts, (..., sizes). A row with runs at fewer than two sizes has NaN.
 
     Raises:
-      ValueError: there are fewer than two sizes, or one is not positive.
+      ValueError: there are fewer than two sizes, one is not positive, or two are equal.
     """
     z, center, scale = _standardized(sizes)
     shape = np.shape(runs)[:-1]

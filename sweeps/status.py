@@ -205,12 +205,12 @@ def _who(out: Path, sessions: Sequence[dict[str, Any]], notes: Sequence[_Note]) 
     """A line a session, the last ones, and what those that run have in hand."""
     known = {note.shard for note in notes}
     killed = [dict(said, how="killed") for shard, said in journal.notes(out).items() if shard not in known]
-    rows = [("started", "ended", "how", "tiles", "host", "shard", "processes", "jax", "commit")]
+    rows = [("started", "ended", "how", "tiles", "host", "shard", "processes", "kernel", "jax", "commit")]
     for line in [*sessions[-_MOST_LISTED:], *killed, *(dict(note.said, how="at work") for note in notes)]:
         jax = line.get("versions", {}).get("jax", "-")
         commit = str(line.get("commit") or "-")
         commit = commit[:9] + "+" * (len(commit) > 9 and commit.endswith("+"))
-        named = ("host", "shard", "num_processes")
+        named = ("host", "shard", "num_processes", "kernel")
         rows.append((
             str(line.get("started", "-")), str(line.get("ended", "-")), str(line.get("how", "-")),
             str(line.get("tiles", "-")), *(str(line.get(name, "-")) for name in named), jax, commit,

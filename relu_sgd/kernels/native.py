@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -28,6 +29,8 @@ __all__ = ["NativeDescent", "NativeError", "build"]
 
 _SOURCE = Path(__file__).with_name("descent.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# Folders that a build works in, and after how many seconds one that was killed is known by its age.
+_PARTIAL, _STALE = "build-", 3600.0
 
 
 class NativeError(RuntimeError):
@@ -96,7 +99,10 @@ def build(folder: Path | None = None) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as partial:
+        for left in folder.glob(f"{_PARTIAL}*"):
+            if time.time() - left.stat().st_mtime > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder) as partial:
             whole = Path(partial) / path.name
             # ARM's compilers name the processor by another flag.
             native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"

@@ -175,10 +175,12 @@ def decide(
 
     Raises:
       TypeError: `params` or `problem` is of another kind.
-      ValueError: shapes do not fit, an array is not float64, or an entry is not finite or above 2^100 in absolute
-        value.
+      ValueError: shapes do not fit, an array is not float64, an entry is not finite or above 2^100 in absolute value,
+        or `least_loss` is no number from 0 on.
     """
     arrays = _checked(params, problem)
+    if least_loss is not None and not 0 <= least_loss < np.inf:
+        raise ValueError(f"least_loss must be a number from 0 on, or None, got {least_loss}")
     if trained_layers not in ("hidden", "both"):
         raise ValueError(f"trained_layers must be hidden or both, got {trained_layers!r}")
     held = None

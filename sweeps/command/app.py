@@ -18,7 +18,7 @@ import jax
 from absl import flags, logging
 
 from sweeps.command.parsers import Switch
-from sweeps.runtime import arithmetic, cluster, extension, processes, session
+from sweeps.runtime import arithmetic, cluster, extension, journal, processes, session
 from sweeps.runtime.store import Store, StoreError
 from sweeps.study import Execution, Flag, Report, Study, UsageError, flags_of
 
@@ -107,6 +107,16 @@ def report(study: Study, store: Store | None) -> Report:
         raise UsageError(f"--out: {error}") from error
 
 
+def _made_by(study: Study, out: Path) -> str:
+    """What of a study's own choices its sessions made, that move last digits only: "kernel: native and xla"."""
+    lines = journal.sessions(out)
+    used = {name: list(dict.fromkeys(str(line[name]) for line in lines if name in line)) for name in study.recorded()}
+    several = f"; {journal.SESSIONS} says which session used which"
+    return "\n".join(
+        f"{name}: {' and '.join(values)}{several if len(values) > 1 else ''}" for name, values in used.items() if values
+    )
+
+
 def complete(study: Study, execution: Execution) -> Report | None:
     """Does what is pending, and writes the report when nothing is any more; None while other shards are at work, and in
     all but the first of the processes that a coordinator brought together.
@@ -132,6 +142,8 @@ def complete(study: Study, execution: Execution) -> Report | None:
         session.configure_jax(study.arithmetic, "")
     logging.info("drawing figures")
     made = report(study, store)
+    if made_by := _made_by(study, execution.out):
+        made = made._replace(text=f"{made.text.rstrip()}\n{made_by}\n")
     from sweeps.reporting import write  # With plots and tables.
 
     configuration = session.configuration_of(study.science()) if store is None else store.attributes["configuration"]

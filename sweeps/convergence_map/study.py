@@ -164,5 +164,5 @@ class ConvergenceMap(ProtocolStudy):
             decider=decider,
             kernel=self.kernel,
         )
-        jax.clear_caches()  # No other tile has this one's shape: let its program go, or memory grows with the sweep.
+        jax.clear_caches()  # What JAX itself keeps of a tile: memory would grow with the sweep.
         return result

@@ -38,7 +38,9 @@ def _means(study: OwnStudy) -> list[str]:
 
 
 def summarize(study: OwnStudy, data: xr.Dataset) -> pandas.DataFrame:
-    """A row a cell: its runs; of each share count, share and interval; of each number mean and interval."""
+    """A row a cell: its runs; of each share count, share and interval; of each number mean and interval, of
+    `converged_at` beside a status over the runs that converged.
+    """
     rows = []
     for index in np.ndindex(*map(len, study.grid.values())):
         done = data["status"].values[index] != Status.PENDING
@@ -52,7 +54,10 @@ def summarize(study: OwnStudy, data: xr.Dataset) -> pandas.DataFrame:
             share = count / runs if runs else np.nan
             row |= {f"{name}_count": count, name: share, f"{name}_low": low, f"{name}_high": high}
         for name in _means(study):
-            mean, low, high = mean_interval(data[name].values[index][done].astype(float))
+            of = done
+            if study.has_status and name == "converged_at":
+                of = data["status"].values[index] == Status.CONVERGED  # -1 in all others.
+            mean, low, high = mean_interval(data[name].values[index][of].astype(float))
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     return pandas.DataFrame(rows)

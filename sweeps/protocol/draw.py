@@ -19,6 +19,7 @@ from relu_sgd import _draws as draws
 from sweeps.protocol import laws
 from sweeps.protocol.presets import Protocol
 from sweeps.runtime import arithmetic
+from sweeps.runtime.compilation import compile_quickly
 from sweeps.study import Tile, UsageError
 
 __all__ = ["Run", "draw_run", "draw_tile", "networks", "padded", "resize", "roomy", "try_own_laws", "x64"]
@@ -51,14 +52,14 @@ def networks(tile: Tile) -> np.ndarray:
 def padded(tile: Tile) -> tuple[int, int]:
     """(d0, d1) that every network in a tile is padded to.
 
-    On a CPU the gradient's product is fast when d0 is a multiple of 16, or exceeds one by at most 4 or by 8: what is
-    beyond is rounded up, so that more padding costs less time (with 256-bit vector registers; 12 inputs take longer
-    than 16).
+    On a CPU the gradient's product is fast when d0 is a multiple of 16, and nearly as fast when it exceeds one by at
+    most 4; what is beyond is rounded up, so that more padding costs little time or none (56 inputs take longer than
+    64), and tiles share programs.
     """
     axes = tile.within or tile.axes
     d0, d1 = max(axes["d0"]), max(axes["d1"])
     beyond = d0 % 16
-    return d0 - beyond + (beyond if beyond <= 4 else 8 if beyond <= 8 else 16), d1
+    return (d0 if beyond <= 4 else 8 if d0 <= 8 else d0 - beyond + 16), d1
 
 
 def _draw_output(protocol: Protocol, key: Key[Array, ""], d1: int | Array, padded_d1: int, labels: Array) -> Array:
@@ -280,7 +281,7 @@ def _compiled_draws(protocol: Protocol, num_runs: int, sizes: tuple[int, int], p
         name: jax.ShapeDtypeStruct((num_runs, *shape), jnp.result_type(float))
         for name, shape in _shapes(protocol, sizes).items()
     }
-    return draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32), given).compile()
+    return compile_quickly(draw_all.lower(jax.ShapeDtypeStruct((num_runs, 3), jnp.int32), given))
 
 
 def draw_tile(protocol: Protocol, tile: Tile, widest: int = 0) -> Run:

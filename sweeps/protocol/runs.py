@@ -22,6 +22,7 @@ from sweeps.protocol import laws
 from sweeps.protocol.draw import Run, draw_tile, networks, padded, resize, roomy, x64
 from sweeps.protocol.presets import Conditions, Protocol, relative_tolerance
 from sweeps.runtime import arithmetic
+from sweeps.runtime.compilation import compile_quickly
 from sweeps.runtime.engine import STEPS_PER_CHUNK, Start, default_lanes, lanes_in_memory, map_on_devices, run_on_devices
 from sweeps.study import Execution, Tile, Timings, UsageError
 
@@ -266,7 +267,8 @@ def _compiled_measurements(protocol: Protocol, shapes: Any, precision: bool) -> 
     del precision
     measure_all = jax.jit(lambda runs, ends: jax.lax.map(lambda both: measure_run(protocol, *both), (runs, ends)))
     leaves, structure = shapes
-    return measure_all.lower(*jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])).compile()
+    arguments = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return compile_quickly(measure_all.lower(*arguments))
 
 
 def measure_tile(protocol: Protocol, tile: Tile, runs: Run, ends: End) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from sweeps.reproduction import ledger, page
 from sweeps.reproduction.ledger import Entry, Finding, Judged
 from sweeps.reproduction.measure import Stored, measure
 from sweeps.reproduction.page import text
-from sweeps.reproduction.studies import KINDS, Planned
+from sweeps.reproduction.studies import KINDS, Planned, command_of, flags_that_differ
 from sweeps.runtime import journal
 
 __all__ = ["FORMATS", "findings", "judge_all", "markdown", "readme_table", "replaced", "table", "write"]
@@ -108,17 +108,14 @@ def findings(stored: Iterable[Stored], commands: Mapping[str, str]) -> tuple[Fin
 
 
 def _commands(stored: Iterable[Stored], planned: Iterable[Planned]) -> dict[str, str]:
-    """The shell line of every study: the planned one, or that of its flag file where it ran with other flags."""
+    """The shell line of every study: the planned one, or its own where it ran with other flags."""
     known = {one.key: one for one in planned}
-    lines = {}
-    for one in stored:
-        if one.key in known and known[one.key].study.science() == one.study.science():
-            lines[one.key] = known[one.key].command
-        else:
-            lines[one.key] = (
-                f"python -m sweeps.{one.study.name} --flagfile=DIR/{one.key}/run.flagfile --out=DIR/{one.key}"
-            )
-    return lines
+    return {
+        one.key: known[one.key].command
+        if one.key in known and known[one.key].study.science() == one.study.science()
+        else command_of(one.key, one.study, flags_that_differ(one.study))
+        for one in stored
+    }
 
 
 def judge_all(entries: Iterable[Entry], stored: Sequence[Stored], commands: Mapping[str, str]) -> tuple[Judged, ...]:

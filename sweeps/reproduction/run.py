@@ -30,7 +30,7 @@ from sweeps.runtime.progress import duration
 from sweeps.runtime.store import StoreError
 from sweeps.study import Execution, TileError, UsageError
 
-__all__ = ["check", "main", "reproduce"]
+__all__ = ["check", "execute", "main", "reproduce"]
 
 FORMATS = ("html", "tex", "markdown", "pdf")
 _PERIOD = 15.0
@@ -57,9 +57,10 @@ class _Clock:
         self._key, self._begun = key, time.monotonic()
         logging.info("%s", self.line())
 
-    def end(self) -> None:
-        """It is done."""
+    def end(self) -> float:
+        """It is done; returns the seconds that it took."""
         self._taken[self._key] = time.monotonic() - self._begun
+        return self._taken[self._key]
 
     def left(self) -> float:
         """Seconds until all are done: the forecast of the one at work, and what is expected of the others, as much
@@ -160,11 +161,13 @@ def reproduce(out: Path, planned: Sequence[Planned], num_processes: int = 0) -> 
             if not expected[one.key] and (out / one.key / "summary.csv").exists():
                 continue
             clock.begin(one.key)
+            cpu = sum(os.times()[:4])
             try:
                 _run(one, out, num_processes)
             except TileError as error:
                 failed.append(f"{one.key}: {error}")
-            clock.end()
+            taken = clock.end()
+            logging.info("%s took %s, and %.0f s of CPU", one.key, duration(taken), sum(os.times()[:4]) - cpu)
     return tuple(failed)
 
 
@@ -246,16 +249,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 where some tiles failed, 2 for bad input, 130 when it was stopped."""
-    os.environ.update(processes.one_thread())  # XLA reads this once.
-    logging.use_absl_handler()
-    standard_logging.getLogger().setLevel(standard_logging.WARNING)
-    logging.get_absl_logger().setLevel(standard_logging.INFO)
+def execute(argv: Sequence[str] | None = None, kinds: Mapping[str, studies.Kind] = KINDS) -> int:
+    """Reads the flags and runs; returns the exit code: 0, 1 where some tiles failed, 2 for bad input, 130 when it was
+    interrupted.
+
+    Raises:
+      SystemExit: with 2 after one line for bad flags; with 130 when a signal stopped a study.
+    """
     given = _parser().parse_args(argv)
     failed: tuple[str, ...] = ()
     try:
-        planned = studies.plan(given.preset, "xla" if given.report_only else studies.kernel_here(given.kernel))
+        kernel = "xla" if given.report_only else studies.kernel_here(given.kernel)
+        planned = studies.plan(given.preset, kernel, kinds)
         if not given.report_only:
             failed = reproduce(given.out, planned, given.num_processes)
         words = ["python", "-m", "sweeps.reproduction", f"--preset={given.preset}", "--out=DIR"]
@@ -269,3 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in failed:
         print(f"reproduction: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def main() -> int:
+    """The program: `execute`, with its log on the standard error."""
+    os.environ.update(processes.one_thread())  # XLA reads this once.
+    logging.use_absl_handler()
+    standard_logging.getLogger().setLevel(standard_logging.WARNING)
+    logging.get_absl_logger().setLevel(standard_logging.INFO)
+    return execute()

@@ -16,7 +16,19 @@ from sweeps.protocol.study import ProtocolStudy
 from sweeps.runtime import processes, session, tiles
 from sweeps.study import Study, UsageError, flags_of
 
-__all__ = ["KERNELS", "KINDS", "PRESETS", "Kind", "Planned", "kernel_here", "plan"]
+__all__ = [
+    "KERNELS",
+    "KINDS",
+    "PRESETS",
+    "Kind",
+    "Planned",
+    "command_of",
+    "flags_that_differ",
+    "kernel_here",
+    "kind_of",
+    "plan",
+    "protocol_of",
+]
 
 # What XLA's program takes where the native kernel takes 1, see docs/performance.md.
 _XLA = 2.6
@@ -57,7 +69,15 @@ KINDS: dict[str, Kind] = {
         {},
         {"quick": {}, "full": {}},
         seconds=0.0,
-        overhead=12,
+        overhead=8,
+    ),
+    "statements": Kind(
+        "sweeps.reproduction.statements.study:Statements",
+        "Every numbered statement on random problems",
+        {},
+        {"quick": {}, "full": {"num_seeds": "100"}},
+        seconds=0.25,
+        overhead=10,
     ),
     "map_as_written": Kind(
         _MAP,
@@ -81,16 +101,16 @@ KINDS: dict[str, Kind] = {
         "Figure 3 as written: what happens along training",
         {"protocol": "as_written"},
         {"quick": dict(d1="50,200", num_seeds="3"), "full": {}},
-        seconds=1.8e-3,
-        overhead=15,
+        seconds=1.0e-3,
+        overhead=10,
     ),
     "trajectories_as_released": Kind(
         _TRAJECTORIES,
         "Figure 3 as the released code runs it: what happens along training",
         {"protocol": "as_released"},
         {"quick": dict(d1="50,200", num_seeds="3"), "full": {}},
-        seconds=1.8e-3,
-        overhead=15,
+        seconds=1.0e-3,
+        overhead=10,
     ),
     "inclusion": Kind(
         "sweeps.inclusion_limit.study:Limit",
@@ -101,7 +121,7 @@ KINDS: dict[str, Kind] = {
             "full": dict(num_samples="40,100", d0="20", d1="20,50", long_rates="0.15,0.03,0.006,0.0012"),
         },
         seconds=2e-3,
-        overhead=20,
+        overhead=25,
     ),
     "step_counts": Kind(
         "sweeps.step_counts.study:StepCounts",
@@ -113,16 +133,16 @@ KINDS: dict[str, Kind] = {
             ),
             "full": {},
         },
-        seconds=0.6,
-        overhead=15,
+        seconds=0.02,
+        overhead=10,
     ),
     "widths": Kind(
         "sweeps.width_bounds.study:WidthBounds",
         "Table 1, Theorem 4.3 and Corollary 4.5: certified widths",
         {},
         {"quick": dict(num_samples="32,64,128,256", num_seeds="3", max_operations="1e9"), "full": {}},
-        seconds=2e-9,
-        overhead=15,
+        seconds=5e-9,
+        overhead=10,
     ),
 }
 PRESETS = ("quick", "full")
@@ -151,8 +171,7 @@ class Planned:
     @property
     def command(self) -> str:
         """The shell line that runs it by itself, in the folder DIR."""
-        words = [f"--{name}" if text == "true" else f"--{name}={text}" for name, text in self.flags.items()]
-        return shlex.join(["python", "-m", f"sweeps.{self.study.name}", *words, f"--out=DIR/{self.key}"])
+        return command_of(self.key, self.study, self.flags)
 
     def expected(self, out: Path) -> float:
         """Seconds that what is left of it takes on the cores of this machine, roughly; 0 where nothing is left."""
@@ -172,6 +191,21 @@ class Planned:
         ]
         cores = min(len(processes.available_cores()), max(len(todo), 1))
         return self.rate * sum(map(study.cost, todo)) / cores + (self.overhead if todo else 0.0)
+
+
+def command_of(key: str, study: Study, flags: Mapping[str, str]) -> str:
+    """The shell line of a study with some flags, name to text."""
+    words = [f"--{name}" if text == "true" else f"--{name}={text}" for name, text in flags.items()]
+    return shlex.join(["python", "-m", f"sweeps.{study.name}", *words, f"--out=DIR/{key}"])
+
+
+def flags_that_differ(study: Study) -> dict[str, str]:
+    """The flags of a study whose values are not the usual ones, name to text; the protocol is always among them."""
+    given = {"protocol": protocol_of(study)} if protocol_of(study) else {}
+    usual = type(study).make(**given)
+    known = flags_of(type(study))
+    changed = [name for name in study.replay() if getattr(study, name) != getattr(usual, name)]
+    return given | {name: known[name][0].parser.serialize(getattr(study, name)) for name in changed}
 
 
 def kind_of(key: str) -> type[Study]:
@@ -198,21 +232,21 @@ def kernel_here(asked: str) -> str:
     return "native"
 
 
-def plan(preset: str, kernel: str = "xla", **changed: Mapping[str, str]) -> tuple[Planned, ...]:
+def plan(preset: str, kernel: str = "xla", kinds: Mapping[str, Kind] = KINDS) -> tuple[Planned, ...]:
     """The studies of a preset, in the order in which they run.
 
     Args:
       preset: one of `PRESETS`.
       kernel: "native" or "xla", for the maps.
-      changed: a study's key to further flags, name to text.
+      kinds: key to study, keys of `KINDS`.
 
     Raises:
       UsageError: a flag is wrong.
     """
     planned = []
-    for key, kind in KINDS.items():
+    for key, kind in kinds.items():
         known: Mapping[str, Any] = flags_of(kind_of(key))
-        flags = {**kind.flags, **kind.sizes[preset], **changed.get(key, {})}
+        flags = {**kind.flags, **kind.sizes[preset]}
         if "kernel" in known and kernel != "xla":
             flags["kernel"] = kernel
         slower = _XLA if "kernel" in known and kernel == "xla" else 1.0

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from relu_sgd._checks import whole_number
 from relu_sgd.dynamics import Dynamics
+from sweeps.runtime.compilation import compile_quickly
 
 __all__ = [
     "STEPS_PER_CHUNK",
@@ -145,7 +146,7 @@ def _count(runs: PyTree) -> int:
 
 # Programs that were compiled last, by what they compute and the shapes that they are for.
 _PROGRAMS: dict[Hashable, Any] = {}
-_NUM_PROGRAMS = 12
+_NUM_PROGRAMS = 96
 
 
 # What of JAX's configuration decides a program.
@@ -179,24 +180,26 @@ def _may_change(value: Any) -> bool:
     return type(value).__hash__ is by_identity and not isinstance(value, Mesh | jax.stages.Wrapped)
 
 
-def _compiled(key: Hashable, function: Any, *arguments: PyTree) -> Any:
+def _compiled(key: Hashable, function: Any, *arguments: PyTree, once: bool = False) -> Any:
     """The jitted function compiled for arguments of such shapes, or the program of an earlier call with the same key.
 
     Args:
       key: what decides the function; one that is not hashable, or that may change, has its program compiled anew.
       function: jitted.
       arguments: as it will be called with.
+      once: whether it has no loop that is worth a better program.
     """
+    make = compile_quickly if once else jax.stages.Lowered.compile
     leaves, structure = jax.tree.flatten(arguments)
     configuration = tuple(getattr(jax.config, name) for name in _CONFIGURATION)
     whole = (key, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), configuration)
     if _may_change(key):
-        return function.lower(*arguments).compile()
+        return make(function.lower(*arguments))
     try:
         known = _PROGRAMS.pop(whole, None)
     except TypeError:
-        return function.lower(*arguments).compile()
-    _PROGRAMS[whole] = function.lower(*arguments).compile() if known is None else known
+        return make(function.lower(*arguments))
+    _PROGRAMS[whole] = make(function.lower(*arguments)) if known is None else known
     while len(_PROGRAMS) > _NUM_PROGRAMS:
         del _PROGRAMS[next(iter(_PROGRAMS))]
     return _PROGRAMS[whole]
@@ -324,7 +327,7 @@ def _in_lanes(
     """All runs through `lanes` lanes of every device; a lane that is done is read off and takes the next run."""
     num_runs, num_lanes = _count(starts), lanes * mesh.size
     begun = time.perf_counter()
-    start = _compiled(("begin", dynamics), jax.jit(jax.vmap(begin(dynamics))), starts)
+    start = _compiled(("begin", dynamics), jax.jit(jax.vmap(begin(dynamics))), starts, once=True)
     first = jax.device_get(start(starts))
 
     # More lanes than runs: the last run is done more than once.
@@ -356,7 +359,7 @@ def _in_lanes(
     _put(jax.device_get(states), ends, owners)
     running = time.perf_counter()
     finish = jax.jit(jax.vmap(lambda lane: raw(dynamics.result(typed(lane.state)))))
-    finished = _compiled(("finish", dynamics), finish, ends)
+    finished = _compiled(("finish", dynamics), finish, ends, once=True)
     compilation += time.perf_counter() - running
     records = jax.device_get(finished(ends))
     return records, {"compilation": compilation, "running": time.perf_counter() - begun - compilation}

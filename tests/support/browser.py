@@ -6,10 +6,15 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 NAME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe")
+# The browser reads from 3 and writes to 4. Placed by a process of its own: this one has threads, and must not fork.
+_PLACE = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 class Browser:
@@ -104,21 +109,15 @@ class Browser:
 def opened(profile):
     """A browser with its profile in a folder."""
     ours_to_theirs, theirs_to_ours = os.pipe(), os.pipe()
-
-    def place():
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (ours_to_theirs[0], theirs_to_ours[1])]
-        for end, number in zip(ends, (3, 4), strict=True):
-            os.dup2(end, number)
-
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (ours_to_theirs[0], theirs_to_ours[1])]
     process = subprocess.Popen(
-        [NAME, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-        preexec_fn=place,
-        pass_fds=(3, 4),
+        [sys.executable, "-IS", "-c", _PLACE, *map(str, ends), NAME, *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=ends,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(ours_to_theirs[0])
-    os.close(theirs_to_ours[1])
+    for end in (*ends, ours_to_theirs[0], theirs_to_ours[1]):
+        os.close(end)
     try:
         yield Browser(theirs_to_ours[0], ours_to_theirs[1])
     finally:

@@ -131,6 +131,8 @@ def test_few_sizes():
         logistic.fit([4], [[1]], [[2]])
     with pytest.raises(ValueError, match="two positive sizes"):
         logistic.fit([0, 4], [[1, 1]], [[2, 2]])
+    with pytest.raises(ValueError, match="each once"):
+        logistic.fit([4, 8, 8], [[0, 1, 1]], [[2, 2, 2]])
     found = logistic.boundary([4, 8, 16], [[0, 0, 0], [0, 5, 0]], [[0, 0, 0], [0, 10, 0]])
     assert list(found.place) == ["unknown", "unknown"]
     assert (found.low == 0).all()

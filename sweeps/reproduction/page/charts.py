@@ -176,6 +176,7 @@ def _specification(cells: list[dict[str, Any]], marks: list[dict[str, Any]], d0:
                 "y": {**y, "field": "bottom", "axis": _axis("input dimension d0", d0)},
                 "y2": {"field": "top"},
                 "color": {
+                    "condition": {"test": "datum.probability === null", "value": "transparent"},
                     "field": "probability",
                     "type": "quantitative",
                     "scale": {"scheme": "cividis", "domain": [0, 1]},
@@ -268,5 +269,5 @@ def map_charts(summary: pandas.DataFrame) -> tuple[Chart, ...]:
         raise ValueError(f"a cell of the map is there twice: {names or 'no set-up'}, d0, d1")
     if not names:
         return (_chart(_title((), ()), summary),)
-    groups = summary.groupby(names, sort=False)
+    groups = summary.groupby(names, sort=False, dropna=False)
     return tuple(_chart(_title(names, values), frame) for values, frame in groups)

@@ -111,6 +111,7 @@ def _finding(finding: Finding, judged: Sequence[Judged]) -> dict[str, Any]:
     return {
         "finding": finding,
         "entries": [one.entry for one in judged if finding.key in {one.entry.study, *_studies(one)}],
+        "machine": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in finding.machine.items()),
         "images": [(_data_address(Path(path)), caption, alt) for path, caption, alt in finding.figures],
         "maps": charts.map_charts(summary) if is_map else (),
         "table": None if summary is None or is_map or summary.empty else _table(summary),

@@ -25,6 +25,7 @@ __all__ = ["write_pdf"]
 # A4, in inches, and what is printed on it, in points.
 _PAGE = (8.27, 11.69)
 _MARGIN = 0.6
+_FONT = "DejaVu Sans"  # Matplotlib brings it.
 _SIZE = 7.0
 _LINE = 9.0
 # The table's columns: title and share of the width between the margins.
@@ -74,7 +75,7 @@ class _Writer:
 
 @functools.cache
 def _font() -> FT2Font:
-    font = FT2Font(findfont("DejaVu Sans"))
+    font = FT2Font(findfont(_FONT))
     font.set_size(_SIZE, 72)
     return font
 
@@ -175,7 +176,7 @@ def write_pdf(judged: Sequence[Judged], findings: Sequence[Finding], path: Path)
     counts = [(verdict, sum(one.verdict is verdict for one in judged)) for verdict in Verdict]
     with (
         warnings.catch_warnings(),
-        matplotlib.rc_context({"pdf.fonttype": 42}),
+        matplotlib.rc_context({"pdf.fonttype": 42, "font.family": _FONT}),
         PdfPages(written, metadata={"Title": "The paper, reproduced", "CreationDate": None}) as pages,
     ):
         # A letter that the font lacks is a box.

@@ -254,6 +254,17 @@ def test_build_compiles_once_for_each_compiler(monkeypatch, tmp_path):
     assert built[2].read_text() == "compiled\n"
 
 
+def test_what_a_killed_build_left_goes_with_the_next(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", program(tmp_path / "compiler", 'for argument; do :; done; echo compiled > "$argument"'))
+    old, new = tmp_path / "cache" / "build-killed", tmp_path / "cache" / "build-at-work"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    native.build(tmp_path / "cache")
+    assert not old.exists()
+    assert new.exists()
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"), [("/nowhere/c++", "cannot run the C"), ("{folder}/failing", "failed: oh no error")]
 )

@@ -410,6 +410,9 @@ def test_chattering_is_a_further_start(proofs):
         local_minimum(params, problem, held[:-1])
     with pytest.raises(ValueError, match="chattering"):
         local_minimum(params, problem, held.astype(float))
+    for least_loss in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="least_loss must be a number from 0 on"):
+            decide(params, problem, least_loss=least_loss)
 
 
 @pytest.mark.parametrize("name", ["local", "local, both layers"])

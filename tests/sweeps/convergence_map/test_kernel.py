@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from support.launchers import command
 
+from sweeps import status
 from sweeps.runtime import session
 
 pytestmark = pytest.mark.skipif(
@@ -50,6 +51,19 @@ def test_sessions_say_which_kernel_it_was(maps):
     native, xla = json.loads(last["native"]), json.loads(last["xla"])
     assert (native["kernel"], xla["kernel"]) == ("native", "xla")
     assert native["configuration"] == xla["configuration"]
+    for name, (out, _) in maps.items():
+        assert f"kernel: {name}" in (out / "report.html").read_text()
+        header, row = status.look(out).text.splitlines()[-2:]
+        assert row[header.index("kernel") :].split()[0] == name
+
+
+def test_a_report_names_every_kernel_that_took_part(maps, tmp_path):
+    out = tmp_path / "mixed"
+    shutil.copytree(maps["native"][0], out)
+    with (out / "sessions.jsonl").open("a") as file:
+        file.write((maps["xla"][0] / "sessions.jsonl").read_text())
+    done = command("convergence_map", f"--out={out}", "--figures_only")
+    assert "kernel: native and xla; sessions.jsonl says which session used which" in done.stdout
 
 
 def test_cells_do_not_depend_on_the_tile(maps, tmp_path):

@@ -147,10 +147,13 @@ def test_own_dynamics_and_a_descent(tmp_path):
     assert (results["steps"].values[2] == 10).all()
     table = pandas.read_csv(tmp_path / "own" / "summary.csv")
     assert list(table["converged_count"]) == [8, 8, 0]
-    results = run(tmp_path / "descent", descent, {"slope": (1.0, 2.0)}, start=line, num_steps=300, seeds=2)
+    results = run(tmp_path / "descent", descent, {"slope": (1.0, 2.0, 1e6)}, start=line, num_steps=300, seeds=2)
     assert {"steps", "loss", "converged_at", "status"} <= set(results.data_vars)
-    assert (results["status"] == 1).all()
-    assert (results["loss"] < 1e-3).all()
+    assert results["status"].values[:2].tolist() == [[1, 1], [1, 1]]
+    assert sorted(results["status"].values[2]) == [1, 3]
+    assert (results["loss"][:2] < 1e-3).all()
+    converged = results["converged_at"].where(results["status"] == 1).mean("seed")
+    np.testing.assert_allclose(pandas.read_csv(tmp_path / "descent" / "summary.csv")["converged_at"], converged)
 
 
 def no_dictionary(key, a):

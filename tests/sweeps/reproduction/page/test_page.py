@@ -97,7 +97,8 @@ def test_verdicts_are_counted(root):
 
 def test_studies_have_command_machine_figure_and_tables(root):
     study = by_id(root, "study-map")
-    for part in ("--protocol=as_written", "3a9293c3d68a", "33 s", "a <fast> one", "0.10.2", "Probability & caption."):
+    machine = "Processor a <fast> one, jax 0.10.2"
+    for part in ("--protocol=as_written", "3a9293c3d68a", "33 s", machine, "Probability & caption."):
         assert part in text_of(study), part
     rows = [[text_of(cell) for cell in row] for row in study.iter(f"{NS}tr")]
     assert ["16", "1/4", "4/4", "4/4", "4/4", "4/4"] in rows
@@ -215,11 +216,24 @@ def test_a_map_tells_of_every_cell_and_its_boundary():
         claims.map_summary().drop(columns=["step_limit", "proved_global", "undecided"]),
         claims.map_summary(["hidden"]).drop(columns="trained_layers"),
         claims.map_summary().assign(converged=0, probability=0.0),
+        claims.map_summary(d0=(4, 8)).assign(runs=0, converged=0, probability=math.nan),
+        claims.map_summary(["hidden"]).assign(trained_layers=math.nan),
     ],
-    ids=["one cell", "one d0", "one d1", "a cell missing", "few columns", "no set-up", "nothing converged"],
+    ids=[
+        "one cell",
+        "one d0",
+        "one d1",
+        "a cell missing",
+        "few columns",
+        "no set-up",
+        "nothing converged",
+        "no run",
+        "no name",
+    ],
 )
 def test_maps_with_little(summary):
     assert charts.is_map(summary)
+    assert charts.map_charts(summary)
     for chart in charts.map_charts(summary):
         assert len(layers(chart)[0]["data"]["values"]) == chart.columns * len(chart.rows)
         assert all(len(row) == 1 + chart.columns for row in chart.rows)

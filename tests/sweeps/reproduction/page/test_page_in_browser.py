@@ -8,6 +8,7 @@ from sweeps.reproduction.page import render
 pytestmark = pytest.mark.skipif(browser.NAME is None, reason="needs Chromium or Chrome")
 
 SHOWN = "[...document.querySelectorAll('#table tbody tr')].filter((row) => !row.hidden).map((row) => row.dataset.entry)"
+CELLS = ".map path[aria-roledescription='rect mark']"
 ALL = [one.entry.id for one in claims.JUDGED]
 
 
@@ -41,7 +42,7 @@ def type_in(page, text):
 
 
 def test_it_asks_for_nothing_and_complains_of_nothing(page, path):
-    page.move_to(".map path[aria-roledescription='rect mark']")
+    page.move_to(CELLS)
     fetched = [url for url in page.requests if not url.startswith("data:")]
     assert fetched == [path.as_uri()]
     assert not page.complaints
@@ -111,9 +112,11 @@ def test_columns_sort_both_ways_and_unknown_results_come_last(page):
 
 def test_cells_of_a_map_speak_to_pointer_and_keys(page):
     said = "document.querySelector('.map output').textContent"
-    page.move_to(".map path[aria-roledescription='rect mark']:nth-of-type(2)")
+    page.move_to(f"{CELLS}:nth-of-type(2)")
     page.wait_for(f"{said}.startsWith('d0 = 4, d1 = 8')")
     page.wait_for("document.querySelector('#vg-tooltip-element.visible')?.textContent.includes('0 of 4 runs')")
+    fills = page(f"[...document.querySelectorAll({CELLS!r})].map((one) => one.getAttribute('fill'))")
+    assert fills[:2] == ["transparent", "rgb(0, 32, 81)"]  # No run; probability 0.
     page("document.querySelector('.map .plot').focus()")
     for key in ("ArrowUp", "ArrowUp", "ArrowUp", "ArrowRight", "ArrowLeft", "ArrowRight"):
         page.press(key)
