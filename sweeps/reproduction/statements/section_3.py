@@ -180,7 +180,8 @@ def _figure_1(rng: np.random.Generator, factor: float) -> Outcome:
     while top - bottom > 1e-5:
         middle = (bottom + top) / 2
         bottom, top = (middle, top) if _explodes(middle, factor) else (bottom, middle)
-    return combined(at_least(top, low, 1e-5), at_most(bottom, high, 1e-5))
+    found = combined(at_least(top, low, 1e-5), at_most(bottom, high, 1e-5))
+    return found._replace(trials=1)  # The threshold cannot be beyond both ends.
 
 
 def certified(rng: np.random.Generator, start: Start, share: float) -> Start:
