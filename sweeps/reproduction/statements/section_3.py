@@ -136,10 +136,11 @@ def lemma_3_3(rng: np.random.Generator) -> Outcome:
         field = _field(alpha, a, c, c1, c2)
         times = np.linspace(0, 12 / alpha**2, 60)
         solved = solve_ivp(lambda t, y: share * field(t, y), (0, times[-1]), [0.0], t_eval=times, rtol=1e-9, atol=1e-12)  # noqa: B023
-        slopes = [share * field(t, [y]) for t, y in zip(times, solved.y[0], strict=True)]
+        slopes = [share * field(t, [y]) for t, y in zip(solved.t, solved.y[0], strict=True)]
+        # A solution that blows up ends there.
         outcomes += [
             at_most(solved.y[0], 2 * a / alpha**2, 1e-7),
-            at_most(slopes, a * np.exp(-(alpha**2) * times / 2), 1e-7),
+            at_most(slopes, a * np.exp(-(alpha**2) * solved.t / 2), 1e-7),
         ]
     return combined(*outcomes)
 

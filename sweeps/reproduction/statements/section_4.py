@@ -49,6 +49,22 @@ def _theorem_4_3(rng: np.random.Generator, repaired: bool) -> Outcome:
     return event(np.array(margins) > 0, margins)
 
 
+def _order_of_alpha(rng: np.random.Generator, repaired: bool) -> Outcome:
+    """Whether a constant bounds alpha_0 / sqrt(d0 d1) from below as N grows, for d0 = N at the width with C = 1: the
+    median of seven draws at N = 256 against half of that at N = 32.
+    """
+    medians = []
+    for N in (32, 256):
+        d1 = math.ceil(widths.theorem_4_3_width(N, N, delta=0.9, psi=_PSI, repaired=repaired))
+        ratios = []
+        for _ in range(7):
+            hidden = np.maximum(unit_rows(rng, N, N) * math.sqrt(N) @ rng.normal(size=(N, d1)), 0)
+            smallest = float(np.linalg.eigvalsh(hidden @ hidden.T)[0])
+            ratios.append(math.sqrt(max(smallest, 0.0) / (N * d1)))
+        medians.append(float(np.median(ratios)))
+    return at_least(medians[1], medians[0] / 2)
+
+
 _SIZE = 24  # d0 d1, or d1 d2, of the small matrices whose norms are looked at.
 
 
@@ -157,6 +173,8 @@ CHECKS: Checks = {
     "remark-4-2": Check(remark_4_2, _HIGH),
     "theorem-4-3": Check(lambda rng: _theorem_4_3(rng, repaired=False), math.exp(-_PSI)),
     "theorem-4-3-repaired": Check(lambda rng: _theorem_4_3(rng, repaired=True), math.exp(-_PSI)),
+    "theorem-4-3-order": Check(lambda rng: _order_of_alpha(rng, repaired=False)),
+    "theorem-4-3-order-repaired": Check(lambda rng: _order_of_alpha(rng, repaired=True)),
     "lemma-4-4-hidden-norm": Check(lambda rng: _norm_of_weights(rng, hidden=True), 2 * math.exp(-_SIZE / 8)),
     "lemma-4-4-output-norm": Check(lambda rng: _norm_of_weights(rng, hidden=False), 2 * math.exp(-_SIZE / 8)),
     "lemma-4-4-operator-norm": Check(norm_of_data, _HIGH),

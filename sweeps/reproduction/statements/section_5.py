@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import operator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -62,23 +64,26 @@ def theorem_5_1(rng: np.random.Generator) -> Outcome:
     return event(np.array(margins) > 0, margins)
 
 
-def _compactness(rng: np.random.Generator, closed: bool) -> Outcome:
-    """Whether the limit of starts of Q, along labels at which F grows to 1/8, is in Q. It is where F is 1/8: by
-    continuity, since F is below and above it on both sides, by more than rounding.
+def _compactness(rng: np.random.Generator, condition: Callable[[float, float], bool]) -> Outcome:
+    """Whether the limit of a sequence in Q, along labels at which F grows to 1/8, is in Q.
+
+    F is below 1/8 on one side of the limit and not on the other, which are as near as numbers can be; so it is 1/8
+    there, by continuity. The other conditions of Q are closed.
+
+    Args:
+      rng: draws the network.
+      condition: what Q asks of F and 1/8.
     """
     start = _certified_start(rng)
     error = start.Y - start.hidden @ start.V
     at = lambda scale: start.with_error(scale * error).certificate.F
-    low, high = 1.0, 1.2
-    assert at(low) < 1 / 8 - 1e-6
-    assert at(high) > 1 / 8 + 1e-6
-    while high - low > 1e-15:
-        middle = (low + high) / 2
+    low, high, sequence = 1.0, 1.2, []
+    while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if at(middle) < 1 / 8 else (low, middle)
-        if middle in (low, high) and not low < (low + high) / 2 < high:
-            break
-    # All points of the sequence `low` are in Q as printed, and so in the closed one, which has its limit too.
-    contains_limit = closed and abs(at(high) * 8 - 1) < 1e-12
+        sequence.append(low)
+    assert all(condition(at(scale), 1 / 8) for scale in sequence)
+    assert at(low) < 1 / 8 <= at(high) < 1 / 8 + 1e-12
+    contains_limit = condition(1 / 8, 1 / 8)
     return event([contains_limit], [0.0 if contains_limit else -1.0])
 
 
@@ -178,8 +183,8 @@ CHECKS: Checks = {
     "equation-14-repaired": Check(lambda rng: equation_14(rng, keep_theta=True)),
     "equation-14-batches": Check(batches),
     "theorem-5-1": Check(theorem_5_1, _HIGH),
-    "theorem-5-1-q": Check(lambda rng: _compactness(rng, closed=False)),
-    "theorem-5-1-q-repaired": Check(lambda rng: _compactness(rng, closed=True)),
+    "theorem-5-1-q": Check(lambda rng: _compactness(rng, operator.lt)),
+    "theorem-5-1-q-repaired": Check(lambda rng: _compactness(rng, operator.le)),
     "remark-5-2": Check(remark_5_2),
     "remark-5-3": Check(remark_5_3),
     "remark-5-4": Check(remark_5_4),

@@ -18,7 +18,7 @@ import numpy as np
 
 from sweeps.command.parsers import Choice, Several, Whole
 from sweeps.reproduction.statements.registry import CHECKS
-from sweeps.study import Execution, Metrics, Study, Tile, Timings, UsageError, Variant, flag
+from sweeps.study import Execution, Metrics, Study, Tile, Timings, Variant, flag
 
 __all__ = ["Statements", "measure"]
 
@@ -38,11 +38,6 @@ class Statements(Study):
     num_seeds: int = flag(Whole(1), "sets of random problems per statement", 20)
     base_seed: int = flag(Whole(0, 2**32 - 1), "random seed of the whole study", 0)
 
-    def check(self) -> None:
-        """Refuses a statement given twice."""
-        if len(set(self.statement)) < len(self.statement):
-            raise UsageError("--statement: one is given twice")
-
     def variants(self) -> tuple[Variant, ...]:
         """One."""
         return (Variant(name="statements"),)
@@ -61,7 +56,7 @@ class Statements(Study):
             ),
             "violated": (np.int32, "problems or trials that violate it beyond rounding"),
             "trials": (np.int32, "problems or trials for which the hypothesis holds"),
-            "value": (np.float64, "what was measured, at the least margin"),
+            "value": (np.float64, "what was measured, at the least margin; of trials, the share that violates it"),
             "bound": (np.float64, "what it was compared with, at the least margin"),
             "allowed": (np.float64, "share of violated trials that the statement allows; 0 for one without exceptions"),
             "status": (np.int8, "0 pending, 1 compared, 2 no problem met the hypothesis"),
@@ -86,7 +81,7 @@ def measure(study: Statements, statement: str, seed: int) -> dict[str, float]:
         "violated": outcome.violations,
         "trials": outcome.trials,
         "value": outcome.value,
-        "bound": outcome.bound,
+        "bound": check.allowed or outcome.bound,
         "allowed": check.allowed,
         "status": 1 if outcome.trials else 2,
     }
