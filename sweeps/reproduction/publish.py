@@ -1,22 +1,39 @@
 """The ledger as files: JSON, CSV, the page, and on request LaTeX, Markdown and PDF."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas
 
 from sweeps.reproduction import ledger, page
-from sweeps.reproduction.ledger import Entry, Finding, Judged
+from sweeps.reproduction.ledger import Entry, Finding, Judged, Verdict
 from sweeps.reproduction.measure import Stored, measure
 from sweeps.reproduction.page import text
 from sweeps.reproduction.studies import KINDS, Planned, command_of, flags_that_differ
 from sweeps.runtime import journal
 
-__all__ = ["FORMATS", "findings", "judge_all", "markdown", "readme_table", "replaced", "table", "write"]
+__all__ = [
+    "documents",
+    "findings",
+    "judge_all",
+    "judged_again",
+    "markdown",
+    "readme_table",
+    "replaced",
+    "table",
+    "write",
+]
 
-FORMATS = ("html", "tex", "markdown", "pdf")
 # Of a figure of so many bytes the PNG is shown: a browser draws tens of thousands of dots slowly.
 _LARGEST_SVG = 300_000
+_SHORT = {
+    Verdict.HOLDS: "holds",
+    Verdict.AS_RELEASED: "as released only",
+    Verdict.FAILS: "not as written",
+    Verdict.UNDECIDED: "undecided",
+    Verdict.NOT_COMPUTABLE: "",
+}
 # File name of a figure to its caption and what is on it.
 _FIGURES = {
     "comparison_ode": (
@@ -53,6 +70,10 @@ _FIGURES = {
     "step_counts": (
         "Steps of mini-batch SGD to a loss below epsilon",
         "Left steps against eta b with lines of slope -1; right flow time against 1 / epsilon.",
+    ),
+    "statements": (
+        "The least relative margin of every statement on random problems",
+        "A dot per statement, to the right of a vertical line at 0 where no problem violates it.",
     ),
     "width_bounds": (
         "Certified widths against N, Table 1's orders, and alpha_0 at small multiples of N",
@@ -186,16 +207,40 @@ def markdown(judged: Iterable[Judged], about: Mapping[str, str]) -> str:
 
 
 def readme_table(judged: Iterable[Judged]) -> str:
-    """What the experiments of the paper say, in short: figures, tables and sentences that something measures."""
-    kinds = ("figure", "table", "sentence")
-    return _rows(
-        ("place", "the paper says", "verdict"),
-        [
-            (one.entry.place, one.entry.says, one.verdict.value)
-            for one in judged
-            if one.entry.kind in kinds and not one.entry.out_of_scope
-        ],
+    """What the experiments of the paper say, a line each: figures, tables and sentences that a study measures."""
+    rows = []
+    for one in judged:
+        if one.entry.kind in ("figure", "table", "sentence") and one.entry.study not in ("", "statements"):
+            says = one.entry.says.partition(" (here")[0].rstrip(".")
+            rows.append((one.entry.place, textwrap.shorten(says, 68, placeholder="..."), _SHORT[one.verdict]))
+    return _rows(("place", "the paper says", "found"), rows)
+
+
+def judged_again(before: Sequence[Judged], entries: Iterable[Entry]) -> tuple[Judged, ...]:
+    """The verdicts on claims from the measurements that a ledger holds."""
+    measured = tuple(dict.fromkeys(one for judged in before for one in judged.measurements))
+    commands = {one.entry.study: one.command for one in before} | {one.entry.id: one.command for one in before}
+    return tuple(
+        ledger.judge(entry, measured, commands.get(entry.id, commands.get(entry.study, ""))) for entry in entries
     )
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """What the repository shows of the ledger in docs/reproduction, by file: the ledger itself, judged again by the
+    claims of now; the page of the site; and README.
+
+    Raises:
+      LedgerError: the ledger or the claims cannot be read.
+      OSError: a file cannot be read.
+      ValueError: a file has no place for a table.
+    """
+    path = root / "docs" / "reproduction" / "ledger.json"
+    before, about = ledger.load(path.read_text())
+    judged = judged_again(before, ledger.read())
+    shown = {path: ledger.dump(judged, about)}
+    for name, generated in (("README.md", readme_table(judged)), ("docs/reproduction.md", markdown(judged, about))):
+        shown[root / name] = replaced((root / name).read_text(), generated, "ledger")
+    return shown
 
 
 def write(

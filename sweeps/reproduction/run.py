@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import logging
+from absl import flags, logging
 
 from sweeps.command import app
 from sweeps.reproduction import studies
@@ -279,6 +279,7 @@ def execute(argv: Sequence[str] | None = None, kinds: Mapping[str, studies.Kind]
 def main() -> int:
     """The program: `execute`, with its log on the standard error."""
     os.environ.update(processes.one_thread())  # XLA reads this once.
+    flags.FLAGS.mark_as_parsed()  # The logging module looks there.
     logging.use_absl_handler()
     standard_logging.getLogger().setLevel(standard_logging.WARNING)
     logging.get_absl_logger().setLevel(standard_logging.INFO)

@@ -8,25 +8,29 @@ import logging
 import jax
 import pandas
 import pytest
+import xarray as xr
 from absl.testing import flagsaver
 from support import ROOT
 
+from relu_sgd.theory import hidden_layer
 from sweeps.command import app
 from sweeps.comparison_ode.study import Comparison
 from sweeps.reporting import style
 from sweeps.reproduction import ledger, measure, publish, run, studies
 from sweeps.reproduction.ledger import Verdict
+from sweeps.reproduction.statements import study as statements
 from sweeps.reproduction.statements.registry import CHECKS
+from sweeps.reproduction.statements.study import Statements
 from sweeps.runtime import session
 from sweeps.study import Execution, UsageError
 
 TINY = dict(
     num_samples="20", d0="2,8", d1="4,24", num_seeds="40", num_steps="400", trained_layers="hidden", prove="false"
 )
-FEW = dict(num_samples="16,32", delta="0.5", num_seeds="2", scaling="lecun", max_operations="1e6")
-# Widths, and a map of four cells of which one lies below the edge and one far above it.
+FEW = dict(statement="lemma-h1,lemma-h2,lemma-h2-repaired", num_seeds="3")
+# Three statements, and a map of four cells of which one lies below the edge and one far above it.
 SIZES = {
-    "widths": {"quick": FEW, "full": FEW},
+    "statements": {"quick": FEW, "full": FEW},
     "map_as_written": {"quick": TINY, "full": {**TINY, "d1": "4,12,24"}, "planted": {**TINY, "tolerance": "10"}},
 }
 KINDS = {key: dataclasses.replace(studies.KINDS[key], sizes=sizes) for key, sizes in SIZES.items()}
@@ -59,8 +63,10 @@ def verdicts(out):
 
 def test_verdicts_come_from_what_is_stored(done):
     judged = verdicts(done)
-    assert judged["table-1"].verdict is Verdict.FAILS
-    assert judged["best-known-width"].verdict is Verdict.HOLDS
+    assert judged["lemma-h1"].verdict is Verdict.HOLDS
+    assert judged["lemma-h1"].measurements[0].counts.startswith("0 of 6 problems; at most a share of 0.3")
+    assert judged["lemma-h2"].verdict is Verdict.FAILS
+    assert judged["lemma-h2-repaired"].verdict is Verdict.HOLDS
     assert judged["figure-2a"].verdict is Verdict.HOLDS
     assert judged["figure-1"].verdict is Verdict.UNDECIDED
     assert "no results of comparison" in judged["figure-1"].reason
@@ -81,7 +87,7 @@ def test_all_files_say_the_same(done):
     page, tex, text = ((done / name).read_text() for name in ("index.html", "ledger.tex", "ledger.md"))
     for entry in ledger.read():
         assert f'id="{entry.id}"' in page
-        assert entry.place in text
+        assert entry.place.replace("|", r"\|") in text
     assert tex.count("\\\\\n") > len(judged)
     assert r"\end{longtable}" in tex
 
@@ -92,10 +98,9 @@ def test_the_report_alone_says_the_same(done, capsys):
     assert run.execute([f"--out={done}", "--report_only"], KINDS) == 0
     assert (done / "ledger.json").read_text() == before
     assert run.execute([f"--out={done}", "--report_only"]) == 0  # Of other sizes than the preset's.
-    line = verdicts(done)["table-1"].command
-    assert line.startswith("python -m sweeps.width_bounds --num_samples=16,32 --delta=0.5 --num_seeds=2 ")
-    assert line.endswith(" --out=DIR/widths")
-    assert "claims:" in capsys.readouterr().out
+    line = verdicts(done)["lemma-h1"].command
+    assert line.startswith("python -m sweeps.reproduction.statements --statement=lemma-h1,")
+    assert line.endswith(" --num_seeds=3 --out=DIR/statements")
 
 
 def test_what_is_done_is_not_run_again(done, capsys, monkeypatch):
@@ -112,6 +117,25 @@ def test_a_threshold_changed_in_a_study_flips_a_verdict(done, tmp_path):
     planted = {one.entry.id: one.verdict for one in publish.judge_all(ledger.read(), [stored], {})}
     assert verdicts(done)["figure-2a"].verdict is Verdict.HOLDS
     assert planted["figure-2a"] is Verdict.FAILS
+
+
+def test_a_wrong_constant_in_a_bound_flips_a_verdict(monkeypatch):
+    study = Statements.make(statement="lemma-h2-repaired", num_seeds=3)
+
+    def verdict():
+        found = [[statements.measure(study, name, seed) for seed in study.seeds()] for name in study.statement]
+        data = xr.Dataset(
+            {name: (("statement", "seed"), [[one[name] for one in row] for row in found]) for name in study.metrics},
+            coords={"statement": list(study.statement)},
+        )
+        stored = measure.Stored("statements", study, {study.variants()[0]: data}, ROOT, "")
+        judged = {one.entry.id: one for one in publish.judge_all(ledger.read(), [stored], {})}
+        return judged["lemma-h2-repaired"].verdict
+
+    assert verdict() is Verdict.HOLDS
+    right = hidden_layer.lemma_h2_bound
+    monkeypatch.setattr(hidden_layer, "lemma_h2_bound", lambda *given: (right(*given)[0], 0.9 * right(*given)[1]))
+    assert verdict() is Verdict.FAILS
 
 
 def test_figure_1_holds_as_it_was_drawn(tmp_path):
@@ -224,3 +248,25 @@ def test_markdown_escapes_what_would_end_a_cell():
     with pytest.raises(ValueError, match="comments"):
         publish.replaced("text", "table", "ledger")
     assert publish.replaced("a\n<!-- x -->\nold<!-- end of x -->\n", "new\n", "x").splitlines()[2] == "new"
+
+
+def test_the_repository_shows_what_its_ledger_says():
+    """README's table and the site's page are generated, and the ledger is judged by the claims of now: after a change
+    of claims.toml scripts/reproduction_docs writes them.
+    """
+    for path, text in publish.documents(ROOT).items():
+        assert path.read_text() == text, path
+
+
+def test_verdicts_follow_the_measurements_that_a_ledger_holds():
+    judged, _ = ledger.load((ROOT / "docs" / "reproduction" / "ledger.json").read_text())
+    assert sum(bool(one.measurements) for one in judged) > 20
+    changed = [
+        dataclasses.replace(
+            one, measurements=tuple(dataclasses.replace(of, value=1e9, low=1e9, high=1e9) for of in one.measurements)
+        )
+        for one in judged
+    ]
+    again = {one.entry.id: one.verdict for one in publish.judged_again(changed, ledger.read())}
+    assert again["no-difference"] is Verdict.FAILS
+    assert again["sufficient-width"] is Verdict.HOLDS
