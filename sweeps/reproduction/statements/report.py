@@ -41,10 +41,11 @@ def _draw(table: pandas.DataFrame, caption: str) -> Figure:
     axes = figure.subplots()
     places = np.arange(len(table))
     margins = np.clip(np.nan_to_num(table["margin"], posinf=1), -10, 10)
-    beyond = table["violated"] > 0
+    none, more = table["violated"] == 0, table["share"] > table["allowed"]
     for which, marker, colour, label in (
-        (~beyond, "o", "C0", "no violation"),
-        (beyond, "X", "C1", "violated beyond rounding at least once"),
+        (none, "o", "C0", "no violation"),
+        (~none & ~more, "s", "C2", "violated in some trials, not more often than it allows"),
+        (more, "X", "C1", "violated beyond rounding, more often than it allows"),
     ):
         axes.plot(margins[which], places[which], marker, color=colour, label=label)
     axes.axvline(0, color="0.5", linewidth=1)

@@ -173,9 +173,11 @@ def _steps_of_appendix_f(rng: np.random.Generator, printed: bool) -> Outcome:
     """
     N, time, rate = int(rng.integers(2, 50)), rng.uniform(0.1, 5), 10 ** rng.uniform(-4, -1)
     b = int(rng.integers(1, N + 1))
-    theirs = math.floor((1 + N * time / b) / rate)
-    steps = theirs if printed else widths.num_steps_bound(time, N, b, rate)
-    return combined(at_most(steps, math.floor(1 + N * time / (b * rate))), at_least(steps * rate, N * time / b, 1e-9))
+    allowed = math.floor(1 + N * time / (b * rate))
+    if printed:
+        return at_most(math.floor((1 + N * time / b) / rate), allowed)
+    steps = widths.num_steps_bound(time, N, b, rate)
+    return combined(at_most(steps, allowed), at_least(steps * rate, N * time / b))
 
 
 CHECKS: Checks = {

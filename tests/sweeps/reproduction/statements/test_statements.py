@@ -60,6 +60,7 @@ PLANTED = [
     ("lemma-3-3-repaired", comparison, "lemma_3_3", scaled(1 / 4)),
     ("equation-4", gram, "operator_norm", scaled(1 / math.sqrt(2))),
     ("theorem-3-4-equation-12", certificate.Certificate, "loss_bound", lambda f: lambda self, t: f(self, 2 * t)),
+    ("theorem-3-4-equation-13", certificate.Certificate, "drift", lambda p: property(lambda self: p.fget(self) / 3)),
     ("lemma-c3", gram, "khatri_rao_bound", scaled(2)),
     ("equation-39", gram, "gershgorin_bound", scaled(1.01)),
     ("lemma-c1-repaired", widths, "least_singular_value_bound", scaled(2.2)),
