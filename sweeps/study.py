@@ -27,6 +27,7 @@ __all__ = [
     "Claim",
     "Execution",
     "Flag",
+    "Made",
     "Metrics",
     "Report",
     "Results",
@@ -43,6 +44,8 @@ __all__ = [
 # Name to type and description, and the shape of a metric that is no number. "status" must be among them: an integer, 0
 # for pending.
 Metrics: TypeAlias = Mapping[str, tuple[Any, str] | tuple[Any, str, tuple[int, ...]]]
+# Runs of one cell: the name of the variant, the place among the axes, and some metrics of theirs.
+Made: TypeAlias = tuple[str, tuple[int, ...], Mapping[str, np.ndarray]]
 # Seconds by what they went into.
 Timings: TypeAlias = dict[str, float]
 
@@ -346,6 +349,7 @@ class Study:
       statuses: the codes that a finished run may have, with their meaning; 0 is a pending run's.
       execution_groups: the groups of flags of `Execution` that have an effect here.
       nan_allowed: whether a metric of a finished run may be NaN; otherwise that is a sign of damage.
+      allocates: whether the study says itself which cells have runs, see `allocate`; then it has no seeds of its own.
     """
 
     name: ClassVar[str]
@@ -353,6 +357,7 @@ class Study:
     statuses: ClassVar[Mapping[int, str]] = {1: "done"}
     execution_groups: ClassVar[tuple[str, ...]] = ("output", "tiles", "devices")
     nan_allowed: ClassVar[bool] = False
+    allocates: ClassVar[bool] = False
 
     # What a subclass says of itself.
 
@@ -369,7 +374,24 @@ class Study:
 
     def seeds(self) -> range:
         """The runs of a cell."""
-        return range(getattr(self, "num_seeds", 1))
+        return range(0 if self.allocates else getattr(self, "num_seeds", 1))
+
+    @property
+    def allocated_by(self) -> tuple[str, ...]:
+        """The metrics that decide which cells have the next runs, for a study that `allocates`."""
+        return ("status",)
+
+    def allocate(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Which cells have the next runs, for a study that `allocates`; it must follow from its arguments alone.
+
+        Args:
+          made: all runs so far.
+          unit: runs that a cell has each time.
+
+        Returns:
+          The name of the variant and the place among the axes, once for every `unit` runs; nothing when all is done.
+        """
+        raise NotImplementedError(f"{type(self).__name__} allocates its runs, and so must have allocate")
 
     @property
     def metrics(self) -> Metrics:
@@ -409,6 +431,11 @@ class Study:
     def default_block(self) -> tuple[int, ...]:
         """Cells of a tile along every axis, in a new store."""
         return (1,) * len(self.axes())
+
+    def expected(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
+        """What `allocate` will ask for until all is done, as far as can be guessed; for a forecast alone."""
+        del made, unit
+        return []
 
     def check(self) -> None:
         """Refuses values that contradict each other.

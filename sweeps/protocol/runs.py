@@ -45,6 +45,7 @@ __all__ = [
     "metrics",
     "network_cost",
     "starts_of",
+    "train_runs",
     "train_tile",
 ]
 
@@ -324,6 +325,68 @@ def map_cells(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, timings
 
 
+def train_runs(
+    protocol: Protocol,
+    trained_layers: TrainedLayers,
+    tile: Tile,
+    runs: Run,
+    *,
+    lanes: int = 0,
+    steps_per_chunk: int = STEPS_PER_CHUNK,
+    devices: list[jax.Device] | None = None,
+    decider: "TileProofs | None" = None,
+    kernel: str = "xla",
+    descent: Descent | None = None,
+) -> tuple[End, Timings]:
+    """The runs of a tile from their starts to their ends, both on the host and stacked; see `train_tile`.
+
+    A descent that is given is followed in place of the protocol's; it is for kernel="xla" and stop="first_passage".
+    """
+    # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle
+    # late.
+    order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
+    ordered = jax.tree.map(lambda leaf: leaf[order], runs)
+    num_weights = math.prod(padded(tile))
+    num_steps, follows_inclusion = protocol.num_steps, protocol.dynamics == "inclusion"
+    # The compiled code takes one network after another, whatever the lanes; more are for looks between chunks.
+    if kernel == "native" and not lanes and protocol.stop != "decided":
+        lanes = 1
+    if not lanes:
+        lanes = default_lanes(jax.default_backend(), num_weights, interruptible=not follows_inclusion)
+        # Data, weights, velocity and gradient, and what a step makes of size N x d1.
+        (d0, d1), N = padded(tile), protocol.num_samples
+        num_bytes = ordered.problem.X.dtype.itemsize * (N * d0 + 4 * N * d1 + 4 * d0 * d1)
+        lanes = min(lanes, lanes_in_memory((devices or jax.local_devices())[0], num_bytes))
+    if follows_inclusion:
+        follow = follow_inclusion(protocol, trained_layers)
+        ends, timings = map_on_devices(follow, ordered, lanes=lanes, devices=devices)
+    else:
+        is_native = kernel == "native"
+        if is_native:  # It leaves padding out by itself, and so tiles share a program.
+            ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
+        reference = descent or descent_of(protocol, trained_layers)
+        dynamics: Any = reference if kernel == "xla" else kernel_of(kernel, protocol, trained_layers)
+        between = None
+        if protocol.stop == "decided":
+            if decider is None:
+                raise ValueError("stop='decided' needs somebody who decides: sweeps.proving.TileProofs")
+            between = decider.between(reference, order)
+            steps_per_chunk = decider.chunk(num_steps if is_native else steps_per_chunk)
+        results, timings = run_on_devices(
+            dynamics,
+            starts_of(ordered),
+            num_steps,
+            lanes=lanes,
+            steps_per_chunk=steps_per_chunk,
+            devices=devices,
+            between=between,
+        )
+        ends = _end_of(results)
+    if decider is not None:
+        timings["running"] -= decider.seconds
+    return jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends), timings
+
+
 def train_tile(
     protocol: Protocol,
     trained_layers: TrainedLayers,
@@ -351,55 +414,22 @@ def train_tile(
     """
     begun = time.perf_counter()
     runs = draw_tile(protocol, tile)
-    # The fewest weights first: they are the likeliest to take every step, and what begins early leaves no lane idle
-    # late.
-    order = np.argsort(np.prod(networks(tile)[:, :2], axis=1), kind="stable")
-    ordered = jax.tree.map(lambda leaf: leaf[order], runs)
     drawing = time.perf_counter() - begun
-    num_weights = math.prod(padded(tile))
-    num_steps, follows_inclusion = protocol.num_steps, protocol.dynamics == "inclusion"
-    # The compiled code takes one network after another, whatever the lanes; more are for looks between chunks.
-    if kernel == "native" and not lanes and protocol.stop != "decided":
-        lanes = 1
-    if not lanes:
-        lanes = default_lanes(jax.default_backend(), num_weights, interruptible=not follows_inclusion)
-        # Data, weights, velocity and gradient, and what a step makes of size N x d1.
-        (d0, d1), N = padded(tile), protocol.num_samples
-        num_bytes = ordered.problem.X.dtype.itemsize * (N * d0 + 4 * N * d1 + 4 * d0 * d1)
-        lanes = min(lanes, lanes_in_memory((devices or jax.local_devices())[0], num_bytes))
-    if follows_inclusion:
-        follow = follow_inclusion(protocol, trained_layers)
-        ends, timings = map_on_devices(follow, ordered, lanes=lanes, devices=devices)
-    else:
-        is_native = kernel == "native"
-        if is_native:  # It leaves padding out by itself, and so tiles share a program.
-            ordered = resize(ordered, ordered.params, *roomy(padded(tile)))
-        descent: Any = descent_of(protocol, trained_layers)
-        reference = descent
-        if kernel != "xla":
-            descent = kernel_of(kernel, protocol, trained_layers)
-        between = None
-        if protocol.stop == "decided":
-            if decider is None:
-                raise ValueError("stop='decided' needs somebody who decides: sweeps.proving.TileProofs")
-            between = decider.between(reference, order)
-            steps_per_chunk = decider.chunk(num_steps if is_native else steps_per_chunk)
-        results, timings = run_on_devices(
-            descent,
-            starts_of(ordered),
-            num_steps,
-            lanes=lanes,
-            steps_per_chunk=steps_per_chunk,
-            devices=devices,
-            between=between,
-        )
-        ends = _end_of(results)
+    ends, timings = train_runs(
+        protocol,
+        trained_layers,
+        tile,
+        runs,
+        lanes=lanes,
+        steps_per_chunk=steps_per_chunk,
+        devices=devices,
+        decider=decider,
+        kernel=kernel,
+    )
     begun = time.perf_counter()
-    ends = jax.tree.map(lambda leaf: leaf[np.argsort(order)], ends)
     records = measure_tile(protocol, tile, runs, ends)
     timings |= {"drawing": drawing, "measuring": time.perf_counter() - begun}
     if decider is not None:
-        timings["running"] -= decider.seconds
         if decider.record:
             records |= decider.records(runs, ends.params, records["status"])
         timings["proving"] = decider.seconds

@@ -1,4 +1,5 @@
-"""Runs beyond a store's own seeds, of some of its cells: what --refine adds.
+"""Runs beyond a store's own seeds, of some of its cells: what --refine adds, and all runs of a study that allocates
+them itself (`Study.allocates`), whose store has no seeds of its own.
 
 They are in a store of their own, refined.zarr beside results.zarr, with the same groups, dimensions and metrics and the
 seeds that follow. Its attribute "rounds" says which runs were asked for, and in what order: all others stay pending.
@@ -12,8 +13,9 @@ Smaller ones hardly choose better (docs/refinement.md).
 
 import collections
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -21,13 +23,17 @@ from absl import logging
 
 from relu_sgd.dynamics import Status
 from sweeps import refinement
+from sweeps.runtime.progress import duration
 from sweeps.runtime.store import Store, StoreError
-from sweeps.study import Study, Tile, UsageError
+from sweeps.study import Made, Study, Tile, UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["UNIT", "asked", "beyond", "check", "num_runs", "read", "refine"]
+__all__ = ["UNIT", "allocate", "asked", "beyond", "check", "num_runs", "read", "refine"]
+
+# From the grid and the runs so far to the rounds with what is to be run next; as they were when that is all.
+_Following: TypeAlias = Callable[["_Grid", Store], list[list[dict[str, Any]]]]
 
 # Runs that a chosen cell has at once: as many as a processor trains side by side.
 UNIT = 8
@@ -160,8 +166,12 @@ class _Grid:
         others = [len(values) for name, values in self._axes.items() if name != self._names[self._place]]
         variant, *index = map(int, np.unravel_index(row, (len(self._variants), *others)))
         index.insert(self._place, cell)
+        return self.cell(self._variants[variant].group, index)
+
+    def cell(self, group: str, index: Sequence[int]) -> dict[str, Any]:
+        """A cell as it is recorded, from its place among the axes."""
         values = {name: self._axes[name][i] for name, i in zip(self._names, index, strict=True)}
-        return {"variant": self._variants[variant].group, "cell": values}
+        return {"variant": group, "cell": values}
 
     def index(self, unit: Mapping[str, Any]) -> tuple[int, ...]:
         """Where the cell of a unit is among the axes."""
@@ -249,6 +259,76 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
     if any(store.pending(variant.group).any() for variant in study.variants()):
         logging.warning("--refine: some runs of the grid are missing, and nothing was refined")
         return
+    more = _in_rounds(study, store, run, lambda grid, more: _following(study, grid, store, more, budget // UNIT))
+    if (made := sum(map(len, more.attributes["rounds"]))) < budget // UNIT:
+        text = "%d of %d further runs were made: no other would tell more of a boundary inside the grid"
+        logging.info(text, UNIT * made, budget)
+
+
+def allocate(
+    study: Study, store: Store, run: Callable[[Store, range, Sequence[Tile]], None], num_processes: int
+) -> None:
+    """All runs of a study that allocates them itself, round after round; how long they take is said before each.
+
+    Args:
+      study: whose results they are; its cost is in seconds.
+      store: without seeds of its own.
+      run: as for `refine`.
+      num_processes: that it works with.
+
+    Raises:
+      StoreError: results are damaged.
+      SystemExit: `run` was asked to stop.
+    """
+    spent = {"seconds": 0.0, "cost": 0.0}
+
+    def timed(more: Store, seeds: range, tiles: Sequence[Tile]) -> None:
+        begun = time.monotonic()
+        run(more, seeds, tiles)
+        spent["seconds"] += time.monotonic() - begun
+        spent["cost"] += sum(map(study.cost, tiles))
+
+    def following(grid: _Grid, more: Store) -> list[list[dict[str, Any]]]:
+        made = _made(study, grid, more)
+        rest = [grid.tile({**grid.cell(*place), "seeds": [0, UNIT]}) for place in study.expected(made, UNIT)]
+        if rest:
+            rate = spent["seconds"] / spent["cost"] if spent["cost"] else 1 / num_processes
+            expected = duration(rate * sum(map(study.cost, rest)))
+            known = "as it has gone so far" if spent["cost"] else "as measured elsewhere"
+            logging.info("about %d groups of %d runs to come, about %s %s", len(rest), UNIT, expected, known)
+        return _allocated(study, grid, more, made)
+
+    _in_rounds(study, store, timed, following)
+
+
+def _made(study: Study, grid: "_Grid", more: Store) -> list[Made]:
+    """All runs so far, with what decides about the next."""
+    made: list[Made] = []
+    for unit in (unit for earlier in more.attributes["rounds"] for unit in earlier):
+        group, cell = unit["variant"], grid.index(unit)
+        where: Any = (*cell, slice(*unit["seeds"]))
+        found = {name: np.asarray(more.array(group, name)[where]) for name in study.allocated_by}
+        made.append((group, cell, found))
+    return made
+
+
+def _allocated(study: Study, grid: "_Grid", more: Store, made: Sequence[Made]) -> list[list[dict[str, Any]]]:
+    """The rounds, with the one that a study asks for next."""
+    rounds = more.attributes["rounds"]
+    taken = collections.Counter(_key(unit) for earlier in rounds for unit in earlier)
+    new = []
+    for place in study.allocate(made, UNIT):
+        unit = grid.cell(*place)
+        start = UNIT * taken[_key(unit)]
+        taken[_key(unit)] += 1
+        new.append({**unit, "seeds": [start, start + UNIT]})
+    return [*rounds, new] if new else rounds
+
+
+def _in_rounds(
+    study: Study, store: Store, run: Callable[[Store, range, Sequence[Tile]], None], following: _Following
+) -> Store:
+    """Does what is asked for, and asks for more, until that is all."""
     more = beyond(store, read_only=False) or _create(study, store)
     grid, first = _Grid(study, store.attributes["block"]), study.seeds().stop
     while True:
@@ -261,14 +341,10 @@ def refine(study: Study, store: Store, budget: int, run: Callable[[Store, range,
         where = {**study.axes(), "seed": seeds}
         tiles = [(tile, left[tile.variant.group][tile.slices(where)].any()) for tile in map(grid.tile, units)]
         if todo := [tile for tile, is_left in tiles if is_left]:
-            logging.info("refinement, round %d: %d groups of %d runs", len(rounds), len(todo), UNIT)
+            logging.info("round %d: %d groups of %d runs", len(rounds), len(todo), UNIT)
             run(more, seeds, todo)
         more.verify((0, *study.statuses))
-        following = _following(study, grid, store, more, budget // UNIT)
-        if following == rounds:
-            break
-        zarr.open_group(more.path, mode="r+").attrs["rounds"] = following
+        if (next_rounds := following(grid, more)) == rounds:
+            return more
+        zarr.open_group(more.path, mode="r+").attrs["rounds"] = next_rounds
         more = Store.open(more.path)
-    if len(units) < budget // UNIT:
-        text = "%d of %d further runs were made: no other would tell more of a boundary inside the grid"
-        logging.info(text, UNIT * len(units), budget)

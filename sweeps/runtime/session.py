@@ -276,8 +276,8 @@ def _open_store(study: Study, execution: Execution) -> Store:
         store = Store.open(path)
         _check_same(store.attributes, study, execution.block, out)
         if execution.repair:
-            # What was refined is computed again by the same command, which has --refine.
-            more = extension.beyond(store, read_only=False) if execution.refine else None
+            # What was refined is computed again by the same command, which has --refine, or which allocates its runs.
+            more = extension.beyond(store, read_only=False) if execution.refine or study.allocates else None
             for part in (store, *([more] if more is not None else [])):
                 for found in damage.find(part, (0, *study.statuses)):
                     if found.where is not None:
@@ -367,6 +367,11 @@ def train(study: Study, execution: Execution) -> Store:
     study.check_block(block or study.default_block())
     if execution.refine:
         extension.check(study)
+    if study.allocates and execution.shard_count > 1:
+        raise UsageError(
+            f"--shard_count: {execution.shard_count} shards cannot do {study.name}, whose next runs need the results "
+            "of all before them"
+        )
     num_processes = _count_processes(execution)
     out = execution.out
     if (out / "results.zarr").exists() and not execution.repair:
@@ -380,22 +385,27 @@ def train(study: Study, execution: Execution) -> Store:
         block = tuple(store.attributes["block"])
         write(out / "config.json", json.dumps(store.attributes, indent=2) + "\n")
         if flags_of(study):
-            write(out / "run.flagfile", study.flagfile(block, max(execution.refine, extension.num_runs(store))))
+            further = 0 if study.allocates else max(execution.refine, extension.num_runs(store))
+            write(out / "run.flagfile", study.flagfile(block, further))
         grid = tiles.cut(study.variants(), axes, seeds, block)
         left = pending(study, store)
         mine = tiles.share(grid, execution.shard_index, execution.shard_count, study.cost)
         todo = [tile for tile in mine if left[tile.variant][tile.slices({**axes, "seed": seeds})].any()]
         provenance = _provenance(study, store, execution, num_processes)
-        logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
-        run_tiles(study, execution, store, mine, todo, num_processes, provenance)
-        if execution.refine:
+        if not study.allocates:
+            logging.info("%d of %d tiles to do, %d processes", len(todo), len(mine), num_processes)
+            run_tiles(study, execution, store, mine, todo, num_processes, provenance)
+        if execution.refine or study.allocates:
 
             def run(further: Store, seeds: range, units: Sequence[Tile]) -> None:
                 run_tiles(study, execution, further, units, units, num_processes, provenance, seeds)
 
             if (more := extension.beyond(store)) is not None:
                 verify(study, more)
-            extension.refine(study, store, execution.refine, run)
+            if study.allocates:
+                extension.allocate(study, store, run, num_processes)
+            else:
+                extension.refine(study, store, execution.refine, run)
     return store
 
 

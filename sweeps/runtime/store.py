@@ -97,7 +97,7 @@ class Store:
         """
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
         shape = tuple(len(values) for values in coordinates.values())
-        chunks = tuple(min(chunk[name], size) for name, size in zip(coordinates, shape, strict=True))
+        chunks = tuple(max(min(chunk[name], size), 1) for name, size in zip(coordinates, shape, strict=True))
         further = {} if records is None else {records[0]: records[1]}
         along = {dimension: len(values) for dimension, values in further.items()}
         root_attributes = {**attributes, "metrics": list(metrics), "every_chunk": True}

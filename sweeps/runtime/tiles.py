@@ -31,7 +31,7 @@ def cut(
       seeds: the runs of a cell.
       block: cells of a tile along every axis; a further number blocks the seeds.
     """
-    block = [*block, *[len(seeds)] * (len(axes) + 1 - len(block))]
+    block = [*block, *[len(seeds) or 1] * (len(axes) + 1 - len(block))]
     blocks: list[list[Any]] = [
         [values[start : start + size] for start in range(0, len(values), size)]
         for values, size in zip([*map(tuple, axes.values()), seeds], block, strict=True)

@@ -12,11 +12,11 @@ import pandas
 import pytest
 from support import ROOT
 
-from relu_sgd import predict
+from relu_sgd import Params, Problem, predict
 from sweeps.reporting import style
 
 FOLDER = ROOT / "examples"
-LINES = {"safran_shamir": 40, "dana": 45, "jamming": 45}
+LINES = {"safran_shamir": 40, "dana": 45, "jamming": 45, "jamming_depth": 45, "karhadkar": 45}
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -82,3 +82,38 @@ def test_jammings_number_of_parameters():
     problem = example.problem.Problem(jnp.ones((2, 16)), jnp.ones((2, 1)))
     leaves = jax.tree.leaves(example.NETWORK.init(jax.random.key(0), problem))
     assert sum(leaf.size for leaf in leaves) == example.NUM_PARAMETERS == 561
+
+
+def test_the_spectrum_is_that_of_the_jacobian():
+    example = importlib.import_module("examples.karhadkar")
+    for d1, d0, rank in ((6, 8, False), (16, 8, True)):
+        generator = np.random.default_rng(d1)
+        X, W, V = (generator.standard_normal(shape) for shape in ((example.NUM_SAMPLES, d0), (d0, d1), (d1, 1)))
+        V = np.sign(V)
+        full, largest = example.spectrum(Params(W, V), Problem(X, np.zeros((example.NUM_SAMPLES, 1))))
+        J = (X[:, :, None] * ((X @ W > 0) * V[:, 0])[:, None, :]).reshape(example.NUM_SAMPLES, -1)
+        assert bool(full) == rank == (np.linalg.matrix_rank(J) == example.NUM_SAMPLES)
+        assert largest == pytest.approx(np.linalg.norm(J, 2) ** 2, rel=1e-5)
+
+
+def test_jamming_draws_the_data_and_weights_of_the_published_code(monkeypatch):
+    example = importlib.import_module("examples.jamming_depth")
+    monkeypatch.setattr(example, "WIDTH", 4)
+    seen = {}
+
+    def descend(params, data, **rules):
+        seen.update(params=params, data=data)
+        return example_descend(params, data, **rules)
+
+    example_descend = example.descend
+    monkeypatch.setattr(example, "descend", descend)
+    end = example.train(jax.random.key(0), 3, 2.0, 1)
+    X, Y = seen["data"]
+    assert X.shape == (2 * round(2.0 * (3 * 16 + 4) / 2), 4)
+    np.testing.assert_allclose(jnp.linalg.norm(X, axis=1), 2.0, rtol=1e-5)
+    assert Y.sum() == 0
+    kernels = [leaf for leaf in jax.tree.leaves(seen["params"]) if leaf.ndim == 2]
+    assert sorted(kernel.shape for kernel in kernels) == [(4, 1), (4, 4), (4, 4), (4, 4)]
+    for kernel in kernels:
+        np.testing.assert_allclose(kernel.T @ kernel, np.eye(kernel.shape[1]), atol=1e-5)
+    assert bool(end["few"]) == (int(end["unsatisfied"]) <= 4)

@@ -8,6 +8,7 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
+from sweeps.boundary.study import BoundaryStudy
 from sweeps.command import app
 from sweeps.comparison_ode.study import Comparison
 from sweeps.convergence_map.study import ConvergenceMap
@@ -20,7 +21,8 @@ from sweeps.width_bounds.study import WidthBounds
 from sweeps.zeros.study import Zeros
 
 STUDIES = {
-    study.name: study for study in (Comparison, ConvergenceMap, Limit, StepCounts, Trajectories, WidthBounds, Zeros)
+    study.name: study
+    for study in (BoundaryStudy, Comparison, ConvergenceMap, Limit, StepCounts, Trajectories, WidthBounds, Zeros)
 }
 
 

@@ -1,6 +1,8 @@
 """Runs beyond a store's own seeds: what is spent where, that it resumes to the same bytes, and what is refused."""
 
+import collections
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -213,3 +215,62 @@ def test_what_is_refused(refined, base, tmp_path, monkeypatch):
     shutil.copytree(refined / "refined.zarr", tmp_path / "other" / "refined.zarr")
     with pytest.raises(StoreError, match="other results"):
         extension.read(Store.open(tmp_path / "other" / "results.zarr"), "a")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Allocated(Known):
+    """All of whose runs are allocated: every cell of a row has 8 until one succeeds in half of them, two times over."""
+
+    name = "allocated"
+    allocates = True
+
+    def expected(self, made, unit):
+        return [("a", (0, 0))]
+
+    def allocate(self, made, unit):
+        count = {(group, cell): int((found["status"] == 1).sum()) for group, cell, found in made}
+        runs = collections.Counter((group, cell) for group, cell, _ in made)
+        chosen = []
+        for group, row in itertools.product("ab", range(len(self.d0))):
+            for place in range(len(D1)):
+                cell = (place, row)
+                if runs[group, cell] < 2:
+                    chosen.append((group, cell))
+                    break
+                if 2 * count[group, cell] >= unit:
+                    break
+        return chosen
+
+
+def allocated(out, **execution):
+    return session.train(Allocated(d0=(4,)), Execution(out=out, num_processes=1, compilation_cache="", **execution))
+
+
+def test_a_study_allocates_all_its_runs(tmp_path):
+    """Interrupted, or with chunks that are gone, it ends in the same bytes."""
+    store = allocated(tmp_path / "once")
+    assert store.pending("a").size == 0
+    assert len(rounds(tmp_path / "once")) > 2
+    assert extension.num_runs(store) == 8 * sum(map(len, rounds(tmp_path / "once")))
+    for group in "ab":
+        found = extension.read(store, group)
+        done = (found["status"] != 0).values.sum(-1)
+        assert set(np.unique(done)) <= {0, 16}
+        np.testing.assert_array_equal(np.diff(done, axis=0).clip(min=0), 0)  # None is left out.
+        assert done[0].all()
+    assert status.look(tmp_path / "once").code == status.COMPLETE
+    out = tmp_path / "twice"
+    Known.interrupted["left"] = 5
+    with pytest.raises(KeyboardInterrupt):
+        allocated(out)
+    Known.interrupted.clear()
+    assert status.look(out).code == status.INCOMPLETE
+    allocated(out)
+    assert files(out / "refined.zarr") == files(tmp_path / "once" / "refined.zarr")
+    next(path for path in (out / "refined.zarr" / "b" / "uniform" / "c").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(UsageError, match="--repair"):
+        allocated(out)
+    allocated(out, repair=True)
+    assert files(out / "refined.zarr") == files(tmp_path / "once" / "refined.zarr")
+    with pytest.raises(UsageError, match="--shard_count: 2 shards cannot do allocated"):
+        allocated(tmp_path / "none", shard_count=2)

@@ -1,0 +1,1 @@
+"""The law of the width at which half of the networks succeed."""

@@ -1,0 +1,69 @@
+"""Which widths have the next runs: a bracket by doubling, then runs near the boundary, of every sense of success."""
+
+import numpy as np
+import pytest
+
+from sweeps.boundary import allocation
+
+SIZES = allocation.widths(400, 4)
+
+
+def played(probabilities, first, runs=96, largest=1000, seed=0):
+    """The counts when runs are drawn with these probabilities, a row for every sense of success, and the rounds."""
+    generator = np.random.default_rng(seed)
+    spent = np.zeros(len(SIZES), int)
+    successes = np.zeros((len(probabilities), len(SIZES)), int)
+    rounds = []
+    while spent.sum() + 8 <= runs:
+        places = allocation.next_widths(SIZES, successes, spent, 8, first, largest)
+        if not places:
+            break
+        rounds.append([SIZES[place] for place in places])
+        for place in places:
+            uniform = generator.random(8)
+            spent[place] += 8
+            successes[:, place] += [int((uniform < row[place]).sum()) for row in probabilities]
+    return successes, spent, rounds
+
+
+def curve(boundary, slope=8.0):
+    return 1 / (1 + (boundary / np.array(SIZES, float)) ** slope)
+
+
+def test_widths_are_even_distinct_and_so_many_a_doubling():
+    assert SIZES[0] == 2
+    assert all(size % 2 == 0 for size in SIZES)
+    assert list(SIZES) == sorted(set(SIZES))
+    assert SIZES[-1] >= 400 > SIZES[-2]
+    wide = np.array([size for size in SIZES if size >= 32])
+    np.testing.assert_allclose(wide[1:] / wide[:-1], 2**0.25, rtol=0.06)
+
+
+@pytest.mark.parametrize(("boundary", "first"), [(6, 40), (30, 28), (100, 10)])
+def test_a_boundary_is_bracketed_by_doubling_and_then_has_the_runs(boundary, first):
+    _, spent, rounds = played([curve(boundary)], first)
+    bracket = [sizes for sizes in rounds if len(sizes) == 1]
+    assert len(bracket) <= 3 + abs(np.log2(boundary / first))
+    near = np.abs(np.log2(np.array(SIZES) / boundary)) < 0.75
+    assert spent[near].sum() >= 56
+    assert 96 <= spent.sum() <= 104
+
+
+def test_two_senses_of_success_share_the_runs_of_a_row():
+    _, spent, _ = played([curve(64), curve(16)], 30, runs=160)
+    for boundary in (16, 64):
+        assert spent[np.abs(np.log2(np.array(SIZES) / boundary)) < 0.75].sum() >= 48
+
+
+def test_a_smaller_budget_makes_the_first_runs_of_a_larger_one():
+    few, many = (played([curve(20)], 10, runs)[2] for runs in (48, 120))
+    assert many[: len(few)] == few
+    assert len(many) > len(few)
+
+
+def test_what_never_succeeds_is_looked_for_up_to_the_largest_width():
+    _, spent, _ = played([np.zeros(len(SIZES))], 10, largest=100)
+    assert 64 < max(size for size, runs in zip(SIZES, spent, strict=True) if runs) <= 100
+    _, spent, _ = played([np.ones(len(SIZES))], 10)
+    assert spent[0] == 8
+    assert spent.max() == 8
