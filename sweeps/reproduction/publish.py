@@ -192,7 +192,7 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def markdown(judged: Iterable[Judged], about: Mapping[str, str]) -> str:
     """The ledger as Markdown: what it is about, and a table per section."""
     judged = tuple(judged)
-    lines = [f"- {name}: {value}" for name, value in about.items()] + [""]
+    lines = ["", *(f"- {name}: {value}" for name, value in about.items()), ""]
     counts = {verdict: sum(one.verdict is verdict for one in judged) for verdict in ledger.Verdict}
     lines += [_rows(("verdict", "claims"), [(verdict.value, str(count)) for verdict, count in counts.items()])]
     for section in dict.fromkeys(one.entry.section for one in judged):
@@ -207,10 +207,13 @@ def markdown(judged: Iterable[Judged], about: Mapping[str, str]) -> str:
 
 
 def readme_table(judged: Iterable[Judged]) -> str:
-    """What the experiments of the paper say, a line each: figures, tables and sentences that a study measures."""
+    """What the experiments of the paper say, a line each: figures, tables and sentences that a study measures. Section
+    7 repeats some of them.
+    """
     rows = []
     for one in judged:
-        if one.entry.kind in ("figure", "table", "sentence") and one.entry.study not in ("", "statements"):
+        is_one = one.entry.kind in ("figure", "table", "sentence") and one.entry.section != "Section 7"
+        if is_one and one.entry.study not in ("", "statements"):
             says = one.entry.says.partition(" (here")[0].rstrip(".")
             rows.append((one.entry.place, textwrap.shorten(says, 68, placeholder="..."), _SHORT[one.verdict]))
     return _rows(("place", "the paper says", "found"), rows)
