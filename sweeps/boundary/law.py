@@ -114,9 +114,9 @@ class Parameter(NamedTuple):
             return float(np.exp(number))
 
 
-C, A, B = Parameter("c", 1.0), Parameter("a", 1.0), Parameter("b", 1.0)
-FLOOR, LOGS, CORNER = Parameter("f", 5.0), Parameter("g", 1.0), Parameter("p", 3.0, scale=2.0)
-K = Parameter("k", 0.7)
+C, A, B = Parameter("c", 1.0, scale=3.0), Parameter("a", 1.0, scale=1.0), Parameter("b", 1.0, scale=1.0)
+FLOOR, LOGS, CORNER = Parameter("f", 5.0, scale=3.0), Parameter("g", 1.0, scale=3.0), Parameter("p", 3.0, scale=2.0)
+K = Parameter("k", 0.7, scale=1.0)
 S = Parameter("s", 2.0, positive=False)
 W, V = (Parameter(name, 0.0, positive=False, scale=1.0) for name in "wv")
 
@@ -290,8 +290,9 @@ def _logit(model: Model, transition: tuple[Parameter, ...], inner: np.ndarray, c
         values[: len(model.parameters)],
         dict(zip((p.name for p in transition), values[-len(transition) :], strict=True)),
     )
-    with np.errstate(over="ignore", under="ignore"):
-        center = np.log(np.clip(model.width(counts.num_samples, counts.d0, counts.parameters, *own), 1e-100, 1e100))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        width = model.width(counts.num_samples, counts.d0, counts.parameters, *own)
+        center = np.log(np.clip(np.nan_to_num(width, nan=1e100), 1e-100, 1e100))
     slope = (
         steep["s"] + steep.get("w", 0.0) * np.log(counts.num_samples / REFERENCE_SIZE) + steep.get("v", 0.0) * center
     )

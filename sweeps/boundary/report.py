@@ -379,7 +379,7 @@ def analyze(
     more: Mapping[str, pandas.DataFrame] | None = None,
     candidates: Sequence[law.Model] = law.MODELS,
     largest_certified: int = 800,
-    num_resamples: int = 60,
+    num_resamples: int = 40,
 ) -> Report:
     """The report of a table of counts.
 

@@ -71,7 +71,8 @@ def test_commands_name_flags_that_exist(page):
     known = {name: set(app.flag_values(study)) | {"help", "flagfile"} for name, study in STUDIES.items()}
     for script in ("benchmark", "conditions"):
         known[script] = set(re.findall(r'"--(\w+)"', (ROOT / "scripts" / script).read_text()))
-    known["status"] = set(re.findall(r'"--(\w+)"', (ROOT / "sweeps" / "status.py").read_text()))
+    for command, source in (("status", "status.py"), ("reproduction", "reproduction/run.py")):
+        known[command] = set(re.findall(r'"--(\w+)"', (ROOT / "sweeps" / source).read_text()))
     text = page.read_text()
     for name, words in re.findall(r"(?:sweeps\.|scripts/)(\w+)((?:\s+--\w+(?:=[^\s`]+)?)+)", text):
         if name in known:

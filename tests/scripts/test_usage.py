@@ -66,3 +66,8 @@ def test_who_reads_may_stop(name, words, monkeypatch, tmp_path, capsys):
 def test_odd_widths_of_conditions(monkeypatch, tmp_path, capsys):
     assert leaves(monkeypatch, tmp_path, "conditions", "--trained_layers=hidden", "--sizes=20x10x5") == 2
     assert capsys.readouterr().err.startswith("conditions: argument --sizes: d1 is odd in 20x10x5")
+
+
+def test_a_folder_without_a_ledger_is_refused(monkeypatch, tmp_path, capsys):
+    assert leaves(monkeypatch, tmp_path, "reproduction_docs", str(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("reproduction_docs: ")

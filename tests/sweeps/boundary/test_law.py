@@ -137,6 +137,17 @@ def test_half_of_the_runs_succeed_at_the_boundary(name):
         np.testing.assert_allclose(at, found.law(n, d0))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_few_counts_and_a_start_far_off_give_finite_numbers(name):
+    cells = [[50.0, 50.0], [4.0, 4.0], [4.0, 8.0], [8.0, 8.0], [0.0, 8.0], [4.0, 4.0]]
+    counts = law.Counts(*map(np.array, cells))
+    parameters = MODELS[name].parameters + law.TRANSITIONS["powers of N and d1*"]
+    for start in (None, np.full(len(parameters), 30.0)):
+        found = law.fit(MODELS[name], counts, start=start)
+        assert np.isfinite(found.inner).all()
+        assert np.isfinite(found.log_likelihood)
+
+
 def test_expected_deviance_is_the_mean():
     counts = drawn(with_log)
     p = law.fit(MODELS["power + log"], counts).probability(counts)

@@ -1,0 +1,1 @@
+"""The whole paper from one command, and a ledger of its claims."""

@@ -1,0 +1,1 @@
+"""Every numbered statement of Sections 2 to 5 and the appendices, measured on random problems."""
