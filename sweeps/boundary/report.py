@@ -41,6 +41,8 @@ GROUP = ["condition", "trained_layers", "loss", "outcome"]
 SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
 REFERENCES = ("power", "exponents")
+# What the results of several folders must have in common.
+_SHARED = ("steps_per_sample", "base_seed", "rate", "precision")
 
 
 def _groups(table: pandas.DataFrame) -> Iterable[tuple[dict[str, str], pandas.DataFrame]]:
@@ -457,12 +459,20 @@ def together(folders: Sequence[Path]) -> Report:
     Of a cell that two of them have the larger number of runs counts, see `outcomes`.
 
     Raises:
-      UsageError: a folder has no results of this study.
+      UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
+        number of steps, seed, rate or precision.
     """
     tables, causes, captions = [], [], []
+    shared: dict[str, Any] = {}
     for folder in folders:
         store = open_results(folder)
         study = BoundaryStudy.from_science(store.attributes)
+        for name in _SHARED:
+            value = getattr(study, name)
+            if shared.setdefault(name, value) != value:
+                raise UsageError(
+                    f"{folder}: --{name}={value}, where {folders[0]} has {shared[name]}: no runs of one law"
+                )
         results = {variant: extension.read(store, variant.group) for variant in study.variants()}
         tables.append(counted(study, results))
         causes.append(failures(results))

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+import zarr
 from support.launchers import command
 
 from relu_sgd import Params, Problem, descend
@@ -172,3 +174,9 @@ def test_folders_are_reported_together(small, tmp_path):
     assert "Configurations: N = 10, as_written: " in found.text
     with pytest.raises(UsageError, match="--out"):
         together([tmp_path])
+    other = tmp_path / "other"
+    shutil.copytree(small, other)
+    root = zarr.open_group(other / "results.zarr", mode="r+")
+    root.attrs["science"] = root.attrs["science"] | {"steps_per_sample": 500}
+    with pytest.raises(UsageError, match=r"other: --steps_per_sample=500, where .*no runs of one law"):
+        together([small, other])
