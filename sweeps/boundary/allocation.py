@@ -7,10 +7,12 @@ import numpy as np
 
 from sweeps import refinement
 
-__all__ = ["ROUND", "first_width", "largest_width", "next_widths", "widths"]
+__all__ = ["CLEAR", "ROUND", "first_width", "largest_width", "next_widths", "widths"]
 
 # Groups of runs that a row has in a round, once its boundary is bracketed.
 ROUND = 2
+# The share of a width's runs that makes it one side of a bracket.
+CLEAR = 0.75
 
 
 def widths(largest: int, per_doubling: int) -> tuple[int, ...]:
@@ -40,9 +42,9 @@ def next_widths(
 ) -> list[int]:
     """Places of the widths of one row that have the next `unit` runs each; none when no other tells more.
 
-    The first is nearest to `first`. From there the width is doubled until half of the runs succeed, and halved until
-    fewer do, in every sense of success. Then `ROUND` groups go where they tell most of the boundaries among the widths
-    tried, by `refinement.allocate`.
+    The first is nearest to `first`. From there the width is doubled until `CLEAR` of the runs succeed, and halved until
+    as many fail, in every sense of success: with both sides known a boundary has an interval that ends. Then `ROUND`
+    groups go where they tell most of the boundaries among the widths tried, by `refinement.allocate`.
 
     Args:
       sizes: the widths, increasing.
@@ -57,11 +59,12 @@ def next_widths(
     if not len(tried):
         return [nearest(first)]
     low, high = tried[0], tried[-1]
-    succeeds = (2 * successes >= runs)[:, tried]
+    succeeds = (successes >= CLEAR * runs)[:, tried]
+    fails = (successes <= (1 - CLEAR) * runs)[:, tried]
     beyond = set()
     if not succeeds.any(axis=1).all() and (wider := nearest(2 * sizes[high])) > high and sizes[wider] <= largest:
         beyond.add(wider)
-    if succeeds.all(axis=1).any() and (narrower := nearest(sizes[low] / 2)) < low:
+    if not fails.any(axis=1).all() and (narrower := nearest(sizes[low] / 2)) < low:
         beyond.add(narrower)
     if beyond:
         return sorted(beyond)

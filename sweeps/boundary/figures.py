@@ -51,9 +51,8 @@ def _boundary(
 ) -> Figure:
     figure = Figure(figsize=(13, 10), layout="constrained")
     panels = figure.subplots(2, 2)
-    figure.suptitle(
-        ", ".join((style.LAYERS_TITLES[group["trained_layers"]], group["condition"], f"{group['loss']} loss"))
-    )
+    names = style.LAYERS_TITLES[group["trained_layers"]], group["condition"], f"{group['loss']} loss"
+    figure.suptitle(f"{', '.join(names)}, success: {group['outcome']}")
     colours = _colours(np.unique(cells["num_samples"]))
     limits = tables["boundaries"]
     _collapse(panels[0, 0], cells, tables, colours)
@@ -167,7 +166,7 @@ def _law_of(chosen: pandas.DataFrame) -> law.Fit:
     transition = law.TRANSITIONS["powers of N and d1*"]
     values = dict(zip(chosen["parameter"], chosen["value"], strict=True))
     inner = np.array([p.inner(values[p.name]) for p in model.parameters + transition])
-    return law.Fit(model, transition, inner, np.eye(len(inner)), 0.0, 0.0)
+    return law.Fit(model, transition, inner, np.eye(len(inner)), 0.0, 0.0, 0.0)
 
 
 def _certified(

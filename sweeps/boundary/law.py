@@ -44,8 +44,6 @@ __all__ = [
 ]
 
 REFERENCE_SIZE = 200.0  # N at which exp(s) is the slope, where v = 0.
-# A weak normal law of every parameter keeps those finite of which the counts say nothing.
-_PRIOR_SCALE = 10.0
 
 
 class Counts(NamedTuple):
@@ -95,11 +93,14 @@ class Parameter(NamedTuple):
       name: in the formula.
       start: where the fit begins.
       positive: whether it is.
+      scale: of the fitted number's normal law about the start, which is wide: it keeps those finite, and sane where
+        rows are few, of which the counts say little.
     """
 
     name: str
     start: float
     positive: bool = True
+    scale: float = 10.0
 
     def inner(self, value: float) -> float:
         """The number that is fitted."""
@@ -113,10 +114,11 @@ class Parameter(NamedTuple):
             return float(np.exp(number))
 
 
-C, A, B = Parameter("c", 1.0), Parameter("a", 1.0), Parameter("b", 1.0)
-FLOOR, LOGS, CORNER = Parameter("f", 5.0), Parameter("g", 1.0), Parameter("p", 3.0)
-K = Parameter("k", 0.7)
-S, W, V = (Parameter(name, start, positive=False) for name, start in (("s", 2.0), ("w", 0.0), ("v", 0.0)))
+C, A, B = Parameter("c", 1.0, scale=3.0), Parameter("a", 1.0, scale=1.0), Parameter("b", 1.0, scale=1.0)
+FLOOR, LOGS, CORNER = Parameter("f", 5.0, scale=3.0), Parameter("g", 1.0, scale=3.0), Parameter("p", 3.0, scale=2.0)
+K = Parameter("k", 0.7, scale=1.0)
+S = Parameter("s", 2.0, positive=False)
+W, V = (Parameter(name, 0.0, positive=False, scale=1.0) for name in "wv")
 
 # How steep the transition is; the last is what laws are compared with, so that its form decides nothing.
 TRANSITIONS: Mapping[str, tuple[Parameter, ...]] = {
@@ -234,6 +236,7 @@ class Fit(NamedTuple):
       information: Fisher's, of these numbers.
       log_likelihood: of the counts, without the weak prior.
       deviance: of the counts from the model.
+      penalized: the log likelihood with the parameters' own laws, which is as large as can be.
     """
 
     model: Model
@@ -242,6 +245,7 @@ class Fit(NamedTuple):
     information: np.ndarray
     log_likelihood: float
     deviance: float
+    penalized: float
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -286,8 +290,9 @@ def _logit(model: Model, transition: tuple[Parameter, ...], inner: np.ndarray, c
         values[: len(model.parameters)],
         dict(zip((p.name for p in transition), values[-len(transition) :], strict=True)),
     )
-    with np.errstate(over="ignore", under="ignore"):
-        center = np.log(np.clip(model.width(counts.num_samples, counts.d0, counts.parameters, *own), 1e-100, 1e100))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        width = model.width(counts.num_samples, counts.d0, counts.parameters, *own)
+        center = np.log(np.clip(np.nan_to_num(width, nan=1e100), 1e-100, 1e100))
     slope = (
         steep["s"] + steep.get("w", 0.0) * np.log(counts.num_samples / REFERENCE_SIZE) + steep.get("v", 0.0) * center
     )
@@ -353,6 +358,7 @@ def fit(
     steep = TRANSITIONS[transition]
     known = model.parameters + steep
     origin = np.array([p.inner(p.start) for p in known])
+    weight = np.array([1 / p.scale**2 for p in known])
     begin = origin.copy() if start is None else np.array(start, float)
     for place, number in (fixed or {}).items():
         begin[place] = number
@@ -381,10 +387,10 @@ def fit(
             axis=1,
         )
         p = special.expit(eta)
-        away = (numbers - origin[free]) / _PRIOR_SCALE**2
+        away = (numbers - origin[free]) * weight[free]
         value = -log_likelihood(eta, counts).sum() + 0.5 * float(away @ (numbers - origin[free]))
         gradient = -jacobian.T @ (counts.successes - counts.runs * p) + away
-        information = (jacobian.T * (counts.runs * p * (1 - p))) @ jacobian + np.eye(len(free)) / _PRIOR_SCALE**2
+        information = (jacobian.T * (counts.runs * p * (1 - p))) @ jacobian + np.diag(weight[free])
         return value, gradient, information
 
     at = lambda numbers: derivatives(np.ascontiguousarray(numbers, float).tobytes())
@@ -402,7 +408,8 @@ def fit(
     likelihoods = log_likelihood(_logit(model, steep, inner, counts), counts)
     information = at(numbers)[2] if free else np.zeros((0, 0))
     deviance = 2 * float((saturated(counts) - likelihoods).sum())
-    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance)
+    penalized = float(likelihoods.sum() - 0.5 * weight @ (inner - origin) ** 2)
+    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance, penalized)
 
 
 class Estimate(NamedTuple):
@@ -449,8 +456,7 @@ def intervals(
         for side in (-1, 1):
             # Every fit begins where the nearest one ended.
             excess = lambda number, place=place: (
-                2 * (found.log_likelihood - again(counts, start=found.inner, fixed={place: number}).log_likelihood)
-                - drop
+                2 * (found.penalized - again(counts, start=found.inner, fixed={place: number}).penalized) - drop
             )
             end = crossing(excess, found.inner[place], side * max(deviation[place], 1e-6))
             ends.append(parameter.outer(end))

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas
@@ -13,15 +13,12 @@ from sweeps import logistic
 from sweeps.boundary import figures, law, scaling
 from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
-from sweeps.boundary.study import condition_of, loss_of
+from sweeps.boundary.study import BoundaryStudy, condition_of, loss_of
 from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
 from sweeps.runtime import extension
 from sweeps.runtime.session import configuration_of, open_results
 from sweeps.study import Report, Results
-
-if TYPE_CHECKING:
-    from sweeps.boundary.study import BoundaryStudy
 
 __all__ = [
     "GROUP",
@@ -43,7 +40,7 @@ __all__ = [
 GROUP = ["condition", "trained_layers", "loss", "outcome"]
 SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
-REFERENCES = ("power", "exponents", "power + log")
+REFERENCES = ("power", "exponents")
 
 
 def _groups(table: pandas.DataFrame) -> Iterable[tuple[dict[str, str], pandas.DataFrame]]:
@@ -382,7 +379,7 @@ def analyze(
     more: Mapping[str, pandas.DataFrame] | None = None,
     candidates: Sequence[law.Model] = law.MODELS,
     largest_certified: int = 800,
-    num_resamples: int = 200,
+    num_resamples: int = 40,
 ) -> Report:
     """The report of a table of counts.
 
@@ -405,7 +402,7 @@ def analyze(
     if len(fitted):
         tables["models"] = models(fitted, candidates)
         tables["laws"] = laws(fitted, tables["models"], num_resamples)
-        tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples // 2)
+        tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples)
         tables["floor"] = floors(fitted)
     # Starts and ends are the same whatever a success is called.
     tables["dead_samples"], tables["rank"] = dead_samples(cells), ranks(cells)
@@ -462,8 +459,6 @@ def together(folders: Sequence[Path]) -> Report:
     Raises:
       UsageError: a folder has no results of this study.
     """
-    from sweeps.boundary.study import BoundaryStudy
-
     tables, causes, captions = [], [], []
     for folder in folders:
         store = open_results(folder)
@@ -478,7 +473,7 @@ def together(folders: Sequence[Path]) -> Report:
     return analyze(joined, caption=text, more={"failures": _once(pandas.concat(causes, ignore_index=True))})
 
 
-def report(study: "BoundaryStudy", results: Results) -> Report:
+def report(study: BoundaryStudy, results: Results) -> Report:
     """The report of a study's results."""
     caption = (
         f"Rows uniform on the sphere, balanced labels; at most {study.steps_per_sample} N steps, {study.stop}, "
@@ -553,7 +548,7 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                 for p in parameters.itertuples()
             ]
             lines.append(f"{'chosen law' if parameters['chosen'].iloc[0] else 'law'}: {name}: " + "; ".join(said))
-        for row in here("collapse").itertuples() if len(here("collapse")) else ():
+        for row in here("collapse").query("regime == 'all'").itertuples() if len(here("collapse")) else ():
             lines.append(
                 f"collapse over {row.coordinate}, {row.regime} rows: one curve explains {row.share_of_sizes:.4f} of "
                 f"what one for each N does, and {row.share_of_rows:.4f} of one for each row (p = {row.p_sizes:.2g}, "
@@ -587,7 +582,7 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                     f"sample, {total['failed_dead_start']} began with one; of {total['dead_start']} runs that "
                     f"began with one {total['dead_start'] - total['failed_dead_start']} succeeded"
                 )
-        for row in here("dying").itertuples() if len(here("dying")) else ():
+        for row in here("dying").query("regime in ('all', 'floor')").itertuples() if len(here("dying")) else ():
             lines.append(
                 f"no dead sample at the {row.moment}, {row.regime} rows: exp(-N 2^(-k d1)) with k = "
                 f"{_said((row.k, row.low, row.high))}, by rows {row.rows_low:.3g} to {row.rows_high:.3g}; deviance "

@@ -105,7 +105,8 @@ def collapse(coordinate: np.ndarray, counts: Counts, *, num_knots: int = 4) -> C
     groups = [counts.num_samples == size for size in np.unique(counts.num_samples)]
     rows = leave_out_rows(counts)
     one, _ = _curve(u, knots, counts)
-    each_size = sum(_curve(u[group], knots, counts.take(group))[0] for group in groups)
+    # The ridge may keep several curves behind one, which is among them.
+    each_size = min(sum(_curve(u[group], knots, counts.take(group))[0] for group in groups), one)
     each_row, expected = np.sum([_curve(u[row], knots[[0, -1]], counts.take(row)) for row in rows], axis=0).tolist()
     share = counts.successes.sum() / counts.runs.sum()
     none = 2 * float((saturated(counts) - log_likelihood(special.logit(np.full(len(u), share)), counts)).sum())

@@ -397,7 +397,7 @@ class Start:
 
     Attributes:
       dead_samples: samples on which no neuron is active.
-      largest_eigenvalue: of J J^T.
+      largest_eigenvalue: of J J^T, to 24 bits.
       has_full_rank: whether the least one exceeds N eps times that, and so J has rank N.
     """
 
@@ -427,7 +427,8 @@ def measure_start(drawn: Run, run: int, d0: int, d1: int, layers: TrainedLayers)
         gram += hidden @ hidden.T
     values = np.linalg.eigvalsh(gram)
     threshold = len(X) * np.finfo(float).eps * values[-1]
-    return Start(int(np.sum(~active.any(axis=1))), float(values[-1]), bool(values[0] > threshold))
+    # Rounded, so that a rate does not depend on the machine.
+    return Start(int(np.sum(~active.any(axis=1))), float(np.float32(values[-1])), bool(values[0] > threshold))
 
 
 def rescaled(drawn: Run, rates: np.ndarray, layers: TrainedLayers) -> Run:

@@ -45,6 +45,8 @@ __all__ = [
 
 # So many failures and no success end a session.
 _HOPELESS = 8
+# Seconds of a round of allocated runs that are done in this process.
+_SHORT = 10
 # What to do when the disk refuses.
 _ROOM = "make room or leave to write; all finished tiles are kept, and the same command goes on where it stopped"
 # What to do about a damaged store.
@@ -398,7 +400,9 @@ def train(study: Study, execution: Execution) -> Store:
         if execution.refine or study.allocates:
 
             def run(further: Store, seeds: range, units: Sequence[Tile]) -> None:
-                run_tiles(study, execution, further, units, units, num_processes, provenance, seeds)
+                # Processes take seconds to start, every round anew.
+                is_short = study.allocates and sum(map(study.cost, units)) < _SHORT
+                run_tiles(study, execution, further, units, units, 1 if is_short else num_processes, provenance, seeds)
 
             if (more := extension.beyond(store)) is not None:
                 verify(study, more)

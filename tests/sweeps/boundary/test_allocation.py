@@ -39,13 +39,16 @@ def test_widths_are_even_distinct_and_so_many_a_doubling():
     np.testing.assert_allclose(wide[1:] / wide[:-1], 2**0.25, rtol=0.06)
 
 
-@pytest.mark.parametrize(("boundary", "first"), [(6, 40), (30, 28), (100, 10)])
+@pytest.mark.parametrize(("boundary", "first"), [(6, 40), (30, 28), (32, 32), (100, 10)])
 def test_a_boundary_is_bracketed_by_doubling_and_then_has_the_runs(boundary, first):
-    _, spent, rounds = played([curve(boundary)], first)
+    successes, spent, rounds = played([curve(boundary)], first)
     bracket = [sizes for sizes in rounds if len(sizes) == 1]
-    assert len(bracket) <= 3 + abs(np.log2(boundary / first))
+    assert len(bracket) <= 4 + abs(np.log2(boundary / first))
     near = np.abs(np.log2(np.array(SIZES) / boundary)) < 0.75
     assert spent[near].sum() >= 56
+    share = successes[0][spent > 0] / spent[spent > 0]
+    assert share.min() <= 0.25
+    assert share.max() >= 0.75
     assert 96 <= spent.sum() <= 104
 
 

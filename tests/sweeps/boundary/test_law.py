@@ -46,8 +46,8 @@ def test_a_known_law_is_found_and_its_intervals_cover():
             place = [parameter.name for parameter in best.parameters].index(name)
             at = {place: best.parameters[place].inner(value)}
             profile = law.fit(model, counts, start=best.inner, fixed=at)
-            assert profile.log_likelihood <= best.log_likelihood + 1e-6
-            held[name] += 2 * (best.log_likelihood - profile.log_likelihood) < 3.8415
+            assert profile.penalized <= best.penalized + 1e-6
+            held[name] += 2 * (best.penalized - profile.penalized) < 3.8415
     for name, value in truth.items():
         assert held[name] >= 25, (name, held)  # Of 30: 24 or fewer have a probability of 0.003 at 95 percent.
         values = np.array([each[name] for each in found])
@@ -64,7 +64,7 @@ def test_interval_ends_are_where_the_profile_has_fallen():
         for end in (each.low, each.high):
             at = {place: found.parameters[place].inner(end)}
             fallen = law.fit(MODELS["power"], counts, transition="power of N", fixed=at)
-            assert 2 * (found.log_likelihood - fallen.log_likelihood) == pytest.approx(3.8415, abs=0.02)
+            assert 2 * (found.penalized - fallen.penalized) == pytest.approx(3.8415, abs=0.02)
         # The law is true: rows drawn anew say about the same.
         assert 0.4 < (each.rows_high - each.rows_low) / (each.high - each.low) < 2
 
@@ -135,6 +135,17 @@ def test_half_of_the_runs_succeed_at_the_boundary(name):
     np.testing.assert_allclose(found.probability(cells), 0.5, atol=1e-9)
     if MODELS[name].alive is None:
         np.testing.assert_allclose(at, found.law(n, d0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_few_counts_and_a_start_far_off_give_finite_numbers(name):
+    cells = [[50.0, 50.0], [4.0, 4.0], [4.0, 8.0], [8.0, 8.0], [0.0, 8.0], [4.0, 4.0]]
+    counts = law.Counts(*map(np.array, cells))
+    parameters = MODELS[name].parameters + law.TRANSITIONS["powers of N and d1*"]
+    for start in (None, np.full(len(parameters), 30.0)):
+        found = law.fit(MODELS[name], counts, start=start)
+        assert np.isfinite(found.inner).all()
+        assert np.isfinite(found.log_likelihood)
 
 
 def test_expected_deviance_is_the_mean():
