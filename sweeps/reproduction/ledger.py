@@ -298,7 +298,7 @@ def verdict_of(entry: Entry, measurements: Sequence[Measurement]) -> tuple[Verdi
     reason = reason[0].upper() + reason[1:]
     verdicts = {name: verdict for name, (verdict, _) in found.items()}
     if set(verdicts.values()) == {Verdict.NOT_COMPUTABLE}:
-        return Verdict.UNDECIDED, f"There are no results of {entry.study} here."
+        return Verdict.UNDECIDED, f"Nothing was measured: there are no such results of the study {entry.study} here."
     first = verdicts.get(WRITTEN, verdicts.get(""))
     if first is None or (first is not Verdict.HOLDS and verdicts.get(RELEASED) is Verdict.HOLDS):
         first = {Verdict.HOLDS: Verdict.AS_RELEASED}.get(verdicts[RELEASED], verdicts[RELEASED])

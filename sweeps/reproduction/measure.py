@@ -157,7 +157,8 @@ def _statements(one: Stored) -> Iterator[Measurement]:
         if not total:
             continue
         low, high = interval(count, total)
-        value, counts = float(count), f"{count:,} of {total:,} problems; at most a share of {high:.2g}"
+        value, counts = float(count), f"{count:,} of {total:,} problems"
+        counts += "" if count else f"; at most a share of {high:.2g}"
         if allowed[index].max() > 0:
             value, counts = count / total, f"{count:,} of {total:,} trials"
         else:

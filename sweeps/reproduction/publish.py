@@ -29,7 +29,7 @@ __all__ = [
 _LARGEST_SVG = 300_000
 _SHORT = {
     Verdict.HOLDS: "holds",
-    Verdict.AS_RELEASED: "as released only",
+    Verdict.AS_RELEASED: "as released",
     Verdict.FAILS: "not as written",
     Verdict.UNDECIDED: "undecided",
     Verdict.NOT_COMPUTABLE: "",

@@ -69,7 +69,7 @@ def test_verdicts_come_from_what_is_stored(done):
     assert judged["lemma-h2-repaired"].verdict is Verdict.HOLDS
     assert judged["figure-2a"].verdict is Verdict.HOLDS
     assert judged["figure-1"].verdict is Verdict.UNDECIDED
-    assert "no results of comparison" in judged["figure-1"].reason
+    assert "no such results of the study comparison" in judged["figure-1"].reason
     below = next(one for one in judged["figure-2a"].measurements if one.name == "converged_below_edge")
     assert below.counts == "0 of 40 runs (hidden)"
     assert below.precision == "float64"
