@@ -18,7 +18,7 @@ from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
 from sweeps.runtime import extension
 from sweeps.runtime.session import configuration_of, open_results
-from sweeps.study import Report, Results
+from sweeps.study import Report, Results, UsageError
 
 __all__ = [
     "GROUP",
