@@ -2,8 +2,9 @@
 
 A rule is data. One condition names a quantity and where its value must lie, `{quantity = "x", at_least = 0.9}`,
 `at_most` or `between = [low, high]`; the whole 95 percent interval has to lie there, or wholly elsewhere, or nothing
-is decided. `{quantity = "x", violations = 0}` is for bounds that hold always: the value counts the checks that
-violate it, and one is a counterexample. `{all = [...]}` joins conditions.
+is decided. A quantity may be measured in several set-ups: the worst of their outcomes counts, that which contradicts
+before that which is undecided. `{quantity = "x", violations = 0}` is for bounds that hold always: the value counts the
+checks that violate it, and one is a counterexample. `{all = [...]}` joins conditions.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ __all__ = [
     "Measurement",
     "Verdict",
     "conditions",
+    "digits_of",
     "dump",
     "judge",
     "load",
@@ -51,12 +53,15 @@ class Verdict(enum.Enum):
     AS_RELEASED = "holds as released"
     FAILS = "does not hold as written"
     UNDECIDED = "cannot be decided with so many runs"
+    NOT_MEASURED = "not measured"
     NOT_COMPUTABLE = "not computable"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number with its 95 percent interval; `low` and `high` are `value` where it is exact."""
+    """A number with its 95 percent interval; `low` and `high` are `value` where it is exact. `setup` says of which
+    networks or equation it is, where a study has several.
+    """
 
     name: str
     protocol: str
@@ -67,6 +72,7 @@ class Measurement:
     study: str
     configuration: str
     precision: str
+    setup: str = ""
 
 
 @dataclass(frozen=True)
@@ -229,8 +235,15 @@ def _outcome(condition: Mapping[str, Any], measured: Measurement) -> Verdict:
     return Verdict.FAILS if measured.high < low or measured.low > high else Verdict.UNDECIDED
 
 
-def _number(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:.3g}"
+def digits_of(low: float, high: float) -> int:
+    """How many digits tell the ends of an interval apart, three at least."""
+    if not (math.isfinite(low) and math.isfinite(high)) or low >= high:
+        return 3
+    return min(max(3, math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))) + 1), 9)
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return f"{value:,.{digits}g}" if abs(value) < 1e4 else f"{value:.3g}"
 
 
 def _asked(condition: Mapping[str, Any]) -> str:
@@ -247,62 +260,69 @@ def _found(condition: Mapping[str, Any], measured: Measurement) -> str:
         end = f"; at most a share of {_number(measured.high)}" if 0 < measured.high < 1 else ""
         return f"{measured.counts or _number(measured.value)}{end}"
     exact = measured.low == measured.high == measured.value
-    interval = "exact" if exact else f"{_number(measured.low)} to {_number(measured.high)}"
-    return f"{_number(measured.value)} ({'; '.join(part for part in (interval, measured.counts) if part)})"
+    digits = max(4, digits_of(measured.low, measured.high))
+    interval = "exact" if exact else f"{_number(measured.low, digits)} to {_number(measured.high, digits)}"
+    return f"{_number(measured.value, digits)} ({'; '.join(part for part in (interval, measured.counts) if part)})"
 
 
 _SAID = {
     Verdict.HOLDS: "agrees",
     Verdict.FAILS: "contradicts",
     Verdict.UNDECIDED: "undecided",
-    Verdict.NOT_COMPUTABLE: "not measured",
+    Verdict.NOT_MEASURED: "not measured",
 }
+# The first of them that a condition or a set-up has is that of all.
+_WORST_FIRST = (Verdict.FAILS, Verdict.NOT_MEASURED, Verdict.UNDECIDED, Verdict.HOLDS)
 
 
-def _of_protocol(
-    rule: Mapping[str, Any], measured: Mapping[str, Measurement], protocol: str
-) -> tuple[Verdict, list[str]]:
+def _of_protocol(rule: Mapping[str, Any], measured: Sequence[Measurement], protocol: str) -> tuple[Verdict, list[str]]:
     """What one protocol's measurements say, and each of them as words."""
     outcomes, words = [], []
     for condition in conditions(rule):
-        one = measured.get(condition["quantity"])
-        outcome = Verdict.NOT_COMPUTABLE if one is None else _outcome(condition, one)
-        found = "no result" if one is None else _found(condition, one)
-        outcomes.append(outcome)
-        name = condition["quantity"].replace("_", " ")
-        words.append(f"{name}{f' {protocol}' if protocol else ''}: {found}, asked {_asked(condition)}, "
-                     f"{_SAID[outcome]}")  # fmt: skip
-    for outcome in (Verdict.FAILS, Verdict.NOT_COMPUTABLE, Verdict.UNDECIDED):
-        if outcome in outcomes:
-            return outcome, words
-    return Verdict.HOLDS, words
+        name = " ".join(part for part in (condition["quantity"].replace("_", " "), protocol) if part)
+        asked = _asked(condition)
+        found = [one for one in measured if one.name == condition["quantity"]]
+        if not found:
+            outcomes.append(Verdict.NOT_MEASURED)
+            words.append(f"{name}: no result, asked {asked}, {_SAID[Verdict.NOT_MEASURED]}")
+        for one in found:
+            outcomes.append(_outcome(condition, one))
+            of = f" ({one.setup})" if one.setup else ""
+            words.append(f"{name}{of}: {_found(condition, one)}, asked {asked}, {_SAID[outcomes[-1]]}")
+    return next(outcome for outcome in _WORST_FIRST if outcome in outcomes), words
 
 
 def verdict_of(entry: Entry, measurements: Sequence[Measurement]) -> tuple[Verdict, str]:
     """What an entry's rule makes of what was measured, and a sentence that says why.
 
+    The paper's own protocol decides. Where it contradicts the claim and the released code's bears it out the verdict
+    says so; without a result by the paper's own nothing was measured, whatever the other one says.
+
     Args:
       entry: the claim.
-      measurements: at most one of every quantity and protocol.
+      measurements: at most one of every quantity, protocol and set-up.
     """
     if entry.out_of_scope:
         return Verdict.NOT_COMPUTABLE, entry.out_of_scope
-    by_protocol: dict[str, dict[str, Measurement]] = {}
-    shared = {one.name: one for one in measurements if not one.protocol}
-    for protocol in sorted({one.protocol for one in measurements if one.protocol}, reverse=True):
-        by_protocol[protocol] = shared | {one.name: one for one in measurements if one.protocol == protocol}
-    if not by_protocol:
-        by_protocol[""] = shared
-    found = {name: _of_protocol(entry.rule, measured, name) for name, measured in by_protocol.items()}
-    reason = "; ".join(word for _, words in found.values() for word in words) + "."
-    reason = reason[0].upper() + reason[1:]
+    asked = {condition["quantity"] for condition in conditions(entry.rule)}
+    measurements = [one for one in measurements if one.name in asked]
+    if not measurements:
+        return Verdict.NOT_MEASURED, f"There are no results of the study {entry.study} here that the rule asks for."
+    shared = [one for one in measurements if not one.protocol]
+    protocols = sorted({one.protocol for one in measurements if one.protocol}, reverse=True) or [""]
+    found = {
+        name: _of_protocol(entry.rule, [*shared, *(one for one in measurements if one.protocol == name != "")], name)
+        for name in protocols
+    }
+    words = [word for _, said in found.values() for word in said]
+    if RELEASED in found and WRITTEN not in found:
+        words.append("nothing was measured as written")
+    reason = "; ".join(words) + "."
     verdicts = {name: verdict for name, (verdict, _) in found.items()}
-    if set(verdicts.values()) == {Verdict.NOT_COMPUTABLE}:
-        return Verdict.UNDECIDED, f"Nothing was measured: there are no such results of the study {entry.study} here."
-    first = verdicts.get(WRITTEN, verdicts.get(""))
-    if first is None or (first is not Verdict.HOLDS and verdicts.get(RELEASED) is Verdict.HOLDS):
-        first = {Verdict.HOLDS: Verdict.AS_RELEASED}.get(verdicts[RELEASED], verdicts[RELEASED])
-    return (Verdict.UNDECIDED if first is Verdict.NOT_COMPUTABLE else first), reason
+    first = verdicts.get(WRITTEN, verdicts.get("", Verdict.NOT_MEASURED))
+    if first is Verdict.FAILS and verdicts.get(RELEASED) is Verdict.HOLDS:
+        first = Verdict.AS_RELEASED
+    return first, reason[0].upper() + reason[1:]
 
 
 def judge(entry: Entry, measurements: Iterable[Measurement], command: str) -> Judged:

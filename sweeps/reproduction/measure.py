@@ -2,7 +2,7 @@
 
 `QUANTITIES` maps a name to the studies that it is read from and to a function of one of them. Intervals cover 95
 percent: Wilson's for shares of runs, Student's for means over cells or runs. Where the runs of a cell share their data
-the cell is the unit, of which most runs must agree. Of two set-ups the one that agrees less is reported, and named.
+the cell is the unit, of which most runs must agree. Every set-up is measured by itself; along training, every width.
 """
 
 import json
@@ -25,11 +25,12 @@ from sweeps.reproduction.studies import kind_of, protocol_of
 from sweeps.runtime import extension, session
 from sweeps.step_counts.report import fits
 from sweeps.step_counts.report import summarize as summarize_steps
-from sweeps.study import Results, Study, UsageError, Variant
+from sweeps.study import Results, Study, UsageError
 from sweeps.trajectories.report import pattern_freezes
+from sweeps.trajectories.study import FIGURE_3
 from sweeps.width_bounds.tables import tables as width_tables
 
-__all__ = ["QUANTITIES", "Stored", "measure", "stored"]
+__all__ = ["QUANTITIES", "Stored", "measure", "stored", "unfinished"]
 
 # Half an order of magnitude: what lies above is nearer to ten than to one.
 ORDER = math.sqrt(10)
@@ -60,14 +61,14 @@ class Found(NamedTuple):
     Attributes:
       value, low, high: numbers.
       counts: how many of what.
-      protocol: where it is not the study's.
+      setup: of which networks, where a study has several.
     """
 
     value: float
     low: float
     high: float
     counts: str
-    protocol: str | None = None
+    setup: str = ""
 
 
 class Quantity(NamedTuple):
@@ -116,10 +117,23 @@ def stored(key: str, out: Path) -> Stored | None:
     store = session.open_results(folder)
     study = kind.from_science(store.attributes)
     if any(left.any() for left in session.pending(study, store).values()):
-        return None
+        return None  # `unfinished` says how many.
     session.verify(study, store)
     results = {variant: extension.read(store, variant.group) for variant in study.variants()}
     return Stored(key, study, results, folder, store.attributes["configuration"])
+
+
+def unfinished(key: str, out: Path) -> tuple[int, int]:
+    """How many runs of a study in the folder DIR/key are pending, and of how many; (0, 0) where there is no store.
+
+    Raises:
+      UsageError: it is damaged, or of another study.
+    """
+    if not (out / key / "results.zarr").exists():
+        return 0, 0
+    store = session.open_results(out / key)
+    left = session.pending(kind_of(key).from_science(store.attributes), store).values()
+    return sum(int(mask.sum()) for mask in left), sum(mask.size for mask in left)
 
 
 def measure(found: Iterable[Stored]) -> tuple[Measurement, ...]:
@@ -129,11 +143,11 @@ def measure(found: Iterable[Stored]) -> tuple[Measurement, ...]:
         protocol, precision = protocol_of(one.study), one.study.arithmetic
         for name, quantity in QUANTITIES.items():
             if one.key in quantity.keys:
-                for value, low, high, counts, own in quantity.find(one):
+                for value, low, high, counts, setup in quantity.find(one):
                     measured.append(
                         Measurement(
                             name=name,
-                            protocol=protocol if own is None else own,
+                            protocol=protocol,
                             value=float(value),
                             low=float(low),
                             high=float(high),
@@ -141,6 +155,7 @@ def measure(found: Iterable[Stored]) -> tuple[Measurement, ...]:
                             study=one.key,
                             configuration=one.configuration,
                             precision=precision,
+                            setup=setup,
                         )
                     )
         if one.key == "statements":
@@ -184,15 +199,10 @@ def _share(mask: np.ndarray, of: np.ndarray, what: str, *, shared: bool = False)
     return Found(count / total, *interval(count, total), f"{count:,} of {total:,} {what}")
 
 
-def _least(one: Stored, find: Callable[[Variant, xr.Dataset], Found], *, sign: int = 1) -> Iterator[Found]:
-    """The value of the set-up that has the least (`sign` -1: the largest); NaN where one has none."""
-    all_found = []
+def _each(one: Stored, find: Callable[[xr.Dataset], Found]) -> Iterator[Found]:
+    """The value of every set-up."""
     for variant, data in one.results.items():
-        made = find(variant, data)
-        all_found.append(made._replace(counts=f"{made.counts} ({variant.group})"))
-    known = [made for made in all_found if not math.isnan(made.value)]
-    if known:
-        yield min(known, key=lambda made: (sign * made.value, sign * (made.low + made.high)))
+        yield find(data)._replace(setup=variant.group)
 
 
 # Figure 2.
@@ -203,24 +213,24 @@ def _load(data: xr.Dataset) -> np.ndarray:
     return (np.outer(data["d0"].values, data["d1"].values) / data.attrs["science"]["num_samples"])[..., None]
 
 
-def _converged_at(one: Stored, chosen: Callable[[np.ndarray], np.ndarray], sign: int = 1) -> Iterator[Found]:
-    def find(variant: Variant, data: xr.Dataset) -> Found:
-        del variant
-        finished = data["status"].values != Status.PENDING
-        return _share(
-            one.study.succeeded(data),
-            finished & chosen(_load(data)),
-            "runs",
-            shared=one.study.data_sharing == "cell",
-        )
+def _converged_at(one: Stored, chosen: Callable[[np.ndarray], np.ndarray]) -> Iterator[Found]:
+    def find(data: xr.Dataset) -> Found:
+        status = data["status"].values
+        asked = (status != Status.PENDING) & chosen(_load(data))
+        found = _share(one.study.succeeded(data), asked, "runs", shared=one.study.data_sharing == "cell")
+        diverged = asked & (status == Status.DIVERGED)
+        dead = asked & ~one.study.succeeded(data) & ~diverged & (data["dead_samples"].values > 0)
+        why = ((diverged, "diverged"), (dead, "ended with a dead sample"))
+        more = "".join(f", {int(mask.sum()):,} runs {name}" for mask, name in why if mask.any())
+        return found._replace(counts=found.counts + more)
 
-    return _least(one, find, sign=sign)
+    return _each(one, find)
 
 
 @_quantity(*_MAPS)
 def converged_below_edge(one: Stored) -> Iterator[Found]:
     """The share of runs with d0 d1 < N that converge."""
-    return _converged_at(one, lambda load: load < 1, sign=-1)
+    return _converged_at(one, lambda load: load < 1)
 
 
 @_quantity(*_MAPS)
@@ -235,14 +245,38 @@ def converged_far_above_edge(one: Stored) -> Iterator[Found]:
     return _converged_at(one, lambda load: load >= 4)
 
 
+def _contested(one: Stored) -> np.ndarray | None:
+    """Success with the hidden layer trained minus that with both, paired by run: cells x seeds, of the cells in which
+    not all runs of both set-ups end alike; None without both set-ups.
+    """
+    by_layers = {variant.trained_layers: data for variant, data in one.results.items()}
+    if set(by_layers) != {"hidden", "both"}:
+        return None
+    hidden, both = (one.study.succeeded(by_layers[name]).astype(float) for name in ("hidden", "both"))
+    total = (hidden + both).sum(axis=-1)
+    return np.asarray((hidden - both)[(total > 0) & (total < 2 * hidden.shape[-1])])
+
+
 @_quantity(*_MAPS)
 def setup_difference(one: Stored) -> Iterator[Found]:
-    """The probability with the hidden layer trained minus that with both, mean over the cells."""
-    by_layers = {variant.trained_layers: data for variant, data in one.results.items()}
-    if set(by_layers) == {"hidden", "both"}:
-        hidden, both = (one.study.succeeded(by_layers[name]).mean(axis=-1) for name in ("hidden", "both"))
-        difference = (hidden - both).ravel()
-        yield Found(*mean_interval(difference), f"{len(difference):,} cells of {one.study.num_seeds} runs a set-up")
+    """The probability with the hidden layer trained minus that with both, mean over the contested cells."""
+    if (differences := _contested(one)) is not None:
+        value, low, high = mean_interval(differences.mean(axis=-1))
+        excluded = ", 0 is excluded" if low > 0 or high < 0 else ""
+        yield Found(value, low, high, f"{len(differences):,} cells where runs end differently{excluded}")
+
+
+@_quantity(*_MAPS)
+def setup_difference_size(one: Stored) -> Iterator[Found]:
+    """The root mean square of the difference over the contested cells, so that cells of either sign do not cancel;
+    less the variance that so many runs have by chance.
+    """
+    differences = _contested(one)
+    if differences is not None and differences.shape[-1] > 1:
+        by_chance = differences.var(axis=-1, ddof=1) / differences.shape[-1]
+        squares = mean_interval(differences.mean(axis=-1) ** 2 - by_chance)
+        value, low, high = np.sqrt(np.clip(squares, 0, None))
+        yield Found(value, low, high, f"{len(differences):,} cells where runs end differently")
 
 
 def _zeros(one: Stored, layers: str) -> np.ndarray:
@@ -277,85 +311,114 @@ def zeros_both(one: Stored) -> Iterator[Found]:
     return _mean_zeros(one, "both")
 
 
+def _ends(zeros: np.ndarray) -> tuple[float, float]:
+    """The least and the largest mean number of zeros that half of the error allows: Student's interval over the cells,
+    or the end of Poisson's exact one where there is no zero.
+    """
+    if not zeros.any():
+        return 0.0, -math.log(0.0125) / len(zeros)
+    _, low, high = mean_interval(zeros, 0.975)
+    return max(low, 0.0), high
+
+
 @_quantity(*_MAPS)
 def zeros_ratio(one: Stored) -> Iterator[Found]:
-    """How many times as many zeros there are with the hidden layer trained; bootstrap over the cells."""
+    """How many times as many zeros there are with the hidden layer trained; bootstrap over the cells, where one set-up
+    has no zeros the ends of both means. Resamples without any zero leave it open.
+    """
     hidden, both = _zeros(one, "hidden"), _zeros(one, "both")
     if hidden.shape != both.shape:
         return
     kept = np.isfinite(hidden) & np.isfinite(both)
     hidden, both = hidden[kept], both[kept]
-    if len(hidden) < 2 or not (hidden.any() or both.any()):
+    if len(hidden) < 2:
         return
-    drawn = np.random.default_rng(0).integers(len(hidden), size=(_DRAWS, len(hidden)))
+    counts = f"{len(hidden):,} cells in which runs of both set-ups converge"
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = hidden[drawn].sum(axis=1) / both[drawn].sum(axis=1)
         value = hidden.sum() / both.sum()
-    low, high = np.quantile(ratios[~np.isnan(ratios)], (0.025, 0.975), method="inverted_cdf")
-    yield Found(value, low, high, f"{len(hidden):,} cells in which runs of both set-ups converge")
+        if not (hidden.any() and both.any()):
+            (least, most), (least_both, most_both) = _ends(hidden), _ends(both)
+            yield Found(value, least / most_both, most / least_both if least_both else math.inf, counts)
+            return
+        drawn = np.random.default_rng(0).integers(len(hidden), size=(_DRAWS, len(hidden)))
+        ratios = hidden[drawn].sum(axis=1) / both[drawn].sum(axis=1)
+    open_ = np.isnan(ratios).any()
+    low, high = (math.nan,) * 2 if open_ else np.quantile(ratios, (0.025, 0.975), method="inverted_cdf")
+    yield Found(value, low, high, counts)
+
+
+def _zeros_at_least(one: Stored, least: int) -> Iterator[Found]:
+    return _each(
+        one,
+        lambda data: _share(
+            data["numerical_zeros"].values >= least,
+            one.study.succeeded(data),
+            "converged runs",
+            shared=one.study.data_sharing == "cell",
+        ),
+    )
+
+
+@_quantity(*_MAPS)
+def any_zeros(one: Stored) -> Iterator[Found]:
+    """The share of converged runs with a zero or more."""
+    return _zeros_at_least(one, 1)
 
 
 @_quantity(*_MAPS)
 def many_zeros(one: Stored) -> Iterator[Found]:
     """The share of converged runs with two zeros or more, where several linear regions meet."""
-
-    def find(variant: Variant, data: xr.Dataset) -> Found:
-        del variant
-        return _share(
-            data["numerical_zeros"].values >= 2,
-            one.study.succeeded(data),
-            "converged runs",
-            shared=one.study.data_sharing == "cell",
-        )
-
-    return _least(one, find)
+    return _zeros_at_least(one, 2)
 
 
 @_quantity("map_as_written")
 def success_at_local_minimum(one: Stored) -> Iterator[Found]:
     """The share of runs that meet the criterion beside a proved local minimum of positive loss."""
     if one.study.prove:
-
-        def find(variant: Variant, data: xr.Dataset) -> Found:
-            del variant
-            return _share(
+        yield from _each(
+            one,
+            lambda data: _share(
                 data["verdict"].values == Verdict.LOCAL_MINIMUM, one.study.succeeded(data), "runs that meet it"
-            )
-
-        yield from _least(one, find, sign=-1)
+            ),
+        )
 
 
 @_quantity("map_as_written")
 def failure_at_global_minimum(one: Stored) -> Iterator[Found]:
     """The share of runs that miss the criterion after all steps beside a proved global minimum."""
     if one.study.prove:
-
-        def find(variant: Variant, data: xr.Dataset) -> Found:
-            del variant
-            missed = data["status"].values == Status.MAX_STEPS_REACHED
-            return _share(data["verdict"].values == Verdict.GLOBAL_MINIMUM, missed, "runs that miss it")
-
-        yield from _least(one, find, sign=-1)
+        yield from _each(
+            one,
+            lambda data: _share(
+                data["verdict"].values == Verdict.GLOBAL_MINIMUM,
+                data["status"].values == Status.MAX_STEPS_REACHED,
+                "runs that miss it",
+            ),
+        )
 
 
 # Figure 3.
 
 
 def _trained(one: Stored, find: Callable[[xr.Dataset], np.ndarray]) -> Iterator[Found]:
-    """The share of the networks that were trained to the end for which something holds; `find` is NaN where it has no
-    meaning.
+    """The share of the networks for which something holds, of every set-up and width; `find` is NaN where it has no
+    meaning. For a network that diverges it does not hold. Where the networks share their data they are one. A study
+    without Figure 3's largest width leaves open what it would show.
     """
-    count = total = diverged = 0
-    for data in one.results.values():
-        for j in range(data.sizes["d1"]):
+    for variant, data in one.results.items():
+        for j, d1 in enumerate(data["d1"].values):
             cell = data.isel(d0=0, d1=j)
-            finished = cell["status"].values == 1
-            diverged += int((cell["status"].values == 3).sum())
-            holds = np.asarray(find(cell.isel(seed=np.flatnonzero(finished))), float)
-            count, total = count + int(np.nansum(holds)), total + int(np.isfinite(holds).sum())
-    more = f", {diverged:,} others diverged" if diverged else ""
-    if total:
-        yield Found(count / total, *interval(count, total), f"{count:,} of {total:,} networks{more}")
+            status = cell["status"].values
+            holds = np.asarray(find(cell.isel(seed=np.flatnonzero(status == 1))), float)
+            diverged = int((status == 3).sum())
+            mask = np.concatenate([holds[np.isfinite(holds)] > 0, np.zeros(diverged, bool)])
+            shared = one.study.data_sharing == "cell"
+            found = _share(mask, np.ones_like(mask), "networks", shared=shared)
+            more = f", {diverged:,} of the networks diverged" if diverged else ""
+            yield found._replace(counts=found.counts + more, setup=f"{variant.group}, d1 = {d1}")
+        if max(data["d1"].values) < (largest := max(FIGURE_3["d1"])):
+            setup = f"{variant.group}, d1 = {largest}"
+            yield Found(math.nan, math.nan, math.nan, "a width of the paper that was not run", setup)
 
 
 def _criterion(one: Stored) -> float:
@@ -399,9 +462,47 @@ def pattern_settles(one: Stored) -> Iterator[Found]:
 
 
 @_quantity(*_TRAJECTORIES)
-def pattern_moves_half_way(one: Stored) -> Iterator[Found]:
-    """The share of networks whose activation pattern still changes after half of the steps."""
-    return _trained(one, lambda cell: _freezes(cell) > cell["step"].values[-1] / 2)
+def pattern_moves_late(one: Stored) -> Iterator[Found]:
+    """The share of networks whose activation pattern still changes after nine tenths of the steps."""
+    return _trained(one, lambda cell: _freezes(cell) > 0.9 * cell["step"].values[-1])
+
+
+@_quantity(*_TRAJECTORIES)
+def zeros_confined(one: Stored) -> Iterator[Found]:
+    """The share of networks whose numerical zeros, in the second half of the records, stay more than none and vary by a
+    factor of 2 at most.
+    """
+
+    def find(cell: xr.Dataset) -> np.ndarray:
+        zeros = cell["numerical_zeros"].values[:, cell.sizes["step"] // 2 :]
+        return np.asarray((zeros.min(axis=-1) > 0) & (zeros.max(axis=-1) <= 2 * zeros.min(axis=-1)))
+
+    return _trained(one, find)
+
+
+@_quantity(*_TRAJECTORIES)
+def settling_by_width(one: Stored) -> Iterator[Found]:
+    """How many times as late the pattern rests at one end of the widths as at the other, whichever is later, at least
+    1: mean of the logarithms over the seeds. Pairs that both move to the end say nothing, and without Figure 3's largest
+    width the factor may be larger.
+    """
+    for variant, data in one.results.items():
+        cells = [data.isel(d0=0, d1=index) for index in (0, -1)]
+        if data.sizes["d1"] < 2:
+            continue
+        last = data["step"].values[-1]
+        rests = [np.where(cell["status"].values == 1, _freezes(cell), np.nan).astype(float) for cell in cells]
+        unknown = (rests[0] == last) & (rests[1] == last)
+        logs = np.where(unknown, np.nan, np.log(rests[1] / rests[0]))
+        value, low, high = mean_interval(logs)
+        if low <= 0 <= high:
+            low, high = 0.0, max(-low, high)
+        elif high < 0:
+            low, high = -high, -low
+        known, widths = int(np.isfinite(logs).sum()), data["d1"].values[[0, -1]]
+        high = high if widths[1] >= max(FIGURE_3["d1"]) else math.inf
+        counts = f"{known} pairs of networks at d1 = {widths[0]} and {widths[1]}"
+        yield Found(math.exp(abs(value)), math.exp(low), math.exp(high), counts, variant.group)
 
 
 def _over_loss(one: Stored, name: str, factor: float) -> Iterator[Found]:
@@ -448,29 +549,44 @@ def jacobian_above_loss(one: Stored) -> Iterator[Found]:
 
 
 def _curves(one: Stored) -> Iterator[tuple[str, pandas.DataFrame]]:
-    """The two meanings of (9), each with a row per alpha."""
-    names = {"as printed": "as_written", "with 2 alpha t": "as_released"}
+    """The two readings of (9), each with a row per alpha."""
     table = pandas.read_csv(one.folder / "summary.csv")
     for variant, part in table.groupby("variant", sort=False):
-        yield names[str(variant)], part
+        yield f"(9) {variant}", part
+
+
+_BLOWS_UP = "blows_up"
 
 
 @_quantity("comparison")
 def blow_up_threshold(one: Stored) -> Iterator[Found]:
-    """The alpha below which solutions of (9) blow up."""
-    for protocol, part in _curves(one):
-        bounded, blown = (part["alpha"][part["outcome"] == outcome] for outcome in ("bounded", "blows_up"))
-        low, high = blown.max(), bounded.min()
-        yield Found((low + high) / 2, low, high, f"between two of {len(part)} solutions", protocol)
+    """The alpha below which solutions of (9) as printed blow up."""
+    for setup, part in _curves(one):
+        if setup == "(9) as printed":
+            bounded, blown = (part["alpha"][part["outcome"] == outcome] for outcome in ("bounded", _BLOWS_UP))
+            low, high = blown.max(), bounded.min()
+            yield Found((low + high) / 2, low, high, f"between two of {len(part)} solutions", setup)
+
+
+@_quantity("comparison")
+def explosions_under_10(one: Stored) -> Iterator[Found]:
+    """How many solutions blow up although (10) holds, in either reading of (9)."""
+    for setup, part in _curves(one):
+        certified = part[part["left_side_10"] < 1]
+        if len(certified):
+            count = int((certified["outcome"] == _BLOWS_UP).sum())
+            left = f"{certified['left_side_10'].min():.3f} to {certified['left_side_10'].max():.3f}"
+            counts = f"{count} of {len(certified)} solutions with a left side of {left}"
+            yield Found(count, count, count, counts, setup)
 
 
 @_quantity("comparison")
 def largest_over_bound(one: Stored) -> Iterator[Found]:
     """The largest y of the bounded solutions over Lemma 3.3's bound 2 a / alpha^2."""
-    for protocol, part in _curves(one):
+    for setup, part in _curves(one):
         bounded = part[part["outcome"] == "bounded"]
         value = float((bounded["largest_y"] / bounded["bound"]).max())
-        yield Found(value, value, value, f"{len(bounded)} bounded solutions", protocol)
+        yield Found(value, value, value, f"{len(bounded)} bounded solutions", setup)
 
 
 # Sections 4 and 5.
@@ -514,24 +630,31 @@ def exponent_of_steps(one: Stored) -> Iterator[Found]:
 
 
 @_quantity("step_counts")
-def linearity_of_steps(one: Stored) -> Iterator[Found]:
-    """The least correlation, over eta and b, of the steps with log(1 / epsilon)."""
-    table = summarize_steps(one.study, one.results)
-    table = table[np.isfinite(table["steps"])]
-    values = [
-        float(np.corrcoef(-np.log(part["epsilon"]), part["steps"])[0, 1])
-        for _, part in table.groupby(["trained_layers", "learning_rate", "batch_size"])
-        if len(part) > 2
-    ]
-    if values:
-        yield Found(min(values), min(values), max(values), f"{len(values)} pairs of eta and b")
+def growth_of_slope(one: Stored) -> Iterator[Found]:
+    """How many times as many steps a factor of epsilon costs at the end as it did before, the largest over eta and b,
+    mean over the starts: 1 for a linear rate, more for a slower one.
+    """
+    logs = -np.log(np.array(one.study.epsilon))
+    if len(logs) < 3:
+        return
+    for variant, data in one.results.items():
+        steps = np.stack([data[f"steps_{index}"].values for index in range(len(logs))], axis=-1).astype(float)
+        slopes = np.diff(np.where(steps < 0, np.nan, steps), axis=-1) / np.diff(logs)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            growth = np.max(slopes[..., -1] / slopes[..., -2], axis=(0, 1))
+        value, low, high = mean_interval(growth)
+        pairs, known = steps.shape[0] * steps.shape[1], int(np.isfinite(growth).sum())
+        yield Found(value, low, high, f"{known} starts, each with {pairs} pairs of eta and b", variant.group)
 
 
 @_quantity("step_counts")
 def reaches_epsilon(one: Stored) -> Iterator[Found]:
-    """The share of runs that get below the least epsilon."""
-    status = np.concatenate([data["status"].values.ravel() for data in one.results.values()])
-    yield _share(status == 1, status != 0, "runs")
+    """The share of starts from which descent gets below the least epsilon with every eta and b."""
+    for variant, data in one.results.items():
+        status = data["status"].values
+        found = _share((status == 1).all(axis=(0, 1)), (status != 0).all(axis=(0, 1)), "starts")
+        pairs = status.shape[0] * status.shape[1]
+        yield found._replace(counts=f"{found.counts}, each with {pairs} pairs of eta and b", setup=variant.group)
 
 
 @_quantity("widths")

@@ -32,6 +32,7 @@ _SHORT = {
     Verdict.AS_RELEASED: "as released",
     Verdict.FAILS: "not as written",
     Verdict.UNDECIDED: "undecided",
+    Verdict.NOT_MEASURED: "not measured",
     Verdict.NOT_COMPUTABLE: "",
 }
 # File name of a figure to its caption and what is on it.

@@ -30,7 +30,7 @@ from sweeps.runtime.progress import duration
 from sweeps.runtime.store import StoreError
 from sweeps.study import Execution, TileError, UsageError
 
-__all__ = ["check", "execute", "main", "reproduce"]
+__all__ = ["check", "check_folder", "execute", "main", "reproduce"]
 
 FORMATS = ("html", "tex", "markdown", "pdf")
 _PERIOD = 15.0
@@ -93,13 +93,27 @@ class _Clock:
         self._over.set()
 
 
-def check(out: Path, planned: Sequence[Planned]) -> None:
-    """Refuses a folder that is none, holds other things, or results of studies with other flags.
+def check_folder(out: Path) -> None:
+    """Refuses a folder that is none, cannot be written, or has neither a ledger nor only folders of the studies: what
+    is written there must not replace other files.
 
     Raises:
       UsageError: see above; nothing was written.
     """
     session.check_folder(out, marks=("ledger.json", *KINDS))
+    if out.is_dir() and not (out / "ledger.json").exists():
+        foreign = [entry.name for entry in out.iterdir() if entry.name not in KINDS and not journal.is_ours(entry)]
+        if foreign:
+            raise UsageError(f"--out: {out} holds other things ({min(foreign)}) and no ledger; nothing was written")
+
+
+def check(out: Path, planned: Sequence[Planned]) -> None:
+    """Refuses what `check_folder` does, and results of studies with other flags.
+
+    Raises:
+      UsageError: see above; nothing was written.
+    """
+    check_folder(out)
     for one in planned:
         folder, study = out / one.key, one.study
         if not study.axes():
@@ -150,9 +164,11 @@ def reproduce(out: Path, planned: Sequence[Planned], num_processes: int = 0) -> 
 
     Raises:
       UsageError: the folder is refused.
+      OSError: it cannot be made.
       SystemExit: a signal asked to stop.
     """
     check(out, planned)
+    out.mkdir(parents=True, exist_ok=True)
     expected = {one.key: one.expected(out) for one in planned}
     _announce(planned, expected, out)
     failed = []
@@ -182,12 +198,25 @@ def _about(command: str) -> dict[str, str]:
     }
 
 
-def _report(out: Path, planned: Sequence[Planned], command: str, formats: Sequence[str]) -> None:
+def _command(science: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, studies.Kind]) -> str:
+    """The line that makes what is stored, key to science: that of a preset where all of it is that preset's."""
+    for preset in studies.PRESETS:
+        if science == {one.key: one.study.science() for one in studies.plan(preset, kinds=kinds)}:
+            return f"python -m sweeps.reproduction --preset={preset} --out=DIR"
+    return f"those of its {len(science)} studies, which are no whole preset"
+
+
+def _report(out: Path, planned: Sequence[Planned], kinds: Mapping[str, studies.Kind], formats: Sequence[str]) -> None:
     from sweeps.reproduction import measure, publish  # With plots and tables.
 
     found = [stored for key in KINDS if (stored := measure.stored(key, out)) is not None]
+    for key in KINDS:
+        left, runs = measure.unfinished(key, out)
+        if left:
+            print(f"{key} is not judged: {left:,} of {runs:,} runs are left")
     if not found:
         raise UsageError(f"--out: {out} holds no finished study")
+    command = _command({one.key: one.study.science() for one in found}, kinds)
     judged, files = publish.write(out, found, planned, _about(command), formats)
     counts: dict[str, int] = {}
     for one in judged:
@@ -261,10 +290,11 @@ def execute(argv: Sequence[str] | None = None, kinds: Mapping[str, studies.Kind]
     try:
         kernel = "xla" if given.report_only else studies.kernel_here(given.kernel)
         planned = studies.plan(given.preset, kernel, kinds)
-        if not given.report_only:
+        if given.report_only:
+            check_folder(given.out)
+        else:
             failed = reproduce(given.out, planned, given.num_processes)
-        words = ["python", "-m", "sweeps.reproduction", f"--preset={given.preset}", "--out=DIR"]
-        _report(given.out, planned, " ".join(words), given.format)
+        _report(given.out, planned, kinds, given.format)
     except (UsageError, StoreError, LedgerError, OSError) as error:
         print(f"reproduction: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", 2)

@@ -67,6 +67,7 @@ JUDGED = (
         says=LONG,
         reason=LONG,
     ),
+    judged("pending", "Figure 4", Verdict.NOT_MEASURED, section="Section 6", reason="There are no results."),
     judged(
         "informal",
         "Theorem 1.1",

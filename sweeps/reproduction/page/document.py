@@ -24,13 +24,15 @@ SYMBOLS = {
     Verdict.AS_RELEASED: "≈",
     Verdict.FAILS: "✗",
     Verdict.UNDECIDED: "?",
+    Verdict.NOT_MEASURED: "○",
     Verdict.NOT_COMPUTABLE: "-",
 }
 MEANINGS = {
     Verdict.HOLDS: "the whole 95 percent interval agrees with the paper, by its own protocol",
-    Verdict.AS_RELEASED: "so it does by the released code's protocol, and not by the paper's own",
+    Verdict.AS_RELEASED: "so it does by the released code's protocol, and the paper's own contradicts",
     Verdict.FAILS: "the whole interval contradicts the paper, or there is a verified counterexample",
-    Verdict.UNDECIDED: "the interval lies on both sides, or there is no result yet",
+    Verdict.UNDECIDED: "the interval lies on both sides, or covers only a part of what the paper shows",
+    Verdict.NOT_MEASURED: "there is no result yet, or none by the paper's own protocol",
     Verdict.NOT_COMPUTABLE: "nothing to compute, with the reason",
 }
 _OWN_NAMES = ("entries", "filters", "ledger", "search", "shown", "studies", "table", "verdicts")

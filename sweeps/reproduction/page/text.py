@@ -2,21 +2,21 @@
 
 import math
 
-from sweeps.reproduction.ledger import Measurement
+from sweeps.reproduction.ledger import Measurement, digits_of
 
 __all__ = ["duration", "interval", "number", "result"]
 
 
-def number(value: float) -> str:
-    """A number with three digits, whole ones below a million in full; "not known" for NaN."""
+def number(value: float, digits: int = 3) -> str:
+    """A number with so many digits, whole ones below a million in full; "not known" for NaN."""
     if math.isnan(value):
         return "not known"
     if math.isinf(value):
         return "∞" if value > 0 else "\N{MINUS SIGN}∞"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
-    digits, _, exponent = f"{value:.3g}".partition("e")
-    return f"{digits}e{int(exponent)}" if exponent else digits
+    shown, _, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{shown}e{int(exponent)}" if exponent else shown
 
 
 def interval(low: float, high: float) -> str:
@@ -29,16 +29,18 @@ def interval(low: float, high: float) -> str:
         return f"at most {number(high)}"
     if math.isinf(high):
         return f"at least {number(low)}"
-    return f"{number(low)} to {number(high)}"
+    digits = digits_of(low, high)
+    return f"{number(low, digits)} to {number(high, digits)}"
 
 
 def result(measurement: Measurement) -> str:
-    """A measurement in one line: protocol, value, interval and counts."""
-    protocol = f"{measurement.protocol.replace('_', ' ')}: " if measurement.protocol else ""
+    """A measurement in one line: protocol, set-up, value, interval and counts."""
+    of = ", ".join(part for part in (measurement.protocol.replace("_", " "), measurement.setup) if part)
     exact = measurement.low == measurement.value == measurement.high
     within = "" if exact else interval(measurement.low, measurement.high)
     counts = f", {measurement.counts}" if measurement.counts else ""
-    return f"{protocol}{number(measurement.value)}{f' ({within})' if within else ''}{counts}"
+    value = number(measurement.value, digits_of(measurement.low, measurement.high))
+    return f"{f'{of}: ' if of else ''}{value}{f' ({within})' if within else ''}{counts}"
 
 
 def duration(seconds: float) -> str:

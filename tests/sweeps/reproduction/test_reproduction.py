@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import logging
+import shutil
 
 import jax
 import pandas
@@ -18,6 +19,7 @@ from sweeps.comparison_ode.study import Comparison
 from sweeps.reporting import style
 from sweeps.reproduction import ledger, measure, publish, run, studies
 from sweeps.reproduction.ledger import Verdict
+from sweeps.reproduction.page import text as page_text
 from sweeps.reproduction.statements import study as statements
 from sweeps.reproduction.statements.registry import CHECKS
 from sweeps.reproduction.statements.study import Statements
@@ -68,10 +70,11 @@ def test_verdicts_come_from_what_is_stored(done):
     assert judged["lemma-h2"].verdict is Verdict.FAILS
     assert judged["lemma-h2-repaired"].verdict is Verdict.HOLDS
     assert judged["figure-2a"].verdict is Verdict.HOLDS
-    assert judged["figure-1"].verdict is Verdict.UNDECIDED
-    assert "no such results of the study comparison" in judged["figure-1"].reason
+    assert judged["figure-1"].verdict is Verdict.NOT_MEASURED
+    assert "no results of the study comparison" in judged["figure-1"].reason
     below = next(one for one in judged["figure-2a"].measurements if one.name == "converged_below_edge")
-    assert below.counts == "0 of 40 runs (hidden)"
+    assert below.counts.startswith("0 of 40 runs")
+    assert below.setup == "hidden"
     assert below.precision == "float64"
     for one in judged.values():
         assert ledger.verdict_of(one.entry, one.measurements) == (one.verdict, one.reason)
@@ -94,10 +97,12 @@ def test_all_files_say_the_same(done):
 
 def test_the_report_alone_says_the_same(done, capsys):
     before = (done / "ledger.json").read_text()
-    (done / "ledger.json").unlink()
+    (done / "ledger.json").write_text("")
     assert run.execute([f"--out={done}", "--report_only"], KINDS) == 0
     assert (done / "ledger.json").read_text() == before
+    assert "--preset=quick" in before
     assert run.execute([f"--out={done}", "--report_only"]) == 0  # Of other sizes than the preset's.
+    assert "--preset" not in (done / "ledger.json").read_text()
     line = verdicts(done)["lemma-h1"].command
     assert line.startswith("python -m sweeps.reproduction.statements --statement=lemma-h1,")
     assert line.endswith(" --num_seeds=3 --out=DIR/statements")
@@ -138,12 +143,19 @@ def test_a_wrong_constant_in_a_bound_flips_a_verdict(monkeypatch):
     assert verdict() is Verdict.FAILS
 
 
-def test_figure_1_holds_as_it_was_drawn(tmp_path):
+def test_figure_1_is_not_that_of_9_as_printed(tmp_path):
     study, folder = Comparison.make(), tmp_path / "comparison"
     folder.mkdir()
     rows = [
-        {"variant": name, "alpha": at + step, "outcome": outcome, "largest_y": 0.4, "bound": 0.5}
-        for name, at in (("as printed", 1.7293), ("with 2 alpha t", 2.0441))
+        {
+            "variant": name,
+            "alpha": at + step,
+            "outcome": outcome,
+            "largest_y": 0.4,
+            "bound": 0.5,
+            "left_side_10": left,
+        }
+        for name, at, left in (("as printed", 1.7293, 2.0), ("with 2 alpha t", 2.0441, 0.87))
         for step, outcome in ((-1e-4, "blows_up"), (1e-4, "bounded"))
     ]
     pandas.DataFrame(rows).to_csv(folder / "summary.csv", index=False)
@@ -151,8 +163,11 @@ def test_figure_1_holds_as_it_was_drawn(tmp_path):
     session.write_config(study, folder)
     stored = measure.stored("comparison", tmp_path)
     judged = {one.entry.id: one for one in publish.judge_all(ledger.read(), [stored], {})}
-    assert judged["figure-1"].verdict is Verdict.AS_RELEASED
-    assert [one.value for one in judged["figure-1"].measurements] == pytest.approx([1.7293, 2.0441])
+    assert judged["figure-1"].verdict is Verdict.FAILS
+    assert [one.value for one in judged["figure-1"].measurements] == pytest.approx([1.7293])
+    assert page_text.result(judged["figure-1"].measurements[0]).startswith("(9) as printed: 1.7293 (1.7292 to 1.7294)")
+    assert judged["figure-1-condition"].verdict is Verdict.FAILS
+    assert [one.counts[:6] for one in judged["figure-1-condition"].measurements] == ["1 of 2"]
     assert judged["figure-1-bound"].verdict is Verdict.HOLDS
     (folder / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config\.json"):
@@ -197,6 +212,37 @@ def test_a_foreign_folder_is_refused(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("more", [(), ("--report_only",)])
+def test_a_page_beside_a_study_is_not_replaced(more, tmp_path, capsys):
+    (tmp_path / "comparison").mkdir()
+    (tmp_path / "index.html").write_text("mine")
+    session.write_config(Comparison.make(), tmp_path / "comparison")
+    assert run.execute([f"--out={tmp_path}", "--kernel=xla", *more]) == 2
+    assert "index.html" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_study(monkeypatch, capsys):
+    monkeypatch.setattr(run, "_run", None)
+    assert run.execute(*words("/proc/none")) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "studies into" not in said.out
+
+
+def test_what_is_left_of_a_study_is_said(done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "whole")
+    (planned,) = studies.plan("quick", kinds={"map_as_written": KINDS["map_as_written"]})
+    folder = tmp_path / "whole" / "map_as_written"
+    for path in (folder / "results.zarr" / "hidden" / "status").iterdir():
+        if path.name == "c":
+            shutil.rmtree(path)
+    assert run.execute([f"--out={folder.parent}", "--report_only"], KINDS) == 0
+    runs = 4 * len(planned.study.seeds())
+    assert f"map_as_written is not judged: {runs} of {runs} runs are left" in capsys.readouterr().out
+    assert verdicts(folder.parent)["figure-2a"].verdict is Verdict.NOT_MEASURED
+
+
 def test_progress_is_of_the_whole(tmp_path, caplog):
     with caplog.at_level(logging.INFO), run._Clock(tmp_path, {"a": 100.0, "b": 60.0}, period=60) as clock:
         clock.begin("a")
@@ -238,7 +284,7 @@ def test_every_claim_has_code_tests_and_a_quantity_that_are_there():
 
 def test_every_figure_and_table_of_the_paper_is_claimed():
     places = {entry.place for entry in ledger.read() if entry.kind in ("figure", "table")}
-    assert {"Figure 1", "Figure 2a", "Figure 2b", "Figure 2c", "Table 1"} <= places
+    assert {"Figure 1", "Figure 2a", "Figure 2b", "Figure 2c", "Figure 4", "Table 1"} <= places
     panels = " ".join(place for place in places if place.startswith("Figures 3"))
     assert all(f"3{letter}" in panels for letter in "abcdefghij")
 
@@ -270,3 +316,13 @@ def test_verdicts_follow_the_measurements_that_a_ledger_holds():
     again = {one.entry.id: one.verdict for one in publish.judged_again(changed, ledger.read())}
     assert again["no-difference"] is Verdict.FAILS
     assert again["sufficient-width"] is Verdict.HOLDS
+
+
+def test_the_ledger_of_the_repository_is_of_the_first_command():
+    """Every measurement in it is of a study of the quick preset as it is now; scripts/reproduction_docs DIR takes it
+    from a run of python -m sweeps.reproduction --out=DIR.
+    """
+    judged, about = ledger.load((ROOT / "docs" / "reproduction" / "ledger.json").read_text())
+    quick = {one.key: session.configuration_of(one.study.science()) for one in studies.plan("quick")}
+    assert {one.study: one.configuration for part in judged for one in part.measurements} == quick
+    assert about["Command"] == "python -m sweeps.reproduction --preset=quick --out=DIR"
