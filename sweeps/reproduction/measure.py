@@ -469,7 +469,7 @@ def pattern_moves_late(one: Stored) -> Iterator[Found]:
 
 @_quantity(*_TRAJECTORIES)
 def zeros_confined(one: Stored) -> Iterator[Found]:
-    """The share of networks whose numerical zeros, in the second half of the records, stay more than none and vary by a
+    """The share of networks whose numerical zeros, in the second half of the records, are never none and vary by a
     factor of 2 at most.
     """
 
@@ -483,7 +483,7 @@ def zeros_confined(one: Stored) -> Iterator[Found]:
 @_quantity(*_TRAJECTORIES)
 def settling_by_width(one: Stored) -> Iterator[Found]:
     """How many times as late the pattern rests at one end of the widths as at the other, whichever is later, at least
-    1: mean of the logarithms over the seeds. Pairs that both move to the end say nothing, and without Figure 3's largest
+    1: mean of the logarithms over the seeds. Pairs that both move to the end say nothing; without Figure 3's largest
     width the factor may be larger.
     """
     for variant, data in one.results.items():
