@@ -152,7 +152,7 @@ def judge_all(entries: Iterable[Entry], stored: Sequence[Stored], commands: Mapp
 
 
 def _result(judged: Judged) -> str:
-    return "; ".join(text.result(one) for one in judged.measurements)
+    return "; ".join(text.results(judged.measurements))
 
 
 def table(judged: Iterable[Judged]) -> pandas.DataFrame:

@@ -158,9 +158,10 @@ def render(judged: Sequence[Judged], findings: Sequence[Finding], about: Mapping
         "duration": text.duration,
         "interval": lambda one: text.interval(one.low, one.high),
         "number": text.number,
-        "result": text.result,
+        "results": text.results,
         "rule": _rule,
         "slug": _slug,
+        "value": text.value,
     }
     shown = [_finding(finding, judged) for finding in findings]
     library = charts.library() if any(one["maps"] for one in shown) else ""

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from sweeps.reproduction.ledger import Finding, Judged, Verdict
 from sweeps.reproduction.page.document import SYMBOLS
-from sweeps.reproduction.page.text import duration, result
+from sweeps.reproduction.page.text import duration, results
 
 __all__ = ["write_pdf"]
 
@@ -121,7 +121,7 @@ def _heading(writer: _Writer) -> None:
 
 def _row(writer: _Writer, one: Judged) -> None:
     """A claim; a row that is longer than a page goes on on the next."""
-    found = "\n".join(map(result, one.measurements)) or one.entry.out_of_scope or one.reason
+    found = "\n".join(results(one.measurements)) or one.entry.out_of_scope or one.reason
     texts = (one.entry.place, one.entry.says, f"{SYMBOLS[one.verdict]} {one.verdict.value}", found)
     edges = _edges()
     columns = [

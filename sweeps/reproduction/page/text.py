@@ -1,21 +1,22 @@
 """Numbers, intervals and durations as readers meet them."""
 
 import math
+from collections.abc import Iterable
 
 from sweeps.reproduction.ledger import Measurement, digits_of
 
-__all__ = ["duration", "interval", "number", "result"]
+__all__ = ["duration", "interval", "number", "result", "results", "value"]
 
 
-def number(value: float, digits: int = 3) -> str:
+def number(amount: float, digits: int = 3) -> str:
     """A number with so many digits, whole ones below a million in full; "not known" for NaN."""
-    if math.isnan(value):
+    if math.isnan(amount):
         return "not known"
-    if math.isinf(value):
-        return "∞" if value > 0 else "\N{MINUS SIGN}∞"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    shown, _, exponent = f"{value:.{digits}g}".partition("e")
+    if math.isinf(amount):
+        return "∞" if amount > 0 else "\N{MINUS SIGN}∞"
+    if amount == int(amount) and abs(amount) < 1e6:
+        return f"{int(amount):,}"
+    shown, _, exponent = f"{amount:.{digits}g}".partition("e")
     return f"{shown}e{int(exponent)}" if exponent else shown
 
 
@@ -33,14 +34,35 @@ def interval(low: float, high: float) -> str:
     return f"{number(low, digits)} to {number(high, digits)}"
 
 
+def value(measurement: Measurement) -> str:
+    """The number with as many digits as tell the ends of its interval apart."""
+    return number(measurement.value, digits_of(measurement.low, measurement.high))
+
+
 def result(measurement: Measurement) -> str:
     """A measurement in one line: protocol, set-up, value, interval and counts."""
-    of = ", ".join(part for part in (measurement.protocol.replace("_", " "), measurement.setup) if part)
-    exact = measurement.low == measurement.value == measurement.high
-    within = "" if exact else interval(measurement.low, measurement.high)
-    counts = f", {measurement.counts}" if measurement.counts else ""
-    value = number(measurement.value, digits_of(measurement.low, measurement.high))
-    return f"{f'{of}: ' if of else ''}{value}{f' ({within})' if within else ''}{counts}"
+    (line,) = results([measurement])
+    return line
+
+
+def results(measurements: Iterable[Measurement]) -> tuple[str, ...]:
+    """Measurements, a line each: quantity where there are several, protocol, set-up, value, interval and counts.
+    Set-ups of which the same is found share a line.
+    """
+    measurements = tuple(measurements)
+    named = len({one.name for one in measurements}) > 1
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for one in measurements:
+        exact = one.low == one.value == one.high
+        within = "" if exact else interval(one.low, one.high)
+        found = f"{value(one)}{f' ({within})' if within else ''}{f', {one.counts}' if one.counts else ''}"
+        lines.setdefault((one.name if named else "", one.protocol, found), []).append(one.setup)
+    shown = []
+    for (name, protocol, found), setups in lines.items():
+        parts = (name.replace("_", " "), protocol.replace("_", " "), " and ".join(filter(None, setups)))
+        of = ", ".join(filter(None, parts))
+        shown.append(f"{of}: {found}" if of else found)
+    return tuple(shown)
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The page and the PDF, as far as no browser is needed."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -274,6 +275,17 @@ def test_text_stands_out_in_the_light_the_dark_and_in_print():
 
 def test_verdicts_differ_by_more_than_colour():
     assert len(set(document.SYMBOLS.values())) == len(Verdict)
+
+
+def test_set_ups_of_which_the_same_is_found_share_a_line_and_digits_tell_ends_apart():
+    one = dataclasses.replace(claims.measurement(), setup="hidden")
+    both = dataclasses.replace(one, setup="both")
+    assert text.results([one, both]) == ("hidden and both: 0.9 (0.6 to 0.98), 9 of 10 runs",)
+    other = claims.measurement(name="an_other", protocol="as_written", counts="")
+    lines = text.results([one, other])
+    assert lines == ("share, hidden: 0.9 (0.6 to 0.98), 9 of 10 runs", "an other, as written: 0.9 (0.6 to 0.98)")
+    close = claims.measurement(value=2.0441, low=2.0440, high=2.0442, counts="")
+    assert text.result(close) == "2.0441 (2.044 to 2.0442)"
 
 
 # The PDF.
