@@ -209,12 +209,13 @@ def markdown(judged: Iterable[Judged], about: Mapping[str, str]) -> str:
 
 def readme_table(judged: Iterable[Judged]) -> str:
     """What the experiments of the paper say, a line each: figures, tables and sentences that a study measures. Section
-    7 repeats some of them.
+    7 repeats some of them, and captions and sentences about single figures are on the page.
     """
     rows = []
     for one in judged:
         is_one = one.entry.kind in ("figure", "table", "sentence") and one.entry.section != "Section 7"
-        if is_one and one.entry.study not in ("", "statements"):
+        is_detail = one.entry.kind == "sentence" and one.entry.place.startswith("Figure")
+        if is_one and not is_detail and one.entry.study not in ("", "statements"):
             says = one.entry.says.partition(" (here")[0].rstrip(".")
             rows.append((one.entry.place, textwrap.shorten(says, 68, placeholder="..."), _SHORT[one.verdict]))
     return _rows(("place", "the paper says", "found"), rows)
