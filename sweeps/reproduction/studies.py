@@ -136,7 +136,7 @@ KINDS: dict[str, Kind] = {
             ),
             "full": {"num_seeds": "20"},
         },
-        seconds=0.02,
+        seconds=0.05,
         overhead=10,
     ),
     "widths": Kind(
