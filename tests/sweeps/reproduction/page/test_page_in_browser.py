@@ -67,7 +67,7 @@ def test_the_browser_would_see_a_request_and_an_error(chromium, tmp_path, path):
 def test_rows_and_entries_are_found_by_text(page):
     type_in(page, "  LEMMA a.4 ")
     assert page(SHOWN) == ["lemma-a4"]
-    assert page("document.getElementById('shown').textContent") == "1 of 8 entries"
+    assert page("document.getElementById('shown').textContent") == "1 of 9 entries"
     assert page("[...document.querySelectorAll('article:not([hidden])')].map((one) => one.id)") == ["lemma-a4"]
     type_in(page, "lazy far")
     assert page(SHOWN) == ["lazy"]
@@ -82,8 +82,10 @@ def test_rows_and_entries_are_found_by_text(page):
 def test_rows_are_filtered_by_verdict(page):
     page("document.querySelector('input[value=holds]').click()")
     assert page(SHOWN) == [one for one in ALL if one not in ("theorem-4-3", "lemma-a4")]
+    page("document.querySelector('input[value=not-measured]').click()")
+    assert page(SHOWN) == [one for one in ALL if one not in ("theorem-4-3", "lemma-a4", "pending")]
     page("document.querySelector('button[type=reset]').click()")
-    page.wait_for(f"{SHOWN}.length === 8")
+    page.wait_for(f"{SHOWN}.length === 9")
 
 
 def test_a_link_to_a_filtered_entry_shows_it(page):
@@ -100,10 +102,10 @@ def test_columns_sort_both_ways_and_unknown_results_come_last(page):
         return page(SHOWN), page(f"document.querySelector('th[data-key={key}]').ariaSort")
 
     by_result = ["lemma-a4", "theorem-4-3", "figure-2a", "lazy", "zeros", "long"]
-    assert sort("result") == ([*by_result, "awkward", "informal"], "ascending")
-    assert sort("result") == ([*by_result[::-1], "awkward", "informal"], "descending")
+    assert sort("result") == ([*by_result, "awkward", "pending", "informal"], "ascending")
+    assert sort("result") == ([*by_result[::-1], "awkward", "pending", "informal"], "descending")
     assert sort("verdict")[0] == [
-        "theorem-4-3", "lemma-a4", "figure-2a", "lazy", "awkward", "zeros", "long", "informal",
+        "theorem-4-3", "lemma-a4", "figure-2a", "lazy", "awkward", "zeros", "long", "pending", "informal",
     ]  # fmt: skip
     assert page("document.querySelectorAll('th[aria-sort]').length") == 1
     assert sort("says")[0][-1] == "figure-2a"
@@ -139,7 +141,7 @@ def test_a_command_is_copied_as_it_is(page):
 def test_all_is_readable_without_scripts(chromium, path):
     chromium.open(path, scripts=False)
     visible = "((one) => one.checkVisibility() && one.getBoundingClientRect().height > 0)"
-    for selector, number in (("#table tbody tr", 8), ("article", 8), ("img", 1), ("article .command", 8)):
+    for selector, number in (("#table tbody tr", 9), ("article", 9), ("img", 1), ("article .command", 9)):
         assert chromium(f"[...document.querySelectorAll({selector!r})].filter({visible}).length") == number
     assert not chromium("[...document.querySelectorAll('form, .maps, .copy')].some((one) => one.checkVisibility())")
     assert chromium("[...document.images].every((one) => one.naturalWidth > 0)")
