@@ -143,7 +143,7 @@ KINDS: dict[str, Kind] = {
         "sweeps.width_bounds.study:WidthBounds",
         "Table 1, Theorem 4.3 and Corollary 4.5: certified widths",
         {},
-        {"quick": dict(num_samples="32,64,128,256", num_seeds="3", max_operations="1e9"), "full": {}},
+        {"quick": dict(num_samples="32,48,64,96,128,192,256", num_seeds="3", max_operations="1e9"), "full": {}},
         seconds=5e-9,
         overhead=10,
     ),
