@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import pkgutil
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +95,37 @@ def test_a_wrong_constant_flips_the_verdict(statement, owner, name, wrong, monke
     assert verdict() is Verdict.HOLDS
     monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
     assert verdict() is Verdict.FAILS
+
+
+def replace_everywhere(monkeypatch, dotted, new):
+    """In place of a function or property, in every module that has it under some name."""
+    owner, _, name = dotted.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    old = getattr(owner, name)
+    if isinstance(owner, type):
+        monkeypatch.setattr(owner, name, property(new) if isinstance(old, property) else new)
+        return
+    for module in [module for key, module in sys.modules.items() if key.startswith(("relu_sgd", "sweeps"))]:
+        for key in [key for key, value in vars(module).items() if value is old]:
+            monkeypatch.setattr(module, key, new)
+
+
+class Called(Exception):
+    pass
+
+
+def call(*_, **__):
+    raise Called
+
+
+USES = [(entry.id, dotted) for entry in read() if entry.rule and entry.study == "statements" for dotted in entry.code]
+
+
+@pytest.mark.parametrize(("statement", "dotted"), [case for case in USES if case[0] not in SLOW])
+def test_a_check_calls_the_code_that_its_entry_names(statement, dotted, monkeypatch):
+    replace_everywhere(monkeypatch, dotted, call)
+    with pytest.raises(Called):
+        measure(Statements.make(), statement, 0)
 
 
 def test_draws_depend_on_statement_and_seed_alone():
