@@ -242,7 +242,7 @@ def test_margins():
 
 
 def test_the_table_counts_what_the_store_has():
-    study = Statements.make(statement="lemma-h1,lemma-h2", num_seeds=3)
+    study = Statements.make(statement="lemma-h1,lemma-h2,equation-44", num_seeds=3)
     import xarray as xr
 
     records = found(study.statement, 3)
@@ -252,9 +252,10 @@ def test_the_table_counts_what_the_store_has():
     }
     results = {study.variants()[0]: xr.Dataset(data, coords={"statement": list(study.statement)})}
     table = summarize(study, results).set_index("statement")
-    assert table["violated"].tolist() == [0, 3]
-    assert table["trials"].tolist() == [3, 3]
+    assert table["violated"].tolist() == [0, 3, 0]
+    assert table["trials"].tolist() == [3, 3, 1]
     assert table.loc["lemma-h2", "share_low"] == pytest.approx(0.025 ** (1 / 3))
+    assert table.loc["equation-44", ["share_low", "share_high"]].tolist() == [0, 0]
     made = report(study, results)
     assert set(made.figures) == {"statements"}
     assert "lemma-h2" in made.text
