@@ -66,7 +66,7 @@ def verdicts(out):
 def test_verdicts_come_from_what_is_stored(done):
     judged = verdicts(done)
     assert judged["lemma-h1"].verdict is Verdict.HOLDS
-    assert judged["lemma-h1"].measurements[0].counts.startswith("0 of 6 problems; at most a share of 0.3")
+    assert judged["lemma-h1"].measurements[0].counts.startswith("0 of 3 problems; at most a share of 0.5")
     assert judged["lemma-h2"].verdict is Verdict.FAILS
     assert judged["lemma-h2-repaired"].verdict is Verdict.HOLDS
     assert judged["figure-2a"].verdict is Verdict.HOLDS
