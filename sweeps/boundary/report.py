@@ -170,6 +170,8 @@ def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS
                         "score": scores.score[place],
                         "behind": scores.behind[place],
                         "standard_error": scores.standard_error[place],
+                        "margin": scores.margin[place],
+                        "is_behind": scores.is_behind[place],
                         "rows": scores.rows,
                         "runs": scores.runs,
                         "parameters": len(found.parameters),
@@ -359,6 +361,8 @@ def floors(table: pandas.DataFrame) -> pandas.DataFrame:
                     "score": scores.score[place],
                     "behind": scores.behind[place],
                     "standard_error": scores.standard_error[place],
+                    "margin": scores.margin[place],
+                    "is_behind": scores.is_behind[place],
                     "rows": scores.rows,
                     "runs": scores.runs,
                     "parameters": "; ".join(
@@ -575,6 +579,14 @@ def _said(values: Sequence[float]) -> str:
     return f"{estimate:.3g} ({low:.3g} to {high:.3g})"
 
 
+def _distance(row: Any) -> str:
+    """Of a model to the best one."""
+    if row.behind == 0:
+        return "best"
+    said = "behind" if row.is_behind else "not told apart from the best, less"
+    return f"{said} by {row.behind:.1f} (95 percent: {row.margin:.1f} either way, of {row.rows} rows)"
+
+
 def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list[str]:
     """The text."""
     lines = []
@@ -593,9 +605,8 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
             lines.append(f"left out: {left_out} ({compared['rows'].iloc[0]} rows, {compared['runs'].iloc[0]} runs)")
             for model in compared.head(6).itertuples():
                 lines.append(
-                    f"  {model.model}: {model.score:.5f} a run, behind by {model.behind:.1f} (standard error "
-                    f"{model.standard_error:.1f}); deviance {model.deviance:.0f}, of a true one about "
-                    f"{model.expected_deviance:.0f}"
+                    f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; deviance {model.deviance:.0f}, "
+                    f"of a true one about {model.expected_deviance:.0f}"
                 )
         for name, parameters in here("laws").groupby("model", sort=False) if len(here("laws")) else ():
             said = [
@@ -615,10 +626,7 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                 f"{_said((row.estimate, row.low, row.high))}, by rows {row.rows_low:.3g} to {row.rows_high:.3g}"
             )
         for row in here("floor").itertuples() if len(here("floor")) else ():
-            lines.append(
-                f"floor: {row.formula}: {row.parameters}; behind by {row.behind:.1f} (standard error "
-                f"{row.standard_error:.1f})"
-            )
+            lines.append(f"floor: {row.formula}: {row.parameters}; {_distance(row)}")
         if group["outcome"] != "criterion":
             continue
         dead = here("dead_samples")

@@ -84,6 +84,7 @@ class BoundaryStudy(Study):
     reporter = "sweeps.boundary.report:report"
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
     allocates: ClassVar[bool] = True
+    rule: ClassVar[int] = allocation.VERSION
 
     num_samples: tuple[int, ...] = flag(Sizes(), "N, increasing and even", (50, 100, 200, 400, 800))
     trained_layers: tuple[TrainedLayers, ...] = flag(

@@ -1,6 +1,7 @@
 """The runs of the boundary: what is measured of their starts, their own learning rates, and a small study."""
 
 import csv
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import zarr
 from support.launchers import command
 
 from relu_sgd import Params, Problem, Status, descend
+from sweeps.boundary import allocation
 from sweeps.boundary.report import together
 from sweeps.boundary.study import BoundaryStudy, measure_start, rescaled
 from sweeps.protocol.draw import Run
@@ -140,9 +142,16 @@ def test_more_runs_later_are_those_of_the_same_study_at_once(small, tmp_path):
 
     def chunks(out: Path) -> dict[Path, bytes]:
         root = out / "refined.zarr"
-        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        files = (path for path in root.rglob("*") if path.is_file() and path.parent != root)
+        return {path.relative_to(root): path.read_bytes() for path in files}
+
+    def attributes(out: Path) -> dict:
+        """Which runs are in which round depends on when a row waited for a larger --row_runs."""
+        known = json.loads((out / "refined.zarr" / "zarr.json").read_text())["attributes"]
+        return known | {"rounds": sorted(map(repr, itertools.chain(*known["rounds"])))}
 
     assert chunks(tmp_path / "once") == chunks(small)
+    assert attributes(tmp_path / "once") == attributes(small)
     flags = (small / "run.flagfile").read_text()
     assert "--row_runs=32" in flags
     assert "--refine" not in flags
@@ -217,3 +226,25 @@ def test_of_folders_with_the_same_cells_one_is_kept_whatever_their_order(small, 
     twice = found["summary"].query("runs == diverged")
     assert len(twice)
     assert len(found.get("failures", ())) + len(twice) == len(found["summary"])
+
+
+def test_runs_of_another_rule_are_reported_and_not_gone_on_with(small, tmp_path):
+    """As where the folder is of an earlier version; or of one that did not yet say so."""
+    out = tmp_path / "out"
+    shutil.copytree(small, out)
+    root = zarr.open_group(out / "refined.zarr", mode="r+")
+    assert root.attrs["rule"] == allocation.VERSION
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for rule in (allocation.VERSION - 1, None):
+        attributes = {name: value for name, value in root.attrs.items() if name != "rule"}
+        root.attrs.put(attributes | ({} if rule is None else {"rule": rule}))
+        known = (out / "refined.zarr" / "zarr.json").read_bytes()
+        done = command("boundary", f"--out={out}", "--row_runs=64", *TINY)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "another rule" in done.stderr
+        assert "another --out begins anew" in done.stderr
+        after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent != out}
+        assert after == {p: known if p.name == "zarr.json" and p.parent == out / "refined.zarr" else b
+                         for p, b in before.items() if p.parent != out}  # fmt: skip
+    assert together([out]).tables["summary"]["runs"].sum() > 0
