@@ -10,13 +10,14 @@ import sweeps
 
 
 def studies() -> dict[str, str]:
-    """Name to what it answers: the first line of its study.py, which is not imported for that."""
-    return {
-        module.name: (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n")[0]
-        for module in pkgutil.iter_modules(sweeps.__path__)
-        if (source := Path(sweeps.__path__[0]) / module.name / "study.py").exists()
-        and source.with_name("__main__.py").exists()
-    }
+    """Name to what it answers: the first line of its study.py, or of the package, which is not imported for that."""
+    found = {}
+    for module in pkgutil.iter_modules(sweeps.__path__):
+        folder = Path(sweeps.__path__[0]) / module.name
+        if (folder / "__main__.py").exists():
+            source = next(path for name in ("study.py", "__init__.py") if (path := folder / name).exists())
+            found[module.name] = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n")[0]
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How a sweep is doing, from its output folder alone: python -m sweeps.status --out=DIR.
 
 Tiles done, failed and pending, the rate and the time left, who is at work, and who wrote what and when. It only reads,
-and works while a sweep runs, a study of one's own among them.
+and works while a sweep runs, a study of one's own among them. A folder of several studies has them all.
 
 The exit code is 0 when every tile is done; 1 when results are damaged; 2 when there are none, or a flag is wrong; 3
 when tiles are pending and a run is at work; 4 when tiles are pending and none is at work; 5 when moreover some of them
@@ -75,8 +75,20 @@ def look(out: Path, *, verify: bool = False) -> State:
             return State(DAMAGED, f"{error}\n{_REPAIR}", at_work=tuple(at_work), damaged=(str(error),))
         if at_work:
             return State(AT_WORK, "a run is beginning, and there are no results yet", at_work=tuple(at_work))
+        if studies := sorted(path.parent for path in out.glob("*/results.zarr")):
+            return _together(out, [look(folder, verify=verify) for folder in studies])
         raise UsageError(f"--out: {error}") from error
     return _look(out, store, at_work, verify)
+
+
+def _together(out: Path, states: Sequence[State]) -> State:
+    """The state of several studies in folders of `out`, as python -m sweeps.reproduction has them."""
+    worst = next(code for code in (DAMAGED, AT_WORK, FAILED, INCOMPLETE, COMPLETE) if code in [s.code for s in states])
+    tiles, done, failed = (sum(getattr(state, name) for state in states) for name in ("tiles", "done", "failed"))
+    text = [f"{len(states)} studies in {out}: {done} of {tiles} tiles done", *(f"\n{state.text}" for state in states)]
+    at_work = tuple(shard for state in states for shard in state.at_work)
+    damaged = tuple(line for state in states for line in state.damaged)
+    return State(worst, "\n".join(text), tiles, done, failed, at_work=at_work, damaged=damaged)
 
 
 _REPAIR = "The sweep's own command with --repair (in Python repair=True) computes that again, and keeps the rest."

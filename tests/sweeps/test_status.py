@@ -146,6 +146,20 @@ def test_no_results(tmp_path, capsys):
         status.look(tmp_path)
 
 
+def test_a_folder_of_several_studies(whole, tmp_path, capsys):
+    for name in ("one", "two"):
+        shutil.copytree(whole, tmp_path / "all" / name)
+    (tmp_path / "all" / "report").mkdir()
+    code, text = command(capsys, f"--out={tmp_path / 'all'}")
+    assert code == 0
+    assert text.startswith(f"2 studies in {tmp_path / 'all'}: 8 of 8 tiles done\n")
+    assert all(f"faulty in {tmp_path / 'all' / name}, configuration " in text for name in ("one", "two"))
+    next((tmp_path / "all" / "two" / "results.zarr").glob("*/status/c/*/*/*")).unlink()
+    code, text = command(capsys, f"--out={tmp_path / 'all'}")
+    assert code == 4
+    assert "7 of 8 tiles done" in text
+
+
 def root(key, x, name):
     return {"root": x**0.5}
 

@@ -39,7 +39,7 @@ def test_a_worker_starts_without_plots_and_tables(name):
 
 def test_the_program_lists_its_studies():
     done = subprocess.run([sys.executable, "-m", "sweeps"], capture_output=True, text=True, timeout=60)
-    assert {line.split()[2].removeprefix("sweeps.") for line in done.stdout.splitlines()} == set(STUDIES)
+    assert {line.split()[2].removeprefix("sweeps.") for line in done.stdout.splitlines()} == {*STUDIES, "reproduction"}
     unknown = subprocess.run([sys.executable, "-m", "sweeps", "maps"], capture_output=True, text=True, timeout=60)
     assert unknown.returncode == 2
     assert unknown.stderr.count("\n") == 1

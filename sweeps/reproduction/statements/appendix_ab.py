@@ -10,6 +10,7 @@ from scipy.optimize import lsq_linear
 
 from relu_sgd import clarke
 from relu_sgd.network import Params
+from relu_sgd.theory.certificate import drift_bounds
 from sweeps.reproduction.statements.check import Check, Checks, Outcome, at_least, at_most, combined, equal
 from sweeps.reproduction.statements.paths import Path, Start, chain, follow, random_start, scalar_start
 
@@ -19,24 +20,28 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _HELD = 1e-11  # A preactivation that the inclusion holds at 0 is there up to rounding.
 
 
-def _least_element(start: Start) -> tuple[np.ndarray, np.ndarray, float]:
-    """The element of least norm of Lemma A.4's set by SciPy's bounded least squares: for W, for V, and what the
-    elements can differ by in the direction of the velocity, relative to its square.
-    """
-    Z, error = start.X @ start.W, start.Y - start.hidden @ start.V
-    c = error @ start.V.T
+def _kinks(start: Start) -> np.ndarray:
+    """Where a preactivation is at 0, up to rounding; N x d1."""
     lengths = np.linalg.norm(start.X, axis=1)[:, None] * np.linalg.norm(start.W, axis=0)
-    kink = np.abs(Z) <= _HELD * lengths
-    gradient = -(start.X.T @ (c * ((Z > 0) & ~kink)))
-    spread = 0.0
+    return np.abs(start.X @ start.W) <= _HELD * lengths
+
+
+def _element(start: Start, slopes: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """The element of Lemma A.4's set with these slopes, N x d1 or one for all, at the kinks: for W and for V."""
+    error = start.Y - start.hidden @ start.V
+    pattern = np.where(_kinks(start), slopes, start.X @ start.W > 0)
+    return -(start.X.T @ (error @ start.V.T * pattern)), -(start.hidden.T @ error)
+
+
+def _least_element(start: Start) -> tuple[np.ndarray, np.ndarray]:
+    """The element of least norm of Lemma A.4's set by SciPy's bounded least squares: for W and for V."""
+    c, kink = (start.Y - start.hidden @ start.V) @ start.V.T, _kinks(start)
+    gradient, output = _element(start, 0.0)
     for j in np.flatnonzero(kink.any(axis=0)):
         generators = -(start.X[kink[:, j]] * c[kink[:, j], j : j + 1]).T
         slopes = lsq_linear(generators, -gradient[:, j], (0, 1), method="bvls", tol=1e-15).x
         gradient[:, j] += generators @ slopes
-        spread = max(spread, float(np.abs(generators.T @ gradient[:, j]).max()))
-    output = -(start.hidden.T @ error)
-    square = float(np.sum(gradient**2) + np.sum(output**2))
-    return gradient, output, spread / square
+    return gradient, output
 
 
 def _sliding_start(rng: np.random.Generator) -> Start:
@@ -55,13 +60,11 @@ class _Pieces(NamedTuple):
       path: the solution.
       weights: of the nodes; the path's first time has none.
       norms: m, the least norms, at the nodes.
-      spreads: see `_least_element`.
     """
 
     path: Path
     weights: np.ndarray
     norms: np.ndarray
-    spreads: np.ndarray
 
 
 def _pieces(start: Start, horizon: float) -> _Pieces:
@@ -75,9 +78,8 @@ def _pieces(start: Start, horizon: float) -> _Pieces:
     nodes = (middles[:, None] + halves[:, None] * _NODES).ravel()
     path = follow(start, times=np.concatenate([nodes, [horizon]]))
     found = [_least_element(path.at(index)) for index in range(1, len(nodes) + 1)]
-    norms = np.array([math.sqrt(np.sum(w**2) + np.sum(v**2)) for w, v, _ in found])
-    spreads = np.array([spread for *_, spread in found])
-    return _Pieces(path, (halves[:, None] * _WEIGHTS).ravel(), norms, spreads)
+    norms = np.array([math.sqrt(np.sum(w**2) + np.sum(v**2)) for w, v in found])
+    return _Pieces(path, (halves[:, None] * _WEIGHTS).ravel(), norms)
 
 
 def _both_kinds(rng: np.random.Generator) -> list[_Pieces]:
@@ -87,8 +89,14 @@ def _both_kinds(rng: np.random.Generator) -> list[_Pieces]:
 
 
 def equation_2(rng: np.random.Generator) -> Outcome:
-    """Where a preactivation slides, all elements of the set have the same product with the velocity."""
-    return combined(*(at_most(1 + pieces.spreads, 1.0, 1e-8) for pieces in _both_kinds(rng)))
+    """dL/dt = <v, theta'> for elements v of the set, sliding or not: both derivatives by differences in time."""
+    outcomes = []
+    for here, velocity, rate, _ in _rates(rng):
+        for corner in (0.0, 1.0, rng.uniform(size=here.hidden.shape)):
+            of_W, of_V = _element(here, corner)
+            product = float(np.sum(of_W * velocity[0]) + np.sum(of_V * velocity[1]))
+            outcomes.append(equal(product, rate, 1e-5, scale=1e-3))
+    return combined(*outcomes)
 
 
 def _energy(rng: np.random.Generator, power: int) -> Outcome:
@@ -100,18 +108,18 @@ def _energy(rng: np.random.Generator, power: int) -> Outcome:
     return combined(*outcomes)
 
 
-def _difference(path: Path, index: int) -> tuple[float, float]:
-    """||theta'|| and dL/dt at a time, by a difference of fourth order from there on."""
+def _difference(path: Path, index: int) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """W' and V', and dL/dt, at a time, by a difference of fourth order from there on."""
     here = path.at(index)
     step = 1e-3 / max(1.0, float(np.linalg.norm(here.X, 2) ** 2 * (1 + np.linalg.norm(here.V) ** 2)))
     ahead = follow(here, times=step * np.arange(1, 5))
     weights = np.array([-25 / 12, 4, -3, 4 / 3, -1 / 4]) / step
-    velocity = np.concatenate([np.tensordot(weights, part, (0, 0)).ravel() for part in (ahead.W, ahead.V)])
-    return float(np.linalg.norm(velocity)), float(weights @ ahead.loss)
+    velocity = np.tensordot(weights, ahead.W, (0, 0)), np.tensordot(weights, ahead.V, (0, 0))
+    return velocity, float(weights @ ahead.loss)
 
 
-def _rates(rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """At a node from the middle of each piece: ||theta'||, dL/dt and m."""
+def _rates(rng: np.random.Generator) -> list[tuple[Start, tuple[np.ndarray, np.ndarray], float, float]]:
+    """At a node from the middle of each piece: theta, theta', dL/dt and m."""
     found = []
     for pieces in _both_kinds(rng):
         marks = np.array([0.0, *pieces.path.event_times])
@@ -119,24 +127,26 @@ def _rates(rng: np.random.Generator) -> list[tuple[float, float, float]]:
             later = marks[marks > pieces.path.times[index + 1]]
             if len(later) and later.min() - pieces.path.times[index + 1] < 5e-3:
                 continue  # The difference would reach over an event.
-            found.append((*_difference(pieces.path, index + 1), float(pieces.norms[index])))
+            here = pieces.path.at(index + 1)
+            found.append((here, *_difference(pieces.path, index + 1), float(pieces.norms[index])))
     return found
 
 
 def lemma_a2_velocity(rng: np.random.Generator) -> Outcome:
     """The speed of the solution is the least norm."""
-    return combined(*(equal(speed, norm, 1e-5, scale=1e-3) for speed, _, norm in _rates(rng)))
+    speed = lambda velocity: math.hypot(*(float(np.linalg.norm(part)) for part in velocity))
+    return combined(*(equal(speed(velocity), norm, 1e-5, scale=1e-3) for _, velocity, _, norm in _rates(rng)))
 
 
 def equation_19(rng: np.random.Generator) -> Outcome:
     """dL/dt <= -min ||v||^2."""
-    return combined(*(at_most(rate, -(norm**2), 1e-5) for _, rate, norm in _rates(rng)))
+    return combined(*(at_most(rate, -(norm**2), 1e-5) for _, _, rate, norm in _rates(rng)))
 
 
 def _proof_of_a5(rng: np.random.Generator, power: int) -> Outcome:
     """dL/dt <= -2 alpha_0^power L, for one sample and neuron with V = 0 and alpha_0 below 1, where V alone moves."""
     start = scalar_start(rng.uniform(0.2, 0.8), 0.0, rng.uniform(0.5, 2))
-    speed, output, _ = _least_element(start)
+    speed, output = _least_element(start)
     return at_most(-(np.sum(speed**2) + np.sum(output**2)), -2 * start.alpha**power * start.loss)
 
 
@@ -213,12 +223,18 @@ def equation_20(rng: np.random.Generator) -> Outcome:
 
 
 def equation_22(rng: np.random.Generator) -> Outcome:
-    """-dL/dV = H^T E, against differences of L."""
-    start = random_start(rng)
-    gradient, step = -start.hidden.T @ (start.Y - start.hidden @ start.V), 1e-6
-    direction = rng.normal(size=start.V.shape)
-    ends = [start._replace(V=start.V + sign * step * direction).loss for sign in (1, -1)]
-    return equal((ends[0] - ends[1]) / (2 * step), float(np.sum(gradient * direction)), 1e-6, scale=1.0)
+    """-dL/dV = H^T E, and V of the set that the project computes, against differences of L."""
+    step, random, kinked = 1e-6, random_start(rng), _degenerate(rng, dependent=False)
+    outcomes = []
+    for start, gradient in (
+        (random, -random.hidden.T @ (random.Y - random.hidden @ random.V)),
+        (kinked, np.asarray(_product_set(kinked).fixed.V)),  # Of one shape always, which is compiled once.
+    ):
+        direction = rng.normal(size=start.V.shape)
+        ends = [start._replace(V=start.V + sign * step * direction).loss for sign in (1, -1)]
+        slope = (ends[0] - ends[1]) / (2 * step)
+        outcomes.append(equal(slope, float(np.sum(gradient * direction)), 1e-6, scale=1.0))
+    return combined(*outcomes)
 
 
 class _Integrals(NamedTuple):
@@ -250,12 +266,13 @@ def _mostly_hidden(rng: np.random.Generator) -> Start:
 
 
 def equation_23(rng: np.random.Generator) -> Outcome:
-    """||W(t) - W(0)||; attained to first order by one sample and neuron."""
+    """||W(t) - W(0)||; attained to first order by one sample and neuron. Solved with (24), it is `hidden_sharp`."""
     outcomes = []
     for norm, _, output, root, path in _along(rng, _mostly_output(rng)):
         rest = chain(path.output_moved * root, path.times)
         bound = math.sqrt(2) * norm * (output * path.integral + rest)
-        outcomes.append(at_most(path.hidden_moved[1:], bound[1:], 1e-5))
+        solved = drift_bounds(path.start.certificate, path.integral)["hidden_sharp"]
+        outcomes += [at_most(path.hidden_moved[1:], one[1:], 1e-5) for one in (bound, solved)]
     return combined(*outcomes)
 
 
@@ -307,12 +324,13 @@ def equation_27(rng: np.random.Generator) -> Outcome:
 
 
 def equation_28(rng: np.random.Generator) -> Outcome:
-    """||W(t) - W(0)|| / Lbar(t); attained to first order."""
+    """||W(t) - W(0)|| / Lbar(t); attained to first order. With (26) it is `hidden`."""
     outcomes = []
     for norm, hidden, output, root, path in _along(rng, _mostly_output(rng)):
         exponent = 2 * norm**2 * chain(path.integral * root, path.times)[1:]
         bound = (math.sqrt(2) * norm * output + norm**2 * hidden * path.integral[1:]) * np.exp(exponent)
-        outcomes.append(at_most(path.hidden_moved[1:] / path.integral[1:], bound, 1e-5))
+        solved = drift_bounds(path.start.certificate, path.integral)["hidden"][1:] / path.integral[1:]
+        outcomes += [at_most(path.hidden_moved[1:] / path.integral[1:], one, 1e-5) for one in (bound, solved)]
     return combined(*outcomes)
 
 
@@ -331,7 +349,7 @@ CHECKS: Checks = {
     "equation-23": Check(equation_23),
     "equation-24": Check(equation_24),
     "equation-25": Check(equation_25),
-    "equation-26": Check(equation_26),
+    "equation-26": Check(equation_26, is_arithmetic=True),
     "equation-27": Check(equation_27),
     "equation-28": Check(equation_28),
 }

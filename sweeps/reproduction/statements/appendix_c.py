@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from scipy.integrate import quad
+from scipy.special import log_ndtr
 
 from relu_sgd.theory import gram, widths
 from sweeps.reproduction.statements.check import Check, Checks, Outcome, at_least, at_most, combined, equal, event
@@ -78,15 +79,16 @@ def lemma_c2(rng: np.random.Generator) -> Outcome:
 
 
 def equation_33(rng: np.random.Generator) -> Outcome:
-    """h_k' = z h_k - h_(k+1)."""
+    """h_k' = z h_k - h_(k+1), with the derivative of NumPy's polynomial."""
     h, z, k = _polynomials(14), float(rng.normal()), int(rng.integers(0, 13))
-    return equal(float(h[k].deriv()(z)), z * float(h[k](z)) - float(h[k + 1](z)), 1e-9, scale=math.factorial(k))
+    right = z * gram.hermite_polynomial(k, z) - gram.hermite_polynomial(k + 1, z)
+    return equal(float(h[k].deriv()(z)), right, 1e-9, scale=math.factorial(k))
 
 
 def equation_34(rng: np.random.Generator) -> Outcome:
-    """h_k' = k h_(k-1)."""
+    """h_k' = k h_(k-1), likewise."""
     h, z, k = _polynomials(14), float(rng.normal()), int(rng.integers(1, 14))
-    return equal(float(h[k].deriv()(z)), k * float(h[k - 1](z)), 1e-9, scale=math.factorial(k))
+    return equal(float(h[k].deriv()(z)), k * gram.hermite_polynomial(k - 1, z), 1e-9, scale=math.factorial(k))
 
 
 def _double(n: int) -> int:
@@ -97,21 +99,23 @@ def _double(n: int) -> int:
 def equation_35(rng: np.random.Generator) -> Outcome:
     """h_k(0)."""
     k = int(rng.integers(1, 14))
-    return equal(float(_polynomials(k + 1)[k](0)), 0.0 if k % 2 else (-1) ** (k // 2) * _double(k - 1))
+    return equal(gram.hermite_polynomial(k, 0.0), 0.0 if k % 2 else (-1) ** (k // 2) * _double(k - 1))
 
 
 def _equation_36(k: int) -> Outcome:
-    """Integral over z > 0 of z d^k/dz^k exp(-z^2 / 2), which is (-1)^k z h_k exp(-z^2 / 2)."""
-    value = (-1) ** k * _relu_moment(k) / _DENSITY
+    """Integral over z > 0 of z d^k/dz^k exp(-z^2 / 2), which is (-1)^k z h_k exp(-z^2 / 2): by quadrature, and from
+    mu_k as the project computes it.
+    """
+    moments = np.array([_relu_moment(k), gram.hermite_coefficient(k) * math.sqrt(math.factorial(k))])
     printed = 0.0 if k % 2 else (-1) ** ((k - 2) // 2) * _double(k - 3)
-    return equal(value, printed, 1e-7, scale=math.sqrt(math.factorial(k)))
+    return equal((-1) ** k * moments / _DENSITY, printed, 1e-7, scale=math.sqrt(math.factorial(k)))
 
 
 def equation_37(rng: np.random.Generator) -> Outcome:
     """E h_k^2 = k!, by Gauss's quadrature, exact for polynomials."""
     k = int(rng.integers(1, 14))
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
-    return equal(float(weights @ _polynomials(k + 1)[k](nodes) ** 2) / weights.sum(), math.factorial(k), 1e-8)
+    return equal(float(weights @ gram.hermite_polynomial(k, nodes) ** 2) / weights.sum(), math.factorial(k), 1e-8)
 
 
 def _least_gram(X: np.ndarray) -> float:
@@ -136,6 +140,28 @@ def lemma_c3(rng: np.random.Generator) -> Outcome:
             for r in (1, 2, 4, 6)
         )
     )
+
+
+def _concentration(rng: np.random.Generator, repaired: bool) -> Outcome:
+    """P(f(z) > E f(z) + t) <= exp(-t^2 / 2), printed with z in place of the first f(z): for f(z) = z - shift, and
+    repaired for |z| as well; logarithms of the exact laws of a normal z.
+    """
+    t, shift = rng.uniform(0.5, 4), rng.uniform(5, 10)
+    tails = [log_ndtr(-t), math.log(2) + log_ndtr(-t - math.sqrt(2 / math.pi))] if repaired else [log_ndtr(shift - t)]
+    return at_least(-np.array(tails), t**2 / 2)
+
+
+def _last_display_of_4_3(rng: np.random.Generator, printed: bool) -> Outcome:
+    """N max(1, (Psi + log N) / (d0 delta^2.5) max(1, log(12 N / (d0 delta^2.5)))) against N max(1, C delta^-2.5
+    log(1 / delta) Psi log^2(N) / d0), for d0 = N, with C as large as elementary bounds of the left side ask; printed
+    with N (Psi + log N), which for large N no C helps.
+    """
+    N, delta, psi = 10 ** rng.uniform(9, 18), rng.uniform(0.1, 0.6), rng.uniform(1, 10)
+    d0, scale = N, delta**-2.5
+    left = (N if printed else 1) * (psi + math.log(N)) * scale / d0 * max(1.0, math.log(12 * N * scale / d0))
+    constant = 2 * (math.log(12) + 1 + 2.5 * math.log(1 / delta)) / math.log(1 / delta)
+    right = constant * scale * math.log(1 / delta) * psi * math.log(N) ** 2 / d0
+    return at_most(N * max(1.0, left), N * max(1.0, right))
 
 
 def equation_39(rng: np.random.Generator) -> Outcome:
@@ -316,17 +342,23 @@ CHECKS: Checks = {
     "equation-36-repaired": Check(lambda rng: _equation_36(int(rng.integers(2, 14)))),
     "equation-37": Check(equation_37),
     "lemma-c3": Check(lemma_c3),
+    "theorem-4-3-concentration": Check(lambda rng: _concentration(rng, repaired=False)),
+    "theorem-4-3-concentration-repaired": Check(lambda rng: _concentration(rng, repaired=True)),
     "equation-39": Check(equation_39),
     "equation-40": Check(equation_40, 0.5),
+    "theorem-4-3-last-display": Check(lambda rng: _last_display_of_4_3(rng, printed=True), is_arithmetic=True),
+    "theorem-4-3-last-display-repaired": Check(
+        lambda rng: _last_display_of_4_3(rng, printed=False), is_arithmetic=True
+    ),
     "lemma-c1-proof-tail": Check(lambda rng: _tail(rng, repaired=False), 0.2),
     "lemma-c1-proof-tail-repaired": Check(lambda rng: _tail(rng, repaired=True), 0.2),
     "equation-41": Check(equation_41),
     "equation-42": Check(lambda rng: _equation_42(rng, repaired=False)),
     "equation-42-repaired": Check(lambda rng: _equation_42(rng, repaired=True)),
     "equation-43": Check(equation_43, 0.5),
-    "equation-44": Check(equation_44),
+    "equation-44": Check(equation_44, is_arithmetic=True),
     "equation-44-law": Check(lambda rng: _law_before_44(rng, 1)),
     "equation-44-law-repaired": Check(lambda rng: _law_before_44(rng, 2)),
-    "lemma-c1-last-display": Check(lambda rng: _last_display_of_c1(rng, 4)),
-    "lemma-c1-last-display-repaired": Check(lambda rng: _last_display_of_c1(rng, 8)),
+    "lemma-c1-last-display": Check(lambda rng: _last_display_of_c1(rng, 4), is_arithmetic=True),
+    "lemma-c1-last-display-repaired": Check(lambda rng: _last_display_of_c1(rng, 8), is_arithmetic=True),
 }

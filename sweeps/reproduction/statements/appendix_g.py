@@ -155,12 +155,14 @@ def corollary_g6(rng: np.random.Generator) -> Outcome:
 
 
 def proposition_g7(rng: np.random.Generator) -> Outcome:
-    """With c = 0.1 and C = 1: beta_0 between c ||y|| / sqrt(N) and C ||y|| / sqrt(d0)."""
+    """With c = 0.1 and C = 1: beta_0 between c ||y|| / sqrt(N) and C ||y|| / sqrt(d0), and what the code says."""
     margins = []
     for N, d0 in ((40, 8), (40, 40), (20, 10), (20, 20)):
         start = _start(rng, N, d0, 100)
         beta, size = _beta(start), float(np.linalg.norm(start.Y))
-        margins.append(min(beta / (0.1 * size / math.sqrt(N)) - 1, 1 - beta / (size / math.sqrt(d0))))
+        bounds = hidden_layer.proposition_g7_bounds(start.X, start.W, start.V[:, 0]).values()
+        upper = min(size / math.sqrt(d0), *bounds)
+        margins.append(min(beta / (0.1 * size / math.sqrt(N)) - 1, 1 - beta / upper))
     return event(np.array(margins) >= 0, margins)
 
 

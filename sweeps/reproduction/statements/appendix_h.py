@@ -68,6 +68,6 @@ CHECKS: Checks = {
     "lemma-h1": Check(lemma_h1),
     "lemma-h2": Check(lemma_h2_printed),
     "lemma-h2-repaired": Check(lemma_h2),
-    "lemma-h2-last-display": Check(lambda rng: _last_display(rng, 1)),
-    "lemma-h2-last-display-repaired": Check(lambda rng: _last_display(rng, 2)),
+    "lemma-h2-last-display": Check(lambda rng: _last_display(rng, 1), is_arithmetic=True),
+    "lemma-h2-last-display-repaired": Check(lambda rng: _last_display(rng, 2), is_arithmetic=True),
 }

@@ -20,8 +20,8 @@ class Outcome(NamedTuple):
 
     Attributes:
       margin: the least one, relative; infinite where no problem met the hypothesis.
-      violations: how many problems, or trials of chance, violate it beyond rounding.
-      trials: how many there were; 0 where none met the hypothesis. A bound along a whole path is one.
+      violations: how many draws, or trials of chance, violate it beyond rounding.
+      trials: how many there were; 0 where none met the hypothesis. All inequalities on one draw are one.
       value, bound: what was measured, and what it was compared with, at the least margin.
     """
 
@@ -39,10 +39,13 @@ class Check(NamedTuple):
       measure: from a generator to an `Outcome`.
       allowed: the share of violations that the statement itself allows, for a statement about probabilities; 0 for one
         without exceptions.
+      is_arithmetic: whether the statement is an identity, or a step without a free problem, that algebra decides: a
+        draw is no further evidence, so that all together are one trial.
     """
 
     measure: Callable[[np.random.Generator], Outcome]
     allowed: float = 0.0
+    is_arithmetic: bool = False
 
 
 Checks: TypeAlias = Mapping[str, Check]
@@ -133,11 +136,9 @@ def event(happened: np.ndarray | list[bool], margins: Numbers) -> Outcome:
 
 
 def combined(*outcomes: Outcome) -> Outcome:
-    """All problems together: the least margin, the sums of the counts."""
+    """All inequalities of a statement on the problems of one draw: one trial, which any of them violates."""
     met = [outcome for outcome in outcomes if outcome.trials]
     if not met:
         return _NOTHING
     worst = min(met, key=lambda outcome: outcome.margin)
-    return worst._replace(
-        violations=sum(outcome.violations for outcome in met), trials=sum(outcome.trials for outcome in met)
-    )
+    return worst._replace(violations=int(any(outcome.violations for outcome in met)), trials=1)

@@ -13,7 +13,6 @@ from sweeps.reproduction.statements.check import (
     Check,
     Checks,
     Outcome,
-    at_least,
     at_most,
     combined,
     decrease_at_least,
@@ -69,13 +68,11 @@ def equation_5(rng: np.random.Generator) -> Outcome:
 
 
 def equation_6(rng: np.random.Generator) -> Outcome:
-    """||X|| ||W(t) - W(0)|| from Lbar; attained to first order where W is near 0."""
+    """||W(t) - W(0)|| from Lbar; attained to first order where W is near 0."""
     outcomes = []
     for path in _paths(rng, scalar_start(1e-3, rng.uniform(0.5, 2), rng.uniform(0.5, 2))):
-        start = path.start.certificate
-        bound = 0.5 * (start.c1 * path.integral + start.c2 * path.integral**2) * np.exp(start.c * path.integral**2)
-        value = np.linalg.norm(path.start.X, 2) * path.hidden_moved
-        outcomes.append(at_most(value[1:], bound[1:], _QUADRATURE))
+        bound = certificate.drift_bounds(path.start.certificate, path.integral)["hidden"]
+        outcomes.append(at_most(path.hidden_moved[1:], bound[1:], _QUADRATURE))
     return combined(*outcomes)
 
 
@@ -112,12 +109,12 @@ def equation_9(rng: np.random.Generator) -> Outcome:
     return combined(*outcomes)
 
 
-def _field(alpha: float, a: float, c: float, c1: float, c2: float, factor: float = 1.0) -> Callable[..., float]:
+def _field(alpha: float, a: float, c: float, c1: float, c2: float) -> Callable[..., float]:
     """The right side of (9)."""
 
     def field(t: float, y: np.ndarray) -> float:
         growth = (c1 * y[0] + c2 * y[0] ** 2) * math.exp(min(c * y[0] ** 2, 600.0))
-        return a * math.exp(min(factor * alpha * t * growth - alpha**2 * t, 30.0))
+        return a * math.exp(min(alpha * t * growth - alpha**2 * t, 30.0))
 
     return field
 
@@ -158,30 +155,6 @@ def lemma_3_3_printed(rng: np.random.Generator) -> Outcome:
     if any(s > field(t, [value]) for t, s, value in zip(times, slope, y, strict=True)):
         return combined()  # No solution of (9), so nothing is said of it.
     return at_most(slope, np.exp(-(alpha**2) * times / 2), 1e-7)
-
-
-def _explodes(alpha: float, factor: float) -> bool:
-    """Whether the solution of (9) with unit constants blows up."""
-    field = _field(alpha, 1.0, 1.0, 1.0, 1.0, factor)
-    exponent = lambda t, y: factor * alpha * t * (y[0] + y[0] ** 2) * math.exp(min(y[0] ** 2, 600.0)) - alpha**2 * t
-    up, down = lambda t, y: exponent(t, y) - 5.0, lambda t, y: exponent(t, y) + 60.0
-    up.terminal = down.terminal = True  # type: ignore[attr-defined]
-    solved = solve_ivp(field, (0, 1000), [0.0], rtol=1e-9, atol=1e-12, events=(up, down), method="DOP853")
-    return bool(len(solved.t_events[0]))
-
-
-def _figure_1(rng: np.random.Generator, factor: float) -> Outcome:
-    """In Figure 1's range, alpha in [2.042, 2.045], solutions explode at its lower end and stay bounded at its upper.
-
-    The margin is the distance of the threshold from the nearer end, outside where negative.
-    """
-    low, high = 2.042 + rng.uniform(0, 5e-4), 2.045 - rng.uniform(0, 5e-4)
-    bottom, top = 1.5, 2.5
-    while top - bottom > 1e-5:
-        middle = (bottom + top) / 2
-        bottom, top = (middle, top) if _explodes(middle, factor) else (bottom, middle)
-    found = combined(at_least(top, low, 1e-5), at_most(bottom, high, 1e-5))
-    return found._replace(trials=1)  # The threshold cannot be beyond both ends.
 
 
 def certified(rng: np.random.Generator, start: Start, share: float) -> Start:
@@ -231,14 +204,21 @@ def equation_13(rng: np.random.Generator) -> Outcome:
 
 
 def equation_11(rng: np.random.Generator) -> Outcome:
-    """(11) implies (10), as the proof of Theorem 3.4 uses it; F from its formula."""
+    """(11) implies (10), as the proof of Theorem 3.4 uses it; F from its formula, and as it is computed of a start."""
     a, alpha, c, c1, c2 = rng.uniform(0.2, 2), rng.uniform(1.5, 6), *rng.uniform(0, 2, 3)
     F = (a * c1 / alpha**3 + a**2 * c2 / alpha**5) * math.exp(4 * c * a**2 / alpha**4)
     first_alone = a * c1 / alpha**3 * math.exp(4 * c * a**2 / alpha**4)
     left = comparison.lemma_3_3(alpha, a=a, c=c, c1=c1, c2=c2)
     second_alone = comparison.lemma_3_3(alpha, a=a, c=c, c1=0.0, c2=c2)
-    # With the second term alone 8 F is the left side of (10).
-    return combined(at_most(left, 8 * F), equal(second_alone, 8 * (F - first_alone)))
+    start = Start(np.eye(2), np.zeros((2, 1)), rng.normal(size=(2, 9)), rng.normal(size=(9, 1)))
+    found = start.with_error(rng.uniform(0, 0.2) * start.alpha**2 * rng.normal(size=(2, 1))).certificate
+    own = found.a * found.c1 / found.alpha**3 + found.a**2 * found.c2 / found.alpha**5
+    return combined(
+        at_most(left, 8 * F),
+        equal(second_alone, 8 * (F - first_alone)),  # With the second term alone 8 F is the left side of (10).
+        equal(found.F, own * math.exp(4 * found.c * found.a**2 / found.alpha**4)),
+        at_most(found.left_side_10, 8 * found.F),
+    )
 
 
 CHECKS: Checks = {
@@ -250,8 +230,6 @@ CHECKS: Checks = {
     "proposition-3-2": Check(equation_9),
     "lemma-3-3": Check(lemma_3_3_printed),
     "lemma-3-3-repaired": Check(lemma_3_3),
-    "figure-1-threshold": Check(lambda rng: _figure_1(rng, 1.0)),
-    "figure-1-threshold-repaired": Check(lambda rng: _figure_1(rng, 2.0)),
     "theorem-3-4-equation-11": Check(equation_11),
     "theorem-3-4-equation-12": Check(equation_12),
     "theorem-3-4-equation-13": Check(equation_13),

@@ -46,6 +46,8 @@ def test_every_check_is_judged_and_every_rule_measured():
         allowed = CHECKS[entry.id].allowed
         limit = {name: bound for name, bound in entry.rule.items() if name != "quantity"}
         # Without exceptions, or as many as the statement allows.
+        if allowed:
+            assert entry.says.endswith(f"[Share that may fail: {limit['at_most']}.]")
         assert limit == ({"at_most": pytest.approx(allowed, rel=2e-3)} if allowed else {"violations": 0}), entry.id
 
 

@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
+import pkgutil
+import re
+import sys
 
 import numpy as np
 import pytest
+from support import ROOT
 
 from relu_sgd.theory import certificate, comparison, gram, hidden_layer, widths
 from sweeps.reproduction.ledger import Measurement, Verdict, read, verdict_of
-from sweeps.reproduction.statements import check
+from sweeps.reproduction.statements import appendix_ab, check, section_5
+from sweeps.reproduction.statements.paths import scalar_start
 from sweeps.reproduction.statements.registry import CHECKS
 from sweeps.reproduction.statements.report import report, summarize
 from sweeps.reproduction.statements.study import Statements, measure
@@ -54,13 +59,26 @@ def dictionary(factor):
     return lambda function: lambda *args: {name: factor * bound for name, bound in function(*args).items()}
 
 
-# Statement, what its bound is computed by, and a wrong constant in it.
+def scaled_property(factor):
+    return lambda old: property(lambda self: factor * old.fget(self))
+
+
+# Statement, what its bound is computed by, and a wrong constant in it: docs/statements.md names them.
 PLANTED = [
     ("lemma-3-1-equation-5", certificate, "drift_bounds", dictionary(1 / math.sqrt(2))),
+    ("lemma-3-1-equation-6", certificate, "drift_bounds", dictionary(1 / math.sqrt(2))),
+    ("theorem-3-4-equation-11", certificate.Certificate, "F", scaled_property(7)),
+    ("equation-23", appendix_ab, "drift_bounds", dictionary(1 / math.sqrt(2))),
+    ("equation-28", appendix_ab, "drift_bounds", dictionary(1 / math.sqrt(2))),
+    ("equation-33", gram, "hermite_polynomial", lambda f: lambda k, z: f(k, z) * 1.01**k),
+    ("equation-34", gram, "hermite_polynomial", scaled(1.01)),
+    ("equation-35", gram, "hermite_polynomial", scaled(1.01)),
+    ("equation-36-repaired", gram, "hermite_coefficient", scaled(1.01)),
+    ("equation-37", gram, "hermite_polynomial", scaled(1.01)),
     ("lemma-3-3-repaired", comparison, "lemma_3_3", scaled(1 / 4)),
     ("equation-4", gram, "operator_norm", scaled(1 / math.sqrt(2))),
     ("theorem-3-4-equation-12", certificate.Certificate, "loss_bound", lambda f: lambda self, t: f(self, 2 * t)),
-    ("theorem-3-4-equation-13", certificate.Certificate, "drift", lambda p: property(lambda self: p.fget(self) / 3)),
+    ("theorem-3-4-equation-13", certificate.Certificate, "drift", scaled_property(1 / 3)),
     ("lemma-c3", gram, "khatri_rao_bound", scaled(2)),
     ("equation-39", gram, "gershgorin_bound", scaled(1.01)),
     ("lemma-c1-repaired", widths, "least_singular_value_bound", scaled(2.2)),
@@ -95,6 +113,106 @@ def test_a_wrong_constant_flips_the_verdict(statement, owner, name, wrong, monke
     assert verdict() is Verdict.FAILS
 
 
+# What has slack: a constant in it that does not show.
+SLACK = [
+    ("theorem-5-1", widths, "theorem_5_1_num_steps", lambda f: lambda *a, **k: f(*a, **k) // 2),
+    ("corollary-4-5", widths, "corollary_4_5_width", scaled(1 / 4)),
+    ("lemma-c1-repaired", widths, "lemma_c1_width", scaled(1 / 8)),
+    ("theorem-g2", hidden_layer, "theorem_g2_width", scaled(1 / 2)),
+    ("corollary-g3", widths, "convergence_time", scaled(1 / 2)),
+]
+DOCUMENTED = (ROOT / "docs" / "statements.md").read_text()
+
+
+def named_after(phrase):
+    """The statements named in the sentence of docs/statements.md that begins so."""
+    (sentence,) = re.findall(rf"{phrase}(.*?)\.\n", DOCUMENTED, flags=re.S)
+    return re.findall(r"`([\w-]+)`", sentence)
+
+
+@pytest.mark.parametrize(("statement", "owner", "name", "wrong"), SLACK, ids=[case[0] for case in SLACK])
+def test_what_has_slack_is_said_to_have_it(statement, owner, name, wrong, monkeypatch):
+    assert statement in named_after("These have slack")
+    monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
+    assert not is_violated(found([statement], 1)[statement])
+
+
+def test_the_statements_in_which_a_wrong_constant_shows_are_those_of_the_page():
+    assert sorted(named_after("A wrong constant shows in these")) == sorted(case[0] for case in PLANTED)
+
+
+@pytest.mark.parametrize("statement", ["lemma-h2-repaired", "lemma-c3", "equation-30", "equation-4"])
+def test_inequalities_on_one_draw_are_one_trial(statement):
+    assert [record["trials"] for record in found([statement], 3)[statement]] == [1, 1, 1]
+
+
+def test_what_algebra_decides_is_one_trial_and_labelled():
+    arithmetic = {name for name, one in CHECKS.items() if one.is_arithmetic}
+    assert arithmetic == {entry.id for entry in read() if entry.kind == "arithmetic"}
+    assert {"theorem-5-1-q", "remark-5-3", "equation-44", "equation-26"} <= arithmetic
+    for records in found(sorted(arithmetic), 3).values():
+        assert [record["trials"] for record in records] == [1, 0, 0]
+        assert [record["status"] for record in records] == [1, 3, 3]
+
+
+def test_the_chain_rule_is_measured_where_something_slides(monkeypatch):
+    rates = appendix_ab._rates(np.random.default_rng(0))
+    assert any(appendix_ab._kinks(here).any() for here, *_ in rates)
+    right = appendix_ab._element
+    monkeypatch.setattr(appendix_ab, "_element", lambda *at: tuple(1.01 * part for part in right(*at)))
+    assert is_violated(found(["equation-2"], 1)["equation-2"])
+
+
+def test_theorem_5_5_is_measured_with_noise_and_between_iterates(monkeypatch):
+    sizes, right = [], section_5.descend
+
+    def descend(start, step, num_steps, batch_size, rng):
+        sizes.append((batch_size, len(start.X)))
+        return right(start, step, num_steps, batch_size, rng)
+
+    monkeypatch.setattr(section_5, "descend", descend)
+    found(["theorem-5-5"], 1)
+    assert {1, 2} <= {batch_size for batch_size, num_samples in sizes if batch_size < num_samples}
+    # Iterates on a line through 0 and its solution: joined by lines they are on it at every time.
+    start = scalar_start(1.0, 0.0, 1.0)
+    times = np.array([0.0, 0.13, 0.2])
+    path = section_5.follow(start, times=times[1:])._replace(W=times[:, None, None], V=0 * times[:, None, None])
+    line = [scalar_start(0.1 * step, 0.0, 1.0) for step in range(4)]
+    monkeypatch.setattr(section_5, "descend", lambda *_: line)
+    assert section_5._distance_5_5(start, path, 0.1, 1, np.random.default_rng(0)) < 1e-12
+
+
+def replace_everywhere(monkeypatch, dotted, new):
+    """In place of a function or property, in every module that has it under some name."""
+    owner, _, name = dotted.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    old = getattr(owner, name)
+    if isinstance(owner, type):
+        monkeypatch.setattr(owner, name, property(new) if isinstance(old, property) else new)
+        return
+    for module in [module for key, module in sys.modules.items() if key.startswith(("relu_sgd", "sweeps"))]:
+        for key in [key for key, value in vars(module).items() if value is old]:
+            monkeypatch.setattr(module, key, new)
+
+
+class CallError(Exception):
+    """Raised in place of what was called."""
+
+
+def call(*_, **__):
+    raise CallError
+
+
+USES = [(entry.id, dotted) for entry in read() if entry.rule and entry.study == "statements" for dotted in entry.code]
+
+
+@pytest.mark.parametrize(("statement", "dotted"), [case for case in USES if case[0] not in SLOW])
+def test_a_check_calls_the_code_that_its_entry_names(statement, dotted, monkeypatch):
+    replace_everywhere(monkeypatch, dotted, call)
+    with pytest.raises(CallError):
+        measure(Statements.make(), statement, 0)
+
+
 def test_draws_depend_on_statement_and_seed_alone():
     study = Statements.make(num_seeds=2, statement="lemma-h1,lemma-g4")
     tile = Tile(*study.variants(), {"statement": ("lemma-h1",)}, range(1, 2))
@@ -117,14 +235,14 @@ def test_margins():
     assert check.equal(0.0, 1.0).violations == 1
     assert check.combined().trials == 0
     both = check.combined(check.at_most(2.0, 1.0), check.at_most(1.0, 2.0))
-    assert (both.violations, both.trials) == (1, 2)
+    assert (both.violations, both.trials) == (1, 1)  # Inequalities on one draw.
     losses = check.decrease_at_least(np.exp([-1.0, -2.0]), np.exp([-2.0, -4.0]), 1.0)
     assert (losses.margin, losses.violations) == (pytest.approx(-0.5), 1)
     assert check.event([True, False], [0.1, -0.2]) == (-0.2, 1, 2, 0.5, 0.0)
 
 
 def test_the_table_counts_what_the_store_has():
-    study = Statements.make(statement="lemma-h1,lemma-h2", num_seeds=3)
+    study = Statements.make(statement="lemma-h1,lemma-h2,equation-44", num_seeds=3)
     import xarray as xr
 
     records = found(study.statement, 3)
@@ -134,9 +252,10 @@ def test_the_table_counts_what_the_store_has():
     }
     results = {study.variants()[0]: xr.Dataset(data, coords={"statement": list(study.statement)})}
     table = summarize(study, results).set_index("statement")
-    assert table["violated"].tolist() == [0, 3]
-    assert table["trials"].tolist() == [6, 3]
+    assert table["violated"].tolist() == [0, 3, 0]
+    assert table["trials"].tolist() == [3, 3, 1]
     assert table.loc["lemma-h2", "share_low"] == pytest.approx(0.025 ** (1 / 3))
+    assert table.loc["equation-44", ["share_low", "share_high"]].tolist() == [0, 0]
     made = report(study, results)
     assert set(made.figures) == {"statements"}
     assert "lemma-h2" in made.text
