@@ -350,6 +350,7 @@ class Study:
       execution_groups: the groups of flags of `Execution` that have an effect here.
       nan_allowed: whether a metric of a finished run may be NaN; otherwise that is a sign of damage.
       allocates: whether the study says itself which cells have runs, see `allocate`; then it has no seeds of its own.
+      rule: the version of `allocate`, another whenever the same results have other next runs.
     """
 
     name: ClassVar[str]
@@ -358,6 +359,7 @@ class Study:
     execution_groups: ClassVar[tuple[str, ...]] = ("output", "tiles", "devices")
     nan_allowed: ClassVar[bool] = False
     allocates: ClassVar[bool] = False
+    rule: ClassVar[int] = 1
 
     # What a subclass says of itself.
 

@@ -7,8 +7,10 @@ import numpy as np
 
 from sweeps import refinement
 
-__all__ = ["CLEAR", "ROUND", "first_width", "largest_width", "next_widths", "widths"]
+__all__ = ["CLEAR", "ROUND", "VERSION", "first_width", "largest_width", "next_widths", "widths"]
 
+# Of the rule: another is given whenever the same counts have other next runs.
+VERSION = 2
 # Groups of runs that a row has in a round, once its boundary is bracketed.
 ROUND = 2
 # The share of a width's runs that makes it one side of a bracket.
@@ -42,9 +44,10 @@ def next_widths(
 ) -> list[int]:
     """Places of the widths of one row that have the next `unit` runs each; none when no other tells more.
 
-    The first is nearest to `first`. From there the width is doubled until `CLEAR` of the runs succeed, and halved until
-    as many fail, in every sense of success: with both sides known a boundary has an interval that ends. Then `ROUND`
-    groups go where they tell most of the boundaries among the widths tried, by `refinement.allocate`.
+    The first is nearest to `first`. From there the width is doubled, at last to the widest that is at most `largest`,
+    until `CLEAR` of the runs succeed, and halved until as many fail, in every sense of success: with both sides known a
+    boundary has an interval that ends. Then `ROUND` groups go where they tell most of the boundaries among the widths
+    tried, by `refinement.allocate`.
 
     Args:
       sizes: the widths, increasing.
@@ -62,7 +65,8 @@ def next_widths(
     succeeds = (successes >= CLEAR * runs)[:, tried]
     fails = (successes <= (1 - CLEAR) * runs)[:, tried]
     beyond = set()
-    if not succeeds.any(axis=1).all() and (wider := nearest(2 * sizes[high])) > high and sizes[wider] <= largest:
+    widest = int(np.searchsorted(sizes, largest, side="right")) - 1
+    if not succeeds.any(axis=1).all() and (wider := min(nearest(2 * sizes[high]), widest)) > high:
         beyond.add(wider)
     if not fails.any(axis=1).all() and (narrower := nearest(sizes[low] / 2)) < low:
         beyond.add(narrower)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "REFERENCE_SIZE",
+    "STEEPEST",
     "TRANSITIONS",
     "Counts",
     "Estimate",
@@ -44,6 +45,9 @@ __all__ = [
 ]
 
 REFERENCE_SIZE = 200.0  # N at which exp(s) is the slope, where v = 0.
+# The largest b of laws that foresee: P grows from 0.1 to 0.9 within 8 percent of d1*, less than from one even width to
+# the next up to 25. A steeper one, fitted to rows whose runs all fail or all succeed, stakes all on single cells.
+STEEPEST = 60.0
 
 
 class Counts(NamedTuple):
@@ -237,6 +241,7 @@ class Fit(NamedTuple):
       log_likelihood: of the counts, without the weak prior.
       deviance: of the counts from the model.
       penalized: the log likelihood with the parameters' own laws, which is as large as can be.
+      steepest: the bound of b.
     """
 
     model: Model
@@ -246,6 +251,7 @@ class Fit(NamedTuple):
     log_likelihood: float
     deviance: float
     penalized: float
+    steepest: float = np.inf
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -265,7 +271,7 @@ class Fit(NamedTuple):
 
     def probability(self, counts: Counts) -> np.ndarray:
         """P(success) of cells."""
-        return special.expit(_logit(self.model, self.transition, self.inner, counts))
+        return special.expit(_logit(self.model, self.transition, self.inner, counts, self.steepest))
 
     def boundary(self, num_samples: Any, d0: Any, parameters: Any = None) -> np.ndarray:
         """The width at which P is 1/2."""
@@ -277,12 +283,14 @@ class Fit(NamedTuple):
         for _ in range(60):  # P grows with d1.
             middle = (low + high) / 2
             cells = Counts(n, d0, np.exp(middle), np.ones_like(n), np.zeros_like(n), m)
-            above = _logit(self.model, self.transition, self.inner, cells) > 0
+            above = _logit(self.model, self.transition, self.inner, cells, self.steepest) > 0
             low, high = np.where(above, low, middle), np.where(above, middle, high)
         return np.exp((low + high) / 2)
 
 
-def _logit(model: Model, transition: tuple[Parameter, ...], inner: np.ndarray, counts: Counts) -> np.ndarray:
+def _logit(
+    model: Model, transition: tuple[Parameter, ...], inner: np.ndarray, counts: Counts, steepest: float = np.inf
+) -> np.ndarray:
     """The logit of P(success), cell by cell; no overflow, whatever the numbers."""
     known = model.parameters + transition
     values = [p.outer(min(max(number, -40.0), 40.0)) for p, number in zip(known, inner, strict=True)]
@@ -296,6 +304,8 @@ def _logit(model: Model, transition: tuple[Parameter, ...], inner: np.ndarray, c
     slope = (
         steep["s"] + steep.get("w", 0.0) * np.log(counts.num_samples / REFERENCE_SIZE) + steep.get("v", 0.0) * center
     )
+    if np.isfinite(steepest):  # Smoothly, for the fit; at half the bound b is 1.5 percent less.
+        slope = -np.logaddexp(-4 * slope, -4 * np.log(steepest)) / 4
     eta = np.clip(np.exp(np.clip(slope, -20, 20)) * (np.log(counts.d1) - center), -500, 500)
     if model.alive is None:
         return eta
@@ -338,6 +348,7 @@ def fit(
     transition: str = "powers of N and d1*",
     start: np.ndarray | None = None,
     fixed: Mapping[int, float] | None = None,
+    steepest: float = np.inf,
 ) -> Fit:
     """The parameters of the largest likelihood, by Fisher scoring in a trust region.
 
@@ -347,6 +358,7 @@ def fit(
       transition: of `TRANSITIONS`.
       start: inner numbers to begin with.
       fixed: inner numbers that stay, by their place among the parameters.
+      steepest: a bound of b.
 
     Raises:
       ValueError: there is no cell, or no such transition.
@@ -364,6 +376,8 @@ def fit(
         begin[place] = number
     free = [place for place in range(len(known)) if place not in (fixed or {})]
 
+    logit = lambda inner: _logit(model, steep, inner, counts, steepest)
+
     def whole(numbers: np.ndarray) -> np.ndarray:
         inner = begin.copy()
         inner[free] = numbers
@@ -373,15 +387,11 @@ def fit(
     def derivatives(key: bytes) -> tuple[float, np.ndarray, np.ndarray]:
         """Minus the log likelihood with the prior, its gradient, and Fisher's information."""
         numbers = np.frombuffer(key)
-        eta = _logit(model, steep, whole(numbers), counts)
+        eta = logit(whole(numbers))
         step = 1e-5
         jacobian = np.stack(
             [
-                (
-                    _logit(model, steep, whole(numbers + move), counts)
-                    - _logit(model, steep, whole(numbers - move), counts)
-                )
-                / (2 * step)
+                (logit(whole(numbers + move)) - logit(whole(numbers - move))) / (2 * step)
                 for move in step * np.eye(len(free))
             ],
             axis=1,
@@ -405,11 +415,11 @@ def fit(
             options={"gtol": 1e-3, "maxiter": 200},
         ).x
     inner = whole(numbers)
-    likelihoods = log_likelihood(_logit(model, steep, inner, counts), counts)
+    likelihoods = log_likelihood(logit(inner), counts)
     information = at(numbers)[2] if free else np.zeros((0, 0))
     deviance = 2 * float((saturated(counts) - likelihoods).sum())
     penalized = float(likelihoods.sum() - 0.5 * weight @ (inner - origin) ** 2)
-    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance, penalized)
+    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance, penalized, steepest)
 
 
 class Estimate(NamedTuple):
@@ -497,6 +507,8 @@ class Scores(NamedTuple):
         coefficients are left out).
       behind: by how much the sum over all runs falls short of the best model's.
       standard_error: of that difference, over rows (N, d0).
+      margin: half of the difference's 95 percent interval, by Student's t; NaN of one row.
+      is_behind: whether the difference exceeds it; where not, the model is not told apart from the best.
       rows: how many were left out, in turn or together.
       runs: that they have.
     """
@@ -505,6 +517,8 @@ class Scores(NamedTuple):
     score: np.ndarray
     behind: np.ndarray
     standard_error: np.ndarray
+    margin: np.ndarray
+    is_behind: np.ndarray
     rows: int
     runs: int
 
@@ -522,7 +536,7 @@ def leave_out_sizes(counts: Counts, largest: int = 1) -> list[np.ndarray]:
 
 
 def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray]) -> Scores:
-    """The models' scores on cells that they were not fitted to.
+    """The models' scores on cells that they were not fitted to, with b at most `STEEPEST`.
 
     Args:
       models: see `candidates`.
@@ -537,23 +551,23 @@ def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray
     rows = counts.rows
     gained = []
     for model in models:
-        start = fit(model, counts).inner
+        start = fit(model, counts, steepest=STEEPEST).inner
         scores = []
         for left_out in folds:
-            found = fit(model, counts.take(~left_out), start=start)
+            found = fit(model, counts.take(~left_out), start=start, steepest=STEEPEST)
             test = counts.take(left_out)
-            each = log_likelihood(_logit(model, found.transition, found.inner, test), test)
+            each = log_likelihood(_logit(model, found.transition, found.inner, test, found.steepest), test)
             scores.append(np.bincount(rows[left_out], each)[np.unique(rows[left_out])])
         gained.append(np.concatenate(scores))
     sums = np.stack(gained)  # Models x rows.
     order = np.argsort(-sums.sum(1))
     difference = sums[order[0]] - sums[order]
     runs = int(sum(counts.runs[fold].sum() for fold in folds))
-    count = sums.shape[1]
+    count, behind = sums.shape[1], difference.sum(1)
     error = difference.std(axis=1, ddof=1) * np.sqrt(count) if count > 1 else np.full(len(models), np.nan)
-    return Scores(
-        tuple(models[place].name for place in order), sums[order].sum(1) / runs, difference.sum(1), error, count, runs
-    )
+    margin = error * (stats.t.ppf(0.975, count - 1) if count > 1 else np.nan)
+    names = tuple(models[place].name for place in order)
+    return Scores(names, sums[order].sum(1) / runs, behind, error, margin, behind > margin, count, runs)
 
 
 def regime(num_samples: np.ndarray, d0: np.ndarray) -> np.ndarray:

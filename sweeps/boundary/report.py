@@ -51,23 +51,35 @@ def _groups(table: pandas.DataFrame) -> Iterable[tuple[dict[str, str], pandas.Da
 
 
 def outcomes(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The cells once for each meaning of success, `outcome`, with `runs` and `converged` counted in it.
+    """The cells once for each meaning of success, `outcome`, with `runs` and `converged` counted in it, and `undecided`
+    besides these runs.
 
     "criterion": the run met it within its steps. "proved", where runs were to be decided: a global minimum is proved
-    near the run's end, of the runs near whose end a minimum is proved, global or not; the others are left out. Of a
-    cell that stands there twice the row with more runs is kept: they are numbered, and the fewer are among them.
+    near the run's end, of the runs near whose end a minimum is proved, global or not. Undecided are those of the others
+    that did not diverge; a cell may have no other. Of a cell that stands there twice the row with more runs is kept,
+    undecided ones counted: they are numbered, and the fewer are among them.
     """
     decided = table["proved_global"] + table["proved_local"]
-    proved = table.assign(outcome="proved", runs=decided, converged=table["proved_global"])[decided > 0]
-    both = pandas.concat([table.assign(outcome="criterion"), proved], ignore_index=True)
-    return _once(both.astype({"runs": int, "converged": int}))
+    undecided = table["runs"] - table["diverged"] - decided
+    proved = table.assign(outcome="proved", runs=decided, converged=table["proved_global"], undecided=undecided)
+    both = pandas.concat(
+        [table.assign(outcome="criterion", undecided=0), proved[decided + undecided > 0]], ignore_index=True
+    )
+    return _once(both.astype({"runs": int, "converged": int, "undecided": int}))
 
 
 def _once(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Every cell once, with the most runs: runs are numbered, and the fewer ones of another folder are among them."""
-    cell = [name for name in (*GROUP, "num_samples", "d0", "d1") if name in table]
-    kept = table.sort_values("runs", kind="stable").drop_duplicates(cell, keep="last")
+    """Every cell once, with the most runs, of equally many the last: runs are numbered, and the fewer ones of another
+    folder are among them.
+    """
+    total = table["runs"] + table.get("undecided", 0)
+    kept = table.loc[total.sort_values(kind="stable").index].drop_duplicates(_cell(table), keep="last")
     return table.loc[kept.index.sort_values()].reset_index(drop=True)
+
+
+def _cell(table: pandas.DataFrame) -> list[str]:
+    """The columns that say which cell a row is of."""
+    return [name for name in (*GROUP, "num_samples", "d0", "d1") if name in table]
 
 
 def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamples: int = 400) -> pandas.DataFrame:
@@ -80,11 +92,13 @@ def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamp
 
     Returns:
       GROUP, num_samples, d0, regime, runs, boundary, boundary_low, boundary_high, bootstrap_low, bootstrap_high, slope,
-      place, and expected_dead: N 2^(-d1*) at the boundary, with its interval.
+      place, and expected_dead: N 2^(-d1*) at the boundary, with its interval. `undecided` counts runs besides `runs`
+      (see `outcomes`), and boundary_undecided_fail, _low and _high are the boundary where they are failures.
     """
     rows = []
-    for values, part in table[table["runs"] > 0].groupby([*GROUP, "num_samples", "d0"], sort=False):
-        known = part[part[successes].notna()].sort_values("d1")
+    for values, part in table.groupby([*GROUP, "num_samples", "d0"], sort=False):
+        part = part[part[successes].notna()].assign(undecided=part.get("undecided", 0)).sort_values("d1")
+        known = part[part["runs"] > 0]
         if len(known) < 2:
             continue
         found = logistic.boundary(
@@ -93,6 +107,15 @@ def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamp
             known["runs"].to_numpy(float)[None],
             num_resamples=num_resamples,
         )
+        failed = found
+        if part["undecided"].any():
+            tried = part["runs"] + part["undecided"]
+            counts = (part.loc[tried > 0, successes], tried[tried > 0])
+            failed = logistic.boundary(
+                part.loc[tried > 0, "d1"].to_numpy(float),
+                *(count.to_numpy(float)[None] for count in counts),
+                num_resamples=0,
+            )
         group = dict(zip([*GROUP, "num_samples", "d0"], values, strict=True))
         n = group["num_samples"]
         rows.append(
@@ -110,6 +133,10 @@ def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamp
                 "expected_dead": scaling.expected_dead(n, found.size[0]),
                 "expected_dead_low": scaling.expected_dead(n, found.high[0]),
                 "expected_dead_high": scaling.expected_dead(n, found.low[0]),
+                "undecided": int(part["undecided"].sum()),
+                "boundary_undecided_fail": failed.size[0],
+                "boundary_undecided_fail_low": failed.low[0],
+                "boundary_undecided_fail_high": failed.high[0],
             }
         )
     return pandas.DataFrame(rows)
@@ -143,6 +170,8 @@ def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS
                         "score": scores.score[place],
                         "behind": scores.behind[place],
                         "standard_error": scores.standard_error[place],
+                        "margin": scores.margin[place],
+                        "is_behind": scores.is_behind[place],
                         "rows": scores.rows,
                         "runs": scores.runs,
                         "parameters": len(found.parameters),
@@ -332,6 +361,8 @@ def floors(table: pandas.DataFrame) -> pandas.DataFrame:
                     "score": scores.score[place],
                     "behind": scores.behind[place],
                     "standard_error": scores.standard_error[place],
+                    "margin": scores.margin[place],
+                    "is_behind": scores.is_behind[place],
                     "rows": scores.rows,
                     "runs": scores.runs,
                     "parameters": "; ".join(
@@ -396,10 +427,11 @@ def analyze(
     """
     cells = table[table["runs"] > 0].reset_index(drop=True)
     table, cells = outcomes(cells), _once(cells)
+    limits = boundaries(table, num_resamples=2 * num_resamples)
+    table = table[table["runs"] > 0].reset_index(drop=True)
     # A set-up needs rows of at least two N, and something to see.
     enough = table.groupby(GROUP)["num_samples"].transform("nunique") > 1
     fitted = table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)]
-    limits = boundaries(table, num_resamples=2 * num_resamples)
     tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
         tables["models"] = models(fitted, candidates)
@@ -454,15 +486,16 @@ def failures(results: Results) -> pandas.DataFrame:
 
 
 def together(folders: Sequence[Path]) -> Report:
-    """One report of the results in several folders, finished or not.
+    """One report of the results in several folders, finished or not; it is the same in whatever order they are given.
 
-    Of a cell that two of them have the larger number of runs counts, see `outcomes`.
+    Of a cell that several have the one with the most runs counts, for all tables, see `outcomes`; of equally many that
+    by first passage, whose runs none ended early, then one with proofs, then by the configuration and the counts.
 
     Raises:
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
         number of steps, seed, rate or precision.
     """
-    tables, causes, captions = [], [], []
+    parts = []
     shared: dict[str, Any] = {}
     for folder in folders:
         store = open_results(folder)
@@ -474,13 +507,29 @@ def together(folders: Sequence[Path]) -> Report:
                     f"{folder}: --{name}={value}, where {folders[0]} has {shared[name]}: no runs of one law"
                 )
         results = {variant: extension.read(store, variant.group) for variant in study.variants()}
-        tables.append(counted(study, results))
-        causes.append(failures(results))
-        sizes = ", ".join(map(str, study.num_samples))
-        captions.append(f"N = {sizes}, {', '.join(study.condition)}: {configuration_of(study.science())}")
+        parts.append((study, counted(study, results), failures(results)))
+    parts.sort(key=_precedence)
+    captions = [
+        f"N = {', '.join(map(str, study.num_samples))}, {', '.join(study.condition)}, at most {study.steps_per_sample} "
+        f"N steps, {study.stop}: {configuration_of(study.science())}"
+        for study, _, _ in parts
+    ]
+    joined, causes = (
+        pandas.concat([table.assign(folder=index) for index, table in enumerate(tables)], ignore_index=True)
+        for tables in ([part[1] for part in parts], [part[2] for part in parts])
+    )
+    if len(causes):
+        kept = _once(joined)
+        causes = causes.merge(kept[[*_cell(kept), "folder"]])
     text = f"Configurations: {'; '.join(captions)}."
-    joined = pandas.concat(tables, ignore_index=True)
-    return analyze(joined, caption=text, more={"failures": _once(pandas.concat(causes, ignore_index=True))})
+    return analyze(joined.drop(columns="folder"), caption=text, more={"failures": causes.drop(columns="folder")})
+
+
+def _precedence(part: tuple[BoundaryStudy, pandas.DataFrame, pandas.DataFrame]) -> tuple[Any, ...]:
+    """The later, the rather a folder's counts are kept; equal only where all of them are."""
+    study, *tables = part
+    own = configuration_of(study.science())
+    return (study.stop == "first_passage", study.prove, own, *(table.to_csv() for table in tables))
 
 
 def report(study: BoundaryStudy, results: Results) -> Report:
@@ -530,6 +579,14 @@ def _said(values: Sequence[float]) -> str:
     return f"{estimate:.3g} ({low:.3g} to {high:.3g})"
 
 
+def _distance(row: Any) -> str:
+    """Of a model to the best one."""
+    if row.behind == 0:
+        return "best"
+    said = "behind" if row.is_behind else "not told apart from the best, less"
+    return f"{said} by {row.behind:.1f} (95 percent: {row.margin:.1f} either way, of {row.rows} rows)"
+
+
 def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list[str]:
     """The text."""
     lines = []
@@ -548,9 +605,8 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
             lines.append(f"left out: {left_out} ({compared['rows'].iloc[0]} rows, {compared['runs'].iloc[0]} runs)")
             for model in compared.head(6).itertuples():
                 lines.append(
-                    f"  {model.model}: {model.score:.5f} a run, behind by {model.behind:.1f} (standard error "
-                    f"{model.standard_error:.1f}); deviance {model.deviance:.0f}, of a true one about "
-                    f"{model.expected_deviance:.0f}"
+                    f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; deviance {model.deviance:.0f}, "
+                    f"of a true one about {model.expected_deviance:.0f}"
                 )
         for name, parameters in here("laws").groupby("model", sort=False) if len(here("laws")) else ():
             said = [
@@ -570,10 +626,7 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                 f"{_said((row.estimate, row.low, row.high))}, by rows {row.rows_low:.3g} to {row.rows_high:.3g}"
             )
         for row in here("floor").itertuples() if len(here("floor")) else ():
-            lines.append(
-                f"floor: {row.formula}: {row.parameters}; behind by {row.behind:.1f} (standard error "
-                f"{row.standard_error:.1f})"
-            )
+            lines.append(f"floor: {row.formula}: {row.parameters}; {_distance(row)}")
         if group["outcome"] != "criterion":
             continue
         dead = here("dead_samples")
@@ -613,6 +666,14 @@ def _select(table: pandas.DataFrame | None, group: dict[str, str]) -> pandas.Dat
 
 def _boundary(row: Any) -> str:
     if row.place == logistic.INSIDE:
-        return f"d0 = {row.d0}: {_said((row.boundary, row.boundary_low, row.boundary_high))}"
+        return f"d0 = {row.d0}: {_said((row.boundary, row.boundary_low, row.boundary_high))}{_besides(row)}"
     bound = {logistic.ABOVE: f"above {row.boundary_low:.3g}", logistic.BELOW: f"below {row.boundary_high:.3g}"}
-    return f"d0 = {row.d0}: {bound.get(row.place, 'not known')}"
+    return f"d0 = {row.d0}: {bound.get(row.place, 'not known')}{_besides(row)}"
+
+
+def _besides(row: Any) -> str:
+    """What undecided runs would change."""
+    if not row.undecided:
+        return ""
+    names = [f"boundary_undecided_fail{end}" for end in ("", "_low", "_high")]
+    return f", with {row.undecided} undecided as failures {_said([getattr(row, name) for name in names])}"

@@ -84,6 +84,7 @@ class BoundaryStudy(Study):
     reporter = "sweeps.boundary.report:report"
     statuses: ClassVar[Mapping[int, str]] = {**runs.STATUSES, runs.STOPPED[0]: runs.STOPPED[1]}
     allocates: ClassVar[bool] = True
+    rule: ClassVar[int] = allocation.VERSION
 
     num_samples: tuple[int, ...] = flag(Sizes(), "N, increasing and even", (50, 100, 200, 400, 800))
     trained_layers: tuple[TrainedLayers, ...] = flag(
@@ -105,8 +106,8 @@ class BoundaryStudy(Study):
     widths_per_doubling: int = flag(Whole(1, 16), "widths d1 of the grid per doubling; they are even", 4)
     row_runs: int = flag(
         Whole(16),
-        "runs of a row (N, d0), in groups of 8, two a round once the boundary is bracketed; with --prove one for the "
-        "boundary by criterion and one for that by proof. A larger number later goes on",
+        "runs of a row (N, d0) at most, in groups of 8, two a round once the boundary is bracketed; with --prove one "
+        "for the boundary by criterion and one for that by proof. A larger number later goes on",
         96,
         decides=False,
     )
@@ -240,24 +241,23 @@ class BoundaryStudy(Study):
         nothing about its runs.
         """
         sizes = self.axes()["d1"]
-        return [
-            (row.group, (row.of_d0, place))
-            for row in self._rows(made, unit)
-            for place in allocation.next_widths(
-                sizes,
-                row.successes,
-                row.runs,
-                unit,
-                allocation.first_width(row.num_samples, row.d0),
-                allocation.largest_width(row.num_samples, row.d0),
+        chosen: list[tuple[str, tuple[int, ...]]] = []
+        for row in self._rows(made, unit):
+            first, largest = (
+                find(row.num_samples, row.d0) for find in (allocation.first_width, allocation.largest_width)
             )
-        ]
+            places = allocation.next_widths(sizes, row.successes, row.runs, unit, first, largest)
+            # A round that has no room waits for a larger --row_runs: cut short, it would change what comes after it.
+            if row.runs.sum() + unit * len(places) <= self.row_runs:
+                chosen += [(row.group, (row.of_d0, place)) for place in places]
+        return chosen
 
     def expected(self, made: Sequence[Made], unit: int) -> list[tuple[str, tuple[int, ...]]]:
         """The rest of every row's runs, at the middle of its widths so far."""
         logs = np.log(self.axes()["d1"])
         found: list[tuple[str, tuple[int, ...]]] = []
-        for row in self._rows(made, unit):
+        going = {(group, of_d0) for group, (of_d0, _) in self.allocate(made, unit)}
+        for row in (row for row in self._rows(made, unit) if (row.group, row.of_d0) in going):
             tried = logs[row.runs > 0]
             middle = tried.mean() if len(tried) else np.log(allocation.first_width(row.num_samples, row.d0))
             cell = (row.of_d0, int(np.argmin(np.abs(logs - middle))))

@@ -2,7 +2,8 @@
 them itself (`Study.allocates`), whose store has no seeds of its own.
 
 They are in a store of their own, refined.zarr beside results.zarr, with the same groups, dimensions and metrics and the
-seeds that follow. Its attribute "rounds" says which runs were asked for, and in what order: all others stay pending.
+seeds that follow. Its attribute "rounds" says which runs were asked for, and in what order: all others stay pending;
+"rule", of a study that allocates its runs, by which version of its rule.
 A store that was never refined has none beside it, and results.zarr is the same with one and without.
 
 A round is decided from the results of all rounds before it, and of nothing else, and recorded before it is run. So an
@@ -30,7 +31,7 @@ from sweeps.study import Made, Study, Tile, UsageError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["UNIT", "allocate", "asked", "beyond", "check", "num_runs", "read", "refine"]
+__all__ = ["UNIT", "allocate", "asked", "beyond", "check", "check_rule", "num_runs", "read", "refine"]
 
 # From the grid and the runs so far to the rounds with what is to be run next; as they were when that is all.
 _Following: TypeAlias = Callable[["_Grid", Store], list[list[dict[str, Any]]]]
@@ -72,6 +73,23 @@ def beyond(store: Store, *, read_only: bool = True) -> Store | None:
             "the same command makes it again"
         )
     return more
+
+
+def check_rule(study: Study, store: Store) -> None:
+    """Refuses to go on with runs that were allocated by another version of the rule: they would follow from none.
+
+    Raises:
+      UsageError: see above; or they are damaged, or of another store.
+    """
+    try:
+        more = beyond(store) if study.allocates else None
+    except StoreError as error:
+        raise UsageError(f"--out: {error}") from error
+    if more is not None and more.attributes.get("rule") != study.rule:
+        raise UsageError(
+            f"--out: the runs in {more.path} were allocated by another rule than this code's, of version {study.rule}; "
+            "they can be reported (--figures_only), and another --out begins anew"
+        )
 
 
 def num_runs(store: Store) -> int:
@@ -125,6 +143,8 @@ def _create(study: Study, store: Store) -> Store:
     seeds = study.seeds()
     grid = {**study.axes(), "seed": range(seeds.stop, seeds.stop + UNIT)}
     attributes = {name: value for name, value in store.attributes.items() if name != "metrics"} | {"rounds": []}
+    if study.allocates:
+        attributes["rule"] = study.rule
     # A tile is a chunk here too: a cell.
     chunk = dict.fromkeys(study.axes(), 1) | {"seed": UNIT}
     path = store.path.with_name("refined.zarr")

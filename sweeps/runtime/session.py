@@ -277,6 +277,7 @@ def _open_store(study: Study, execution: Execution) -> Store:
             _mend(study, execution)
         store = Store.open(path)
         _check_same(store.attributes, study, execution.block, out)
+        extension.check_rule(study, store)
         if execution.repair:
             # What was refined is computed again by the same command, which has --refine, or which allocates its runs.
             more = extension.beyond(store, read_only=False) if execution.refine or study.allocates else None
@@ -377,7 +378,9 @@ def train(study: Study, execution: Execution) -> Store:
     num_processes = _count_processes(execution)
     out = execution.out
     if (out / "results.zarr").exists() and not execution.repair:
-        _check_same(open_results(out).attributes, study, block, out)
+        known = open_results(out)
+        _check_same(known.attributes, study, block, out)
+        extension.check_rule(study, known)
     with jax.enable_x64(study.arithmetic == "float64"):
         study.check_code()
     with locked(out, execution.shard_index, execution.shard_count):

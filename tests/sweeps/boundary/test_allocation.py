@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
+from relu_sgd import Status
+from relu_sgd.proofs import Verdict
 from sweeps.boundary import allocation
+from sweeps.boundary.study import BoundaryStudy
 
 SIZES = allocation.widths(400, 4)
 
 
-def played(probabilities, first, runs=96, largest=1000, seed=0):
+def played(probabilities, first, runs=96, largest=1000):
     """The counts when runs are drawn with these probabilities, a row for every sense of success, and the rounds."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     spent = np.zeros(len(SIZES), int)
     successes = np.zeros((len(probabilities), len(SIZES)), int)
     rounds = []
@@ -58,15 +61,36 @@ def test_two_senses_of_success_share_the_runs_of_a_row():
         assert spent[np.abs(np.log2(np.array(SIZES) / boundary)) < 0.75].sum() >= 48
 
 
-def test_a_smaller_budget_makes_the_first_runs_of_a_larger_one():
-    few, many = (played([curve(20)], 10, runs)[2] for runs in (48, 120))
-    assert many[: len(few)] == few
-    assert len(many) > len(few)
+@pytest.mark.parametrize("row_runs", [64, 72, 96])
+def test_a_row_has_at_most_its_runs_and_a_larger_budget_goes_on_with_the_same_ones(row_runs):
+    """Of one sense of success and with proofs; made runs succeed by a rule that has a boundary at d1 = 20 or so."""
+
+    def made_by(study, made):
+        while units := study.allocate(made, 8):
+            for group, cell in units:
+                width, seed = study.axes()["d1"][cell[1]], sum(each[:2] == (group, cell) for each in made)
+                of = np.random.default_rng([width, seed]).random(8) < 1 / (1 + (20 / width) ** 6)
+                found = {"status": np.where(of, Status.CONVERGED, Status.MAX_STEPS_REACHED)}
+                made = [*made, (group, cell, found | {"verdict": np.where(of, Verdict.GLOBAL_MINIMUM, 0)})]
+        return made
+
+    for prove in (False, True):
+        small, large = (
+            BoundaryStudy(num_samples=(100,), d0=(8,), prove=prove, row_runs=runs) for runs in (row_runs, 160)
+        )
+        few, many = made_by(small, []), made_by(large, [])
+        assert row_runs - 8 <= 8 * len(few) <= row_runs
+        assert 152 <= 8 * len(many) <= 160
+        later = made_by(large, few)
+        assert [each[:2] for each in later] == [each[:2] for each in many]
+        assert small.expected(few, 8) == []
 
 
-def test_what_never_succeeds_is_looked_for_up_to_the_largest_width():
-    _, spent, _ = played([np.zeros(len(SIZES))], 10, largest=100)
-    assert 64 < max(size for size, runs in zip(SIZES, spent, strict=True) if runs) <= 100
+def test_what_never_succeeds_is_looked_for_up_to_the_widest_that_is_allowed():
+    for first, largest, widest in ((10, 100, 90), (33, 195, 182)):
+        assert widest == max(size for size in SIZES if size <= largest)
+        _, spent, _ = played([np.zeros(len(SIZES))], first, largest=largest)
+        assert max(size for size, runs in zip(SIZES, spent, strict=True) if runs) == widest
     _, spent, _ = played([np.ones(len(SIZES))], 10)
     assert spent[0] == 8
     assert spent.max() == 8

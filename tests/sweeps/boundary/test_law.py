@@ -5,7 +5,7 @@ import pandas
 import pytest
 from scipy import special, stats
 
-from sweeps.boundary import law, scaling
+from sweeps.boundary import law, report, scaling
 
 MODELS = {model.name: model for model in law.MODELS}
 SIZES = (50, 100, 200, 400)
@@ -95,18 +95,83 @@ def test_rows_drawn_anew_count_what_the_law_misses():
     ],
 )  # fmt: skip
 def test_held_out_rows_pick_the_law_and_a_planted_wrong_one_loses(truth, width, alive, wrong):
-    counts = drawn(width, alive=alive, seed=3, sizes=(50, 100, 200))
+    counts = drawn(width, alive=alive, seed=3, runs=32, sizes=(50, 100, 200))
     models = [MODELS[name] for name in (truth, *wrong)]
     for folds in (law.leave_out_rows(counts), law.leave_out_sizes(counts)):
         scores = law.held_out(models, counts, folds)
-        behind = dict(zip(scores.names, scores.behind, strict=True))
-        error = dict(zip(scores.names, scores.standard_error, strict=True))
-        assert behind[truth] <= 2 * error[truth]
+        assert not scores.is_behind[scores.names.index(truth)]
+        quantile = stats.t.ppf(0.975, scores.rows - 1)
+        np.testing.assert_allclose(scores.margin, quantile * scores.standard_error)
         assert scores.runs == sum(counts.runs[fold].sum() for fold in folds)
     rows = law.held_out(models, counts, law.leave_out_rows(counts))
     assert rows.rows == len(set(zip(counts.num_samples, counts.d0, strict=True)))
     assert rows.names[0] == truth
-    assert (rows.behind[1:] > 2 * rows.standard_error[1:]).all()
+    assert list(rows.is_behind) == [False, *(True for _ in wrong)]
+
+
+def test_a_law_is_behind_only_by_more_than_chance():
+    """Of the truth and the same law with a further parameter neither is behind; of one row nothing is told."""
+    counts = drawn(lambda n, d0: 1.5 * n / d0, seed=2, sizes=(50, 100))
+    models = [MODELS["proportional"], MODELS["power"]]
+    scores = law.held_out(models, counts, law.leave_out_rows(counts))
+    assert scores.rows == 7
+    assert scores.behind[1] > 0
+    assert not scores.is_behind.any()
+    one = law.held_out(models, counts, law.leave_out_rows(counts)[:1])
+    assert np.isnan(one.margin).all()
+    assert not one.is_behind.any()
+
+
+def test_a_step_stakes_no_score_on_a_single_run():
+    """All runs fail below d1* and succeed above it, but for one run at 1.6 d1*: it costs at most 60 log 1.6."""
+    counts = drawn(lambda n, d0: 1.5 * n / d0 + 4, slope=lambda n, m: 1e4, sizes=(50, 100))
+    half = 1.5 * counts.num_samples / counts.d0 + 4
+    place = int(np.argmin(np.abs(np.log(counts.d1 / half / 1.6))))
+    row = counts.rows == counts.rows[place]
+    assert counts.successes[place] == counts.runs[place]
+    failed = np.where(np.arange(len(half)) == place, counts.runs - 1, counts.successes)
+    model = MODELS["proportional + constant"]
+    free = law.fit(model, counts.take(~row))
+    bounded = law.fit(model, counts.take(~row), steepest=law.STEEPEST)
+    costs = []
+    for found in (free, bounded):
+        cell = counts.take(np.array([place]))
+        p = found.probability(cell)
+        costs.append(float(np.log(1 / np.maximum(1 - p[0], 1e-300) - 1)))
+    whole, less = (
+        law.held_out([model], each, [row]).score[0] * counts.runs[row].sum()
+        for each in (counts, counts._replace(successes=failed))
+    )
+    most = law.STEEPEST * np.log(counts.d1[place] / half[place]) * 1.2
+    assert 5 < whole - less < most < 40
+    assert whole - less == pytest.approx(costs[1], rel=0.05)
+    assert costs[0] > 1.3 * costs[1]
+    # What is not steep is fitted as it was.
+    smooth = drawn(with_log)
+    a, b = (law.fit(MODELS["power + log"], smooth, steepest=bound) for bound in (np.inf, law.STEEPEST))
+    np.testing.assert_allclose(a.probability(smooth), b.probability(smooth), atol=5e-3)
+
+
+def test_the_law_is_found_where_runs_are_undecided_at_random():
+    """And of all runs, with undecided ones as failures, another one."""
+    counts = drawn(with_log, runs=40, seed=7)
+    generator = np.random.default_rng(8)
+    proved, local = (
+        generator.binomial(number.astype(int), 0.6) for number in (counts.successes, counts.runs - counts.successes)
+    )
+    columns = dict(
+        condition="scaled", trained_layers="hidden", loss="squared", num_samples=counts.num_samples, d0=counts.d0,
+        d1=counts.d1, runs=counts.runs, converged=counts.successes, diverged=0, proved_global=proved,
+        proved_local=local,
+    )  # fmt: skip
+    cells = report.outcomes(pandas.DataFrame(columns)).query("outcome == 'proved'")
+    assert cells["undecided"].sum() == counts.runs.sum() - (proved + local).sum()
+    known = law.Counts.of(cells)
+    assert known.runs.sum() == (proved + local).sum()
+    failing = law.Counts.of(cells.assign(runs=cells["runs"] + cells["undecided"]))
+    n, d0 = np.array([100.0, 200.0, 400.0]), np.array([8.0, 16.0, 64.0])
+    np.testing.assert_allclose(law.fit(MODELS["power + log"], known).boundary(n, d0), with_log(n, d0), rtol=0.05)
+    assert (law.fit(MODELS["power + log"], failing).boundary(n, d0) > 1.1 * with_log(n, d0)).all()
 
 
 def test_what_is_left_out_is_not_seen():

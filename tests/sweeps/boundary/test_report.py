@@ -82,13 +82,36 @@ def test_boundaries_and_ranks(found):
 
 
 def test_outcomes_are_counted_once(table):
-    cells = table.head(2).assign(proved_global=[3, 0], proved_local=[5, 0], runs=16)
-    again = cells.assign(runs=8, converged=0, proved_global=[8, np.nan], proved_local=[4, np.nan])
+    cells = table.head(2).assign(proved_global=[3, 0], proved_local=[5, 0], diverged=[2, 16], runs=16)
+    again = cells.assign(runs=8, converged=0, diverged=0, proved_global=[8, np.nan], proved_local=[0, np.nan])
     found = report.outcomes(pandas.concat([cells, again], ignore_index=True))
-    kept = found.set_index(["outcome", "d1"])[["runs", "converged"]]
+    kept = found.set_index(["outcome", "d1"])[["runs", "converged", "undecided"]]
     assert sorted(kept.index) == [("criterion", 2), ("criterion", 3), ("proved", 2)]
-    assert tuple(kept.loc["criterion", 2]) == (16, cells["converged"].iloc[0])
-    assert tuple(kept.loc["proved", 2]) == (12, 8)
+    assert tuple(kept.loc["criterion", 2]) == (16, cells["converged"].iloc[0], 0)
+    assert tuple(kept.loc["proved", 2]) == (8, 3, 6)
+
+
+def test_undecided_runs_are_counted_and_the_boundary_with_them_as_failures_is_wider(table):
+    """Of 16 runs near d1* = 8 the share that is decided falls to none in the widest cell but one."""
+    widths = np.array([2, 4, 6, 8, 12, 16, 24])
+    cells = table.head(7).assign(
+        d1=widths, num_samples=20, d0=4, converged=[0, 0, 1, 8, 12, 16, 16],
+        proved_global=[0, 0, 2, 4, 7, 0, 16], proved_local=[16, 16, 8, 4, 1, 0, 0],
+    )  # fmt: skip
+    found = report.analyze(cells, largest_certified=0, num_resamples=2)
+    limits = found.tables["boundaries"].set_index("outcome")
+    row = limits.loc["proved"]
+    assert (row["runs"], row["undecided"]) == (74, 6 + 8 + 8 + 16)
+    assert row["boundary_low"] < 8 < row["boundary_high"]
+    assert row["boundary_undecided_fail"] > row["boundary_high"]
+    assert row["boundary_undecided_fail_low"] < row["boundary_undecided_fail"] < row["boundary_undecided_fail_high"]
+    failed = cells.assign(outcome="", converged=cells["proved_global"])
+    again = report.boundaries(failed, num_resamples=0).iloc[0]
+    assert row["boundary_undecided_fail"] == again["boundary"]
+    assert row["boundary_undecided_fail_high"] == again["boundary_high"]
+    assert limits.loc["criterion", "undecided"] == 0
+    assert limits.loc["criterion", "boundary_undecided_fail"] == limits.loc["criterion", "boundary"]
+    assert ", with 38 undecided as failures " in found.text
 
 
 def test_dead_samples_are_compared_with_what_is_expected(found, table):
