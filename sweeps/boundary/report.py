@@ -485,11 +485,15 @@ def failures(results: Results) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def together(folders: Sequence[Path]) -> Report:
+def together(folders: Sequence[Path], least_d0: int = 1) -> Report:
     """One report of the results in several folders, finished or not; it is the same in whatever order they are given.
 
     Of a cell that several have the one with the most runs counts, for all tables, see `outcomes`; of equally many that
     by first passage, whose runs none ended early, then one with proofs, then by the configuration and the counts.
+
+    Args:
+      folders: of runs of the study.
+      least_d0: rows of fewer inputs are left out: where N / d0 is large the step limit may decide them.
 
     Raises:
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
@@ -521,7 +525,11 @@ def together(folders: Sequence[Path]) -> Report:
     if len(causes):
         kept = _once(joined)
         causes = causes.merge(kept[[*_cell(kept), "folder"]])
-    text = f"Configurations: {'; '.join(captions)}."
+    joined = joined[joined["d0"] >= least_d0]
+    causes = causes[causes["d0"] >= least_d0] if len(causes) else causes
+    if not len(joined):
+        raise UsageError(f"--least_d0: no row has {least_d0} inputs or more")
+    text = f"Configurations: {'; '.join(captions)}." + (f" Rows with d0 >= {least_d0}." if least_d0 > 1 else "")
     return analyze(joined.drop(columns="folder"), caption=text, more={"failures": causes.drop(columns="folder")})
 
 

@@ -201,6 +201,9 @@ def test_folders_are_reported_together(small, tmp_path):
     assert found.text.count("N = 10, as_written, at most 60 N steps, first_passage: ") == 2
     with pytest.raises(UsageError, match="--out"):
         together([tmp_path])
+    assert together([small], least_d0=4).text.count("Rows with d0 >= 4.") == 1
+    with pytest.raises(UsageError, match="--least_d0: no row has 5 inputs or more"):
+        together([small], least_d0=5)
     other = copied(small, tmp_path / "other", {"steps_per_sample": 500})
     with pytest.raises(UsageError, match=r"other: --steps_per_sample=500, where .*no runs of one law"):
         together([small, other])
