@@ -69,7 +69,7 @@ def test_every_block_is_of_a_kind_that_is_tested(page):
 def test_commands_name_flags_that_exist(page):
     """A command's flags are those of its study or script; flags named in the text exist somewhere."""
     known = {name: set(app.flag_values(study)) | {"help", "flagfile"} for name, study in STUDIES.items()}
-    for script in ("benchmark", "conditions"):
+    for script in ("benchmark", "conditions", "boundary_law"):
         known[script] = set(re.findall(r'"--(\w+)"', (ROOT / "scripts" / script).read_text()))
     for command, source in (("status", "status.py"), ("reproduction", "reproduction/run.py")):
         known[command] = set(re.findall(r'"--(\w+)"', (ROOT / "sweeps" / source).read_text()))
