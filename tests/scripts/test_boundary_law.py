@@ -54,7 +54,9 @@ def test_results_are_not_written_over(held, said, monkeypatch, tmp_path, capsys)
 def test_a_new_folder_an_empty_one_and_an_earlier_report_are_written_to(monkeypatch, tmp_path):
     asked = []
     made = Report({}, {}, (), "a text", {})
-    monkeypatch.setattr(report, "together", lambda folders: asked.append([path.name for path in folders]) or made)
+    monkeypatch.setattr(
+        report, "together", lambda folders, least_d0: asked.append([path.name for path in folders]) or made
+    )
     out = tmp_path / "in" / "out"
     assert ended(monkeypatch, out, "b", "a") == 0
     assert ended(monkeypatch, out, "a") == 0
