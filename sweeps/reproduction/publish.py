@@ -1,5 +1,6 @@
 """The ledger as files: JSON, CSV, the page, and on request LaTeX, Markdown and PDF."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -147,8 +148,17 @@ def judge_all(entries: Iterable[Entry], stored: Sequence[Stored], commands: Mapp
     for entry in entries:
         keys = [one.study for one in measured if one.name == entry.measurement] or [entry.study]
         command = "; ".join(dict.fromkeys(commands[key] for key in keys if key in commands))
-        made.append(ledger.judge(entry, measured, "" if entry.out_of_scope else command))
+        made.append(ledger.judge(entry, measured, "" if entry.out_of_scope else _of_one(entry, command)))
     return tuple(made)
+
+
+def _of_one(entry: Entry, command: str) -> str:
+    """The command that measures one entry alone: of the statements study its own statements, in a folder of theirs."""
+    if entry.study != "statements":
+        return command
+    ids = ",".join(dict.fromkeys(condition["quantity"] for condition in ledger.conditions(entry.rule)))
+    plain = re.sub(r" --statement=\S+", "", command)
+    return re.sub(r" --out=\S+", f" --statement={ids} --out=DIR/{entry.id}", plain)
 
 
 def _result(judged: Judged) -> str:
@@ -190,20 +200,36 @@ def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([cells(header), "|" + "---|" * len(header), *map(cells, rows)]) + "\n"
 
 
+def _shell(line: str) -> str:
+    """A command, in lines that end in time."""
+    return " \\\n    ".join(textwrap.wrap(line, 112, break_long_words=False, break_on_hyphens=False))
+
+
+def _repeated_by(judged: Judged) -> str:
+    """The statements, or the folders of the studies, that an entry is measured by."""
+    found = re.findall(r"--statement=(\S+)", judged.command) or re.findall(r"--out=DIR/(\S+?)(?=;|$)", judged.command)
+    return ", ".join(name.replace(",", ", ") for name in found)
+
+
 def markdown(judged: Iterable[Judged], about: Mapping[str, str]) -> str:
-    """The ledger as Markdown: what it is about, and a table per section."""
+    """The ledger as Markdown: what it is about, the commands that repeat it, and a table per section."""
     judged = tuple(judged)
     lines = ["", *(f"- {name}: {value}" for name, value in about.items()), ""]
     counts = {verdict: sum(one.verdict is verdict for one in judged) for verdict in ledger.Verdict}
     lines += [_rows(("verdict", "claims"), [(verdict.value, str(count)) for verdict, count in counts.items()])]
+    commands = dict.fromkeys(
+        line for one in judged if one.entry.study != "statements" for line in one.command.split("; ") if line
+    )
+    statements = "python -m sweeps.reproduction.statements --statement=ID --out=DIR/ID"
+    lines += ["", "Commands by study; a statement has its ID beside it.", "", "```sh", *map(_shell, commands), statements, "```", ""]
     for section in dict.fromkeys(one.entry.section for one in judged):
         lines += [f"## {section}", ""]
         rows = [
-            (one.entry.place, one.entry.says, one.verdict.value, _result(one) or one.reason)
+            (one.entry.place, one.entry.says, one.verdict.value, _result(one) or one.reason, _repeated_by(one))
             for one in judged
             if one.entry.section == section
         ]
-        lines.append(_rows(("place", "the paper says", "verdict", "found"), rows))
+        lines.append(_rows(("place", "the paper says", "verdict", "found", "study or ID"), rows))
     return "\n".join(lines)
 
 
@@ -226,7 +252,8 @@ def judged_again(before: Sequence[Judged], entries: Iterable[Entry]) -> tuple[Ju
     measured = tuple(dict.fromkeys(one for judged in before for one in judged.measurements))
     commands = {one.entry.study: one.command for one in before} | {one.entry.id: one.command for one in before}
     return tuple(
-        ledger.judge(entry, measured, commands.get(entry.id, commands.get(entry.study, ""))) for entry in entries
+        ledger.judge(entry, measured, _of_one(entry, commands.get(entry.id, commands.get(entry.study, ""))))
+        for entry in entries
     )
 
 

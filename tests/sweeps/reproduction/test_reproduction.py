@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import logging
+import re
 import shutil
 
 import jax
@@ -104,8 +105,9 @@ def test_the_report_alone_says_the_same(done, capsys):
     assert run.execute([f"--out={done}", "--report_only"]) == 0  # Of other sizes than the preset's.
     assert "--preset" not in (done / "ledger.json").read_text()
     line = verdicts(done)["lemma-h1"].command
-    assert line.startswith("python -m sweeps.reproduction.statements --statement=lemma-h1,")
-    assert line.endswith(" --num_seeds=3 --out=DIR/statements")
+    assert line == "python -m sweeps.reproduction.statements --num_seeds=3 --statement=lemma-h1 --out=DIR/lemma-h1"
+    page = publish.markdown(ledger.load((done / "ledger.json").read_text())[0], {})
+    assert re.search(r"^\| Lemma H.1 \|.*\| lemma-h1 \|$", page, flags=re.M)
 
 
 def test_what_is_done_is_not_run_again(done, capsys, monkeypatch):
