@@ -21,8 +21,8 @@ settings.load_profile("ci")
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request):
     """Most tests compile far more than they run, so XLA may leave its costly passes out."""
-    in_full = request.node.get_closest_marker("compiled_in_full") is not None
-    jax.config.update("jax_disable_most_optimizations", not in_full)
+    as_processes_do = any(map(request.node.get_closest_marker, ("compiled_in_full", "compiled_alike")))
+    jax.config.update("jax_disable_most_optimizations", not as_processes_do)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -221,7 +221,16 @@ def markdown(judged: Iterable[Judged], about: Mapping[str, str]) -> str:
         line for one in judged if one.entry.study != "statements" for line in one.command.split("; ") if line
     )
     statements = "python -m sweeps.reproduction.statements --statement=ID --out=DIR/ID"
-    lines += ["", "Commands by study; a statement has its ID beside it.", "", "```sh", *map(_shell, commands), statements, "```", ""]
+    lines += [
+        "",
+        "Commands by study; a statement has its ID beside it.",
+        "",
+        "```sh",
+        *map(_shell, commands),
+        statements,
+        "```",
+        "",
+    ]
     for section in dict.fromkeys(one.entry.section for one in judged):
         lines += [f"## {section}", ""]
         rows = [

@@ -3,11 +3,8 @@
 import dataclasses
 import json
 import os
-import random
 import shutil
-import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -25,7 +22,7 @@ from sweeps.runtime import extension, session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Tile, Variant
 
-pytestmark = pytest.mark.compiled_in_full
+pytestmark = pytest.mark.compiled_alike
 
 TINY = [
     "--d0=2,3", "--d1=4:8:2", "--num_seeds=2", "--num_samples=10", "--num_steps=60", "--block=2x2",
@@ -276,59 +273,3 @@ def test_caption_says_protocol_precision_seeds_and_rank(finished):
 # From here on the program itself, in processes of its own.
 
 COMMAND = [sys.executable, "-m", "sweeps.convergence_map", *TINY[:-1], "--num_processes=2"]
-
-
-def start(out, cache):
-    return subprocess.Popen(
-        [*COMMAND, f"--out={out}", f"--compilation_cache={cache}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-
-
-def children(process):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
-
-
-def alive(pid):
-    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(status) and not status.startswith("Z")
-
-
-def test_killed_at_random_moments_it_ends_like_an_uninterrupted_run(finished, tmp_path, cache):
-    """RELU_SGD_KILLS says how often at least; the store is damaged at no moment, and no worker outlives its parent."""
-    kills, wanted, generator = 0, int(os.environ.get("RELU_SGD_KILLS", "1")), random.Random(0)
-    out = tmp_path / "out"
-    whole = start(tmp_path / "whole", cache)
-    _, log = whole.communicate(timeout=200)
-    assert whole.returncode == 0, log
-    while kills < wanted:
-        process = start(out, cache)
-        time.sleep(generator.uniform(0.0, 6.0))
-        workers = children(process)
-        if process.poll() is not None:
-            assert process.returncode == 0
-            process.communicate()
-            shutil.rmtree(out)  # It was done before we came: begin anew.
-            continue
-        process.kill()
-        process.communicate()
-        kills += 1
-        deadline = time.monotonic() + 10
-        while any(map(alive, workers)):
-            assert time.monotonic() < deadline, "a worker outlived its parent"
-            time.sleep(0.05)
-        if (out / "results.zarr").exists():
-            Store.open(out / "results.zarr").verify()
-    process = start(out, cache)
-    _, log = process.communicate(timeout=200)
-    assert process.returncode == 0, log
-    assert_same(out, tmp_path / "whole")
-    assert not list(out.rglob("*.partial"))
-    assert (out / "figures" / "probability.png").exists()
-    # Worker processes and this one agree: to the bit where both pin one core, to rounding in any case.
-    for layers, expected in results(finished).items():
-        np.testing.assert_allclose(results(out)[layers]["relative_error"], expected["relative_error"], rtol=1e-6)

@@ -17,7 +17,7 @@ from sweeps import sweep
 from sweeps.reporting import style
 from sweeps.study import UsageError
 
-pytestmark = pytest.mark.compiled_in_full
+pytestmark = pytest.mark.compiled_alike
 
 
 @pytest.fixture(autouse=True)

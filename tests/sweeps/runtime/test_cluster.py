@@ -20,7 +20,7 @@ from sweeps.runtime import cluster, journal, session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, UsageError
 
-pytestmark = pytest.mark.compiled_in_full
+pytestmark = pytest.mark.compiled_alike
 
 SLURM = {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 
