@@ -11,6 +11,7 @@ from support.launchers import STUDIES
 
 from relu_sgd import descend
 from sweeps.command import app
+from sweeps.reproduction.statements.study import Statements
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -73,8 +74,9 @@ def test_commands_name_flags_that_exist(page):
         known[script] = set(re.findall(r'"--(\w+)"', (ROOT / "scripts" / script).read_text()))
     for command, source in (("status", "status.py"), ("reproduction", "reproduction/run.py")):
         known[command] = set(re.findall(r'"--(\w+)"', (ROOT / "sweeps" / source).read_text()))
+    known["statements"] = set(app.flag_values(Statements))
     text = page.read_text()
-    for name, words in re.findall(r"(?:sweeps\.|scripts/)(\w+)((?:\s+--\w+(?:=[^\s`]+)?)+)", text):
+    for name, words in re.findall(r"(?:sweeps\.(?:reproduction\.)?|scripts/)(\w+)((?:\s+--\w+(?:=[^\s`]+)?)+)", text):
         if name in known:
             assert set(re.findall(r"--(\w+)", words)) <= known[name], name
     assert set(re.findall(r"(?<![\w-])--(\w+)", text)) <= set().union(*known.values())

@@ -107,7 +107,7 @@ def test_the_report_alone_says_the_same(done, capsys):
     line = verdicts(done)["lemma-h1"].command
     assert line == "python -m sweeps.reproduction.statements --num_seeds=3 --statement=lemma-h1 --out=DIR/lemma-h1"
     page = publish.markdown(ledger.load((done / "ledger.json").read_text())[0], {})
-    assert re.search(r"^\| Lemma H.1 \|.*\| lemma-h1 \|$", page, flags=re.M)
+    assert re.search(r"^\| Lemma H\.1, .*\| lemma-h1 \|$", page, flags=re.M)
 
 
 def test_what_is_done_is_not_run_again(done, capsys, monkeypatch):
