@@ -196,7 +196,8 @@ def _tex(judged: Iterable[Judged]) -> str:
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    cells = lambda row: "| " + " | ".join(" ".join(part.replace("|", r"\|").split()) for part in row) + " |"
+    # A bracket would begin a link.
+    cells = lambda row: "| " + " | ".join(" ".join(re.sub(r"([|\[])", r"\\\1", part).split()) for part in row) + " |"
     return "\n".join([cells(header), "|" + "---|" * len(header), *map(cells, rows)]) + "\n"
 
 
