@@ -45,6 +45,12 @@ REFERENCES = ("power", "exponents")
 _SHARED = ("steps_per_sample", "base_seed", "rate", "precision")
 
 
+def _scored(scores: law.Scores, place: int) -> dict[str, Any]:
+    """How a law foresees what was left out, beside the others, as columns."""
+    names = ("score", "behind", "standard_error", "margin", "is_behind")
+    return {**{name: getattr(scores, name)[place] for name in names}, "rows": scores.rows, "runs": scores.runs}
+
+
 def _groups(table: pandas.DataFrame) -> Iterable[tuple[dict[str, str], pandas.DataFrame]]:
     for values, part in table.groupby(GROUP, sort=False):
         yield dict(zip(GROUP, map(str, values), strict=True)), part
@@ -167,13 +173,7 @@ def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS
                         "left_out": left_out,
                         "model": name,
                         "formula": found.model.formula,
-                        "score": scores.score[place],
-                        "behind": scores.behind[place],
-                        "standard_error": scores.standard_error[place],
-                        "margin": scores.margin[place],
-                        "is_behind": scores.is_behind[place],
-                        "rows": scores.rows,
-                        "runs": scores.runs,
+                        **_scored(scores, place),
                         "parameters": len(found.parameters),
                         "deviance": found.deviance,
                         "expected_deviance": expected[name] - len(found.parameters),
@@ -358,13 +358,7 @@ def floors(table: pandas.DataFrame) -> pandas.DataFrame:
                     **group,
                     "model": name,
                     "formula": model.formula,
-                    "score": scores.score[place],
-                    "behind": scores.behind[place],
-                    "standard_error": scores.standard_error[place],
-                    "margin": scores.margin[place],
-                    "is_behind": scores.is_behind[place],
-                    "rows": scores.rows,
-                    "runs": scores.runs,
+                    **_scored(scores, place),
                     "parameters": "; ".join(
                         f"{p.name} = {p.value:.3g} ({p.low:.3g} to {p.high:.3g})" for p in parameters
                     ),
