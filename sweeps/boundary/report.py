@@ -34,6 +34,7 @@ __all__ = [
     "ranks",
     "report",
     "scalings",
+    "stable",
     "together",
 ]
 
@@ -81,6 +82,15 @@ def _once(table: pandas.DataFrame) -> pandas.DataFrame:
     total = table["runs"] + table.get("undecided", 0)
     kept = table.loc[total.sort_values(kind="stable").index].drop_duplicates(_cell(table), keep="last")
     return table.loc[kept.index.sort_values()].reset_index(drop=True)
+
+
+def stable(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Without the rows (N, d0) most of whose failures by criterion diverged: those are about the learning rate, and no
+    law of the boundary foresees them.
+    """
+    sums = table.groupby([*GROUP, "num_samples", "d0"])[["runs", "converged", "diverged"]].transform("sum")
+    diverging = (table["outcome"] == "criterion") & (2 * sums["diverged"] > sums["runs"] - sums["converged"])
+    return table[~diverging]
 
 
 def _cell(table: pandas.DataFrame) -> list[str]:
@@ -412,7 +422,8 @@ def analyze(
 
     Args:
       table: a row a cell; columns condition, trained_layers, loss, num_samples, d0, d1, runs, converged, proved_global,
-        proved_local, diverged, dead_at_start, runs_with_dead, full_rank_start, full_rank_end.
+        proved_local, diverged, dead_at_start, runs_with_dead, full_rank_start, full_rank_end. Laws are not fitted to
+        rows most of whose failures diverged.
       caption: what was run, for figures and text.
       more: further tables.
       candidates: the laws that are compared.
@@ -425,7 +436,7 @@ def analyze(
     table = table[table["runs"] > 0].reset_index(drop=True)
     # A set-up needs rows of at least two N, and something to see.
     enough = table.groupby(GROUP)["num_samples"].transform("nunique") > 1
-    fitted = table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)]
+    fitted = stable(table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)])
     tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
         tables["models"] = models(fitted, candidates)
@@ -439,6 +450,7 @@ def analyze(
     tables |= {"steepness": _steepness(table), **(more or {})}
     if "failures" in tables:
         tables["dying"] = dying(tables["failures"])
+        tables["dying_rows"] = dying(tables["failures"], by_row=True)
     tables = {name: part for name, part in tables.items() if len(part)}
     drawn = figures.draw(table, tables, caption)
     return Report(tables, drawn, (), "\n".join([*_lines(table, tables), caption]), {"models": "%.8g"})
@@ -544,36 +556,48 @@ def report(study: BoundaryStudy, results: Results) -> Report:
     return analyze(counted(study, results), caption=caption, more={"failures": failures(results)})
 
 
-def dying(causes: pandas.DataFrame) -> pandas.DataFrame:
-    """How fast dead samples become rare: k of P(no dead sample) = exp(-N 2^(-k d1)), a row a (set-up, regime, moment).
+def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
+    """How fast dead samples become rare: k of P(no dead sample) = exp(-N 2^(-k d1)), a row a (set-up, regime, moment),
+    or a (set-up, N, d0, moment).
 
     At the start k is 1 if samples are dead independently; where k is 1/2 a sample is as good as dead when the half of
-    the neurons whose output has its label's sign is inactive on it.
+    the neurons whose output has its label's sign is inactive on it (`relu_sgd.theory.orthogonal`).
 
     Args:
       causes: see `failures`.
+      by_row: whether every (N, d0) has its k.
     """
     model = law.Model("dead", "exp(-N 2^(-k d1))", (law.K,), lambda n, d0, m, k: 1e-9 + 0 * n, lambda k: k)
     rows = []
     for group, part in causes.groupby(SETUP, sort=False):
-        kinds = law.regime(part["num_samples"].to_numpy(float), part["d0"].to_numpy(float))
-        for kind in ("all", "counting", "between", "floor"):
-            chosen = part[(kinds == kind) | (kind == "all")]
+        for place, chosen in _parts(part, by_row):
             for moment in ("start", "end"):
                 dead = int(chosen[f"dead_{moment}"].sum())
                 if not 0 < dead < int(chosen["runs"].sum()):
                     continue
                 counts = Counts.of(chosen.assign(alive=chosen["runs"] - chosen[f"dead_{moment}"]), "alive")
                 found = law.fit(model, counts, transition="constant")
-                k = law.intervals(found, counts, num_resamples=100)[0]
+                k = law.intervals(found, counts, num_resamples=0 if by_row else 100)[0]
                 rows.append(
                     dict(zip(SETUP, group, strict=True))
-                    | {"regime": kind, "moment": moment, "runs": int(counts.runs.sum()), "with_dead": dead}
-                    | {"k": k.value, "low": k.low, "high": k.high, "rows_low": k.rows_low, "rows_high": k.rows_high}
+                    | {**place, "moment": moment, "runs": int(counts.runs.sum()), "with_dead": dead}
+                    | {"k": k.value, "low": k.low, "high": k.high}
+                    | ({} if by_row else {"rows_low": k.rows_low, "rows_high": k.rows_high})
                     | {"deviance": found.deviance}
                     | {"expected_deviance": law.expected_deviance(found.probability(counts), counts)}
                 )
     return pandas.DataFrame(rows)
+
+
+def _parts(causes: pandas.DataFrame, by_row: bool) -> Iterable[tuple[dict[str, Any], pandas.DataFrame]]:
+    """The rows (N, d0), or all of them and each regime, with the columns that name them."""
+    if by_row:
+        for (size, d0), part in causes.groupby(["num_samples", "d0"]):
+            yield {"num_samples": int(size), "d0": int(d0)}, part
+        return
+    kinds = law.regime(causes["num_samples"].to_numpy(float), causes["d0"].to_numpy(float))
+    for kind in ("all", "counting", "between", "floor"):
+        yield {"regime": kind}, causes[(kinds == kind) | (kind == "all")]
 
 
 def _said(values: Sequence[float]) -> str:

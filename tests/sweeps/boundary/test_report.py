@@ -170,6 +170,40 @@ def test_how_fast_samples_die_is_found():
         assert row["deviance"] < 1.8 * row["expected_deviance"]
 
 
+def test_every_row_has_its_own_share_of_dying_samples():
+    """Samples die like 2^(-0.9 d1) at d0 = 4 and like 2^(-0.6 d1) at d0 = 32."""
+    generator = np.random.default_rng(5)
+    d0, d1 = (axis.ravel() for axis in np.meshgrid([4, 32], np.arange(4, 24, 2)))
+    columns = dict(
+        condition="scaled",
+        trained_layers="hidden",
+        loss="squared",
+        num_samples=64,
+        d0=d0,
+        d1=d1,
+        runs=200,
+        dead_start=0,
+    )
+    dead = generator.binomial(200, 1 - np.exp(-64 * 2.0 ** (-np.where(d0 == 4, 0.9, 0.6) * d1)))
+    found = report.dying(pandas.DataFrame(columns | {"dead_end": dead}), by_row=True).set_index(["num_samples", "d0"])
+    for inputs, k in ((4, 0.9), (32, 0.6)):
+        row = found.loc[64, inputs]
+        assert row["low"] < k < row["high"] < 1.1 * k
+
+
+def test_rows_that_diverge_are_left_out_of_the_laws(table):
+    """At d0 = 4 of N = 80 all failures diverged: the boundary there is the learning rate's."""
+    wild = (table["num_samples"] == 80) & (table["d0"] == 4)
+    failed = table["runs"] - table["converged"]
+    both = report.outcomes(table.assign(diverged=np.where(wild, failed, 0), proved_global=5, proved_local=5))
+    kept = report.stable(both)
+    left = both.loc[both.index.difference(kept.index)]
+    assert set(left["outcome"]) == {"criterion"}  # What is proved does not count runs that diverged.
+    assert len(left) == wild.sum()
+    assert set(zip(left["num_samples"], left["d0"], strict=True)) == {(80, 4)}
+    assert len(report.stable(report.outcomes(table))) == len(report.outcomes(table))
+
+
 def test_certified_widths_are_those_of_the_theory(found):
     rows = {(row.certificate, row.source): row for row in certified.certified_widths([(20, 8)], measured_width=1e3)}
     assert set(rows) == {("path", "expected"), ("(10)", "expected"), ("(54)", "expected"), ("path", "measured"),
