@@ -11,7 +11,7 @@ import optax
 from relu_sgd import Params, Problem, descend, initialization, problem, relative_error_below
 from sweeps import sweep
 
-NUM_SAMPLES = 100
+NUM_SAMPLES, NUM_STEPS = 100, 25_000
 AXES = {"rows": ("orthogonal", "400", "200", "100", "50", "25"), "d1": (8, 12, 16)}
 
 
@@ -28,7 +28,7 @@ def draw(key, rows, d1):
 
 def train(key, rows, d1):
     start, data = draw(key, rows, d1)
-    rules = dict(optimizer=optax.sgd(0.15, momentum=0.9), criterion=relative_error_below(2.5e-3), num_steps=25_000)
+    rules = dict(optimizer=optax.sgd(0.15, momentum=0.9), criterion=relative_error_below(2.5e-3), num_steps=NUM_STEPS)
     end = descend(start, data, trained_layers="hidden", **rules)
     active = data.X @ start.W > 0
     unsupported = ~(active & (data.Y * start.V.T > 0)).any(axis=1)

@@ -13,10 +13,11 @@ import pytest
 from support import ROOT
 
 from relu_sgd import Params, Problem, predict
+from relu_sgd.theory import orthogonal
 from sweeps.reporting import style
 
 FOLDER = ROOT / "examples"
-LINES = {"safran_shamir": 40, "dana": 45, "jamming": 45, "jamming_depth": 45, "karhadkar": 45}
+LINES = {"safran_shamir": 40, "dana": 45, "jamming": 45, "jamming_depth": 45, "karhadkar": 45, "dying_samples": 50}
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -117,3 +118,19 @@ def test_jamming_draws_the_data_and_weights_of_the_published_code(monkeypatch):
     for kernel in kernels:
         np.testing.assert_allclose(kernel.T @ kernel, np.eye(kernel.shape[1]), atol=1e-5)
     assert bool(end["few"]) == (int(end["unsatisfied"]) <= 4)
+
+
+def test_samples_die_of_orthogonal_rows_as_the_theory_says(monkeypatch):
+    example = importlib.import_module("examples.dying_samples")
+    monkeypatch.setattr(example, "NUM_SAMPLES", 20)
+    monkeypatch.setattr(example, "NUM_STEPS", 400)
+    key = jax.random.key(2)
+    (W, V), (X, Y) = (tuple(map(np.asarray, part)) for part in example.draw(key, "orthogonal", 6))
+    np.testing.assert_allclose(X @ X.T, np.eye(20), atol=1e-6)
+    lost = orthogonal.is_unsupported(X, Y[:, 0], W, V[:, 0])
+    found = example.train(key, "orthogonal", 6)
+    assert lost.any()
+    assert int(found["unsupported"]) == int(found["dead"]) == int(found["both"]) == lost.sum()
+    assert int(found["dead_start"]) == np.sum((X @ W <= 0).all(axis=1))
+    assert not found["success"]
+    assert example.draw(key, "8", 6)[1].X.shape == (20, 8)
