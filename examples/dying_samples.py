@@ -11,7 +11,7 @@ import optax
 from relu_sgd import Params, Problem, descend, initialization, problem, relative_error_below
 from sweeps import sweep
 
-NUM_SAMPLES, NUM_STEPS = 100, 25_000
+NUM_SAMPLES, NUM_STEPS = 100, 10_000
 AXES = {"rows": ("orthogonal", "400", "200", "100", "50", "25"), "d1": (8, 12, 16)}
 
 
