@@ -1,5 +1,6 @@
 """examples/: each is short, runs with few seeds, and computes what it says."""
 
+import functools
 import importlib
 import re
 import runpy
@@ -124,13 +125,14 @@ def test_samples_die_of_orthogonal_rows_as_the_theory_says(monkeypatch):
     example = importlib.import_module("examples.dying_samples")
     monkeypatch.setattr(example, "NUM_SAMPLES", 20)
     monkeypatch.setattr(example, "NUM_STEPS", 400)
+    compiled = functools.partial(jax.jit, static_argnums=(1, 2))
     key = jax.random.key(2)
-    (W, V), (X, Y) = (tuple(map(np.asarray, part)) for part in example.draw(key, "orthogonal", 6))
+    (W, V), (X, Y) = (tuple(map(np.asarray, part)) for part in compiled(example.draw)(key, "orthogonal", 6))
     np.testing.assert_allclose(X @ X.T, np.eye(20), atol=1e-6)
     lost = orthogonal.is_unsupported(X, Y[:, 0], W, V[:, 0])
-    found = example.train(key, "orthogonal", 6)
+    found = compiled(example.train)(key, "orthogonal", 6)
     assert lost.any()
     assert int(found["unsupported"]) == int(found["dead"]) == int(found["both"]) == lost.sum()
     assert int(found["dead_start"]) == np.sum((X @ W <= 0).all(axis=1))
     assert not found["success"]
-    assert example.draw(key, "8", 6)[1].X.shape == (20, 8)
+    assert jax.eval_shape(lambda key: example.draw(key, "8", 6), key)[1].X.shape == (20, 8)
