@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,8 @@ from sweeps.boundary.law import Counts
 from sweeps.boundary.study import BoundaryStudy, condition_of, loss_of
 from sweeps.boundary.tables import counts as counted
 from sweeps.reporting.statistics import interval
-from sweeps.runtime import extension
-from sweeps.runtime.session import configuration_of, open_results
-from sweeps.study import Report, Results, UsageError
+from sweeps.runtime.session import configuration_of
+from sweeps.study import Report, Results
 
 __all__ = [
     "GROUP",
@@ -30,20 +28,18 @@ __all__ = [
     "floors",
     "laws",
     "models",
+    "once",
     "outcomes",
     "ranks",
     "report",
     "scalings",
     "stable",
-    "together",
 ]
 
 GROUP = ["condition", "trained_layers", "loss", "outcome"]
 SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
 REFERENCES = ("power", "exponents")
-# What the results of several folders must have in common.
-_SHARED = ("steps_per_sample", "base_seed", "rate", "precision")
 
 
 def _scored(scores: law.Scores, place: int) -> dict[str, Any]:
@@ -72,10 +68,10 @@ def outcomes(table: pandas.DataFrame) -> pandas.DataFrame:
     both = pandas.concat(
         [table.assign(outcome="criterion", undecided=0), proved[decided + undecided > 0]], ignore_index=True
     )
-    return _once(both.astype({"runs": int, "converged": int, "undecided": int}))
+    return once(both.astype({"runs": int, "converged": int, "undecided": int}))
 
 
-def _once(table: pandas.DataFrame) -> pandas.DataFrame:
+def once(table: pandas.DataFrame) -> pandas.DataFrame:
     """Every cell once, with the most runs, of equally many the last: runs are numbered, and the fewer ones of another
     folder are among them.
     """
@@ -431,7 +427,7 @@ def analyze(
       num_resamples: of rows, for the second intervals.
     """
     cells = table[table["runs"] > 0].reset_index(drop=True)
-    table, cells = outcomes(cells), _once(cells)
+    table, cells = outcomes(cells), once(cells)
     limits = boundaries(table, num_resamples=2 * num_resamples)
     table = table[table["runs"] > 0].reset_index(drop=True)
     # A set-up needs rows of at least two N, and something to see.
@@ -453,7 +449,9 @@ def analyze(
         tables["dying_rows"] = dying(tables["failures"], by_row=True)
     tables = {name: part for name, part in tables.items() if len(part)}
     drawn = figures.draw(table, tables, caption)
-    return Report(tables, drawn, (), "\n".join([*_lines(table, tables), caption]), {"models": "%.8g"})
+    return Report(
+        tables, drawn, (), "\n".join([*_lines(table, tables), caption]), {"models": "%.8g", "counts": "%.12g"}
+    )
 
 
 def failures(results: Results) -> pandas.DataFrame:
@@ -489,61 +487,6 @@ def failures(results: Results) -> pandas.DataFrame:
             for i, j in np.argwhere(sums["runs"] > 0)
         ]
     return pandas.DataFrame(rows)
-
-
-def together(folders: Sequence[Path], least_d0: int = 1) -> Report:
-    """One report of the results in several folders, finished or not; it is the same in whatever order they are given.
-
-    Of a cell that several have the one with the most runs counts, for all tables, see `outcomes`; of equally many that
-    by first passage, whose runs none ended early, then one with proofs, then by the configuration and the counts.
-
-    Args:
-      folders: of runs of the study.
-      least_d0: rows of fewer inputs are left out: where N / d0 is large the step limit may decide them.
-
-    Raises:
-      UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
-        number of steps, seed, rate or precision.
-    """
-    parts = []
-    shared: dict[str, Any] = {}
-    for folder in folders:
-        store = open_results(folder)
-        study = BoundaryStudy.from_science(store.attributes)
-        for name in _SHARED:
-            value = getattr(study, name)
-            if shared.setdefault(name, value) != value:
-                raise UsageError(
-                    f"{folder}: --{name}={value}, where {folders[0]} has {shared[name]}: no runs of one law"
-                )
-        results = {variant: extension.read(store, variant.group) for variant in study.variants()}
-        parts.append((study, counted(study, results), failures(results)))
-    parts.sort(key=_precedence)
-    captions = [
-        f"N = {', '.join(map(str, study.num_samples))}, {', '.join(study.condition)}, at most {study.steps_per_sample} "
-        f"N steps, {study.stop}: {configuration_of(study.science())}"
-        for study, _, _ in parts
-    ]
-    joined, causes = (
-        pandas.concat([table.assign(folder=index) for index, table in enumerate(tables)], ignore_index=True)
-        for tables in ([part[1] for part in parts], [part[2] for part in parts])
-    )
-    if len(causes):
-        kept = _once(joined)
-        causes = causes.merge(kept[[*_cell(kept), "folder"]])
-    joined = joined[joined["d0"] >= least_d0]
-    causes = causes[causes["d0"] >= least_d0] if len(causes) else causes
-    if not len(joined):
-        raise UsageError(f"--least_d0: no row has {least_d0} inputs or more")
-    text = f"Configurations: {'; '.join(captions)}." + (f" Rows with d0 >= {least_d0}." if least_d0 > 1 else "")
-    return analyze(joined.drop(columns="folder"), caption=text, more={"failures": causes.drop(columns="folder")})
-
-
-def _precedence(part: tuple[BoundaryStudy, pandas.DataFrame, pandas.DataFrame]) -> tuple[Any, ...]:
-    """The later, the rather a folder's counts are kept; equal only where all of them are."""
-    study, *tables = part
-    own = configuration_of(study.science())
-    return (study.stop == "first_passage", study.prove, own, *(table.to_csv() for table in tables))
 
 
 def report(study: BoundaryStudy, results: Results) -> Report:

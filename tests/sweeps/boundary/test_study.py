@@ -16,7 +16,7 @@ from support.launchers import command
 
 from relu_sgd import Params, Problem, Status, descend
 from sweeps.boundary import allocation
-from sweeps.boundary.report import together
+from sweeps.boundary.joined import together
 from sweeps.boundary.study import BoundaryStudy, measure_start, rescaled
 from sweeps.protocol.draw import Run
 from sweeps.runtime import session
@@ -204,6 +204,15 @@ def test_folders_are_reported_together(small, tmp_path):
     assert together([small], least_d0=4).text.count("Rows with d0 >= 4.") == 1
     with pytest.raises(UsageError, match="--least_d0: no row has 5 inputs or more"):
         together([small], least_d0=5)
+    # Its counts in a file stand for the folders.
+    found.tables["counts"].to_csv(tmp_path / "counts.csv", index=False, float_format="%.12g")
+    again = together([tmp_path / "counts.csv"])
+    for name, table in again.tables.items():
+        pandas.testing.assert_frame_equal(table, found.tables[name])
+    for wrong, said in (("configuration\n1\n", "no column stop"), ("", "no table of counts")):
+        (tmp_path / "wrong.csv").write_text(wrong)
+        with pytest.raises(UsageError, match=said):
+            together([tmp_path / "wrong.csv"])
     other = copied(small, tmp_path / "other", {"steps_per_sample": 500})
     with pytest.raises(UsageError, match=r"other: --steps_per_sample=500, where .*no runs of one law"):
         together([small, other])

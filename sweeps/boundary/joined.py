@@ -1,0 +1,117 @@
+"""One report of the counts of several folders, and of files that hold them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas
+
+from sweeps.boundary import tables
+from sweeps.boundary.report import GROUP, analyze, failures, once
+from sweeps.boundary.study import BoundaryStudy
+from sweeps.runtime import extension
+from sweeps.runtime.session import configuration_of, open_results
+from sweeps.study import Report, UsageError
+
+__all__ = ["COLUMNS", "SETTINGS", "together"]
+
+# What all runs of one law have in common.
+SETTINGS = ("steps_per_sample", "base_seed", "rate", "precision")
+# How a folder's runs were made besides: they may differ.
+_MADE = ("configuration", "stop", "prove")
+_CELL = (*(name for name in GROUP if name != "outcome"), "num_samples", "d0", "d1")
+# What `failures` counts among the runs that did not diverge.
+_CAUSES = ("failed", "dead_start", "dead_end", "failed_dead_start", "failed_dead_end")
+COLUMNS = (*_MADE, *SETTINGS, *tables.COLUMNS, "finished", *_CAUSES)
+
+
+class _Part(NamedTuple):
+    """The cells of one configuration, columns `COLUMNS`, and where they are from."""
+
+    source: Path
+    cells: pandas.DataFrame
+
+
+def _of_folder(folder: Path) -> _Part:
+    store = open_results(folder)
+    study = BoundaryStudy.from_science(store.attributes)
+    results = {variant: extension.read(store, variant.group) for variant in study.variants()}
+    cells = tables.counts(study, results)
+    causes = failures(results)
+    if len(causes):
+        cells = cells.merge(causes.rename(columns={"runs": "finished"}), how="left", on=list(_CELL))
+    made = {"configuration": configuration_of(study.science()), "stop": study.stop, "prove": study.prove}
+    cells = cells.assign(**made, **{name: getattr(study, name) for name in SETTINGS})
+    return _Part(folder, cells.reindex(columns=list(COLUMNS)))
+
+
+def _of_file(path: Path) -> Iterator[_Part]:
+    try:
+        table = pandas.read_csv(path, dtype={"configuration": str, "rate": float, "dead_at_start": float})
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path}: no table of counts: {error}") from None
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise UsageError(f"{path}: no table of counts: it has no column {missing[0]}")
+    for _, cells in table.groupby("configuration", sort=False):
+        yield _Part(path, cells[list(COLUMNS)].reset_index(drop=True))
+
+
+def _precedence(part: _Part) -> tuple[Any, ...]:
+    """The later, the rather a configuration's counts are kept; equal only where all of them are."""
+    first = part.cells.iloc[0]
+    return (first["stop"] == "first_passage", bool(first["prove"]), first["configuration"], part.cells.to_csv())
+
+
+def _caption(cells: pandas.DataFrame) -> str:
+    first = cells.iloc[0]
+    sizes, conditions = (", ".join(map(str, cells[name].unique())) for name in ("num_samples", "condition"))
+    return (
+        f"N = {sizes}, {conditions}, at most {first['steps_per_sample']} N steps, {first['stop']}: "
+        f"{first['configuration']}"
+    )
+
+
+def together(sources: Sequence[Path], least_d0: int = 1, **options: Any) -> Report:
+    """One report of the results in several folders, finished or not, and of counts.csv of earlier such reports; it is
+    the same in whatever order they are given.
+
+    Of a cell that several have the one with the most runs counts, for all tables, see `report.outcomes`; of equally
+    many that by first passage, whose runs none ended early, then one with proofs, then by the configuration and the
+    counts.
+
+    Args:
+      sources: folders of runs of the study, and files.
+      least_d0: rows of fewer inputs are left out: where N / d0 is large the step limit may decide them.
+      options: of `report.analyze`.
+
+    Returns:
+      The report, with a table more: `counts`, columns `COLUMNS`; `finished` runs did not diverge.
+
+    Raises:
+      UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
+        number of steps, seed, rate or precision; a file is no table of counts.
+    """
+    parts: list[_Part] = []
+    for source in sources:
+        parts += _of_file(source) if source.is_file() else [_of_folder(source)]
+    parts = [part for part in parts if len(part.cells)]
+    if not parts:
+        raise UsageError("--out: no runs to report")
+    shared = {name: parts[0].cells[name].iloc[0] for name in SETTINGS}
+    for part in parts:
+        for name, value in shared.items():
+            if len(other := part.cells.loc[part.cells[name] != value, name]):
+                raise UsageError(
+                    f"{part.source}: --{name}={other.iloc[0]}, where {parts[0].source} has {value}: no runs of one law"
+                )
+    parts.sort(key=_precedence)
+    captions = [_caption(part.cells) for part in parts]
+    joined = once(pandas.concat([part.cells for part in parts], ignore_index=True))
+    joined = joined[joined["d0"] >= least_d0].reset_index(drop=True)
+    if not len(joined):
+        raise UsageError(f"--least_d0: no row has {least_d0} inputs or more")
+    causes = joined.loc[joined["finished"].notna(), [*_CELL, "finished", *_CAUSES]]
+    causes = causes.astype(dict.fromkeys(["finished", *_CAUSES], int)).rename(columns={"finished": "runs"})
+    text = f"Configurations: {'; '.join(captions)}." + (f" Rows with d0 >= {least_d0}." if least_d0 > 1 else "")
+    more = {"counts": joined, "failures": causes.reset_index(drop=True)}
+    return analyze(joined[list(tables.COLUMNS)], caption=text, more=more, **options)
