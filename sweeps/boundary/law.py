@@ -6,7 +6,7 @@ A model has a law of d1*, with parameters, and
 
 where alive is 1, or the probability that no sample is dead, exp(-N 2^(-k d1)). Models are data (`MODELS`), are fitted
 to counts by maximum likelihood, with intervals from the profile and from rows (N, d0) drawn anew, and are compared by
-how well they foresee rows that were left out. Nothing is fitted to boundaries that were themselves fitted.
+how well they foresee rows that were left out (`scatter`). Nothing is fitted to boundaries that were themselves fitted.
 """
 
 import dataclasses
@@ -23,31 +23,29 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "REFERENCE_SIZE",
-    "STEEPEST",
     "TRANSITIONS",
     "Counts",
     "Estimate",
     "Fit",
+    "Line",
     "Model",
     "Parameter",
     "Scores",
     "candidates",
+    "compared",
     "crossing",
     "expected_deviance",
     "fit",
-    "held_out",
     "intervals",
     "leave_out_rows",
     "leave_out_sizes",
+    "line",
     "log_likelihood",
     "regime",
     "saturated",
 ]
 
 REFERENCE_SIZE = 200.0  # N at which exp(s) is the slope, where v = 0.
-# The largest b of laws that foresee: P grows from 0.1 to 0.9 within 8 percent of d1*, less than from one even width to
-# the next up to 25. A steeper one, fitted to rows whose runs all fail or all succeed, stakes all on single cells.
-STEEPEST = 60.0
 
 
 class Counts(NamedTuple):
@@ -164,6 +162,7 @@ MODELS: tuple[Model, ...] = (
     # A neuron's scale changes nothing where its output weight undoes it.
     _model("counting directions", "N / (d0 - 1)", (), lambda n, d0, m: n / np.maximum(d0 - 1, 1)),
     _model("proportional", "c N / d0", (C,), lambda n, d0, m, c: c * n / d0),
+    _model("directions", "c N / (d0 - 1)", (C,), lambda n, d0, m, c: c * n / np.maximum(d0 - 1, 1)),
     _model("power", "c (N / d0)^a", (C, A), lambda n, d0, m, c, a: c * (n / d0) ** a),
     _model("exponents", "c N^a d0^-b", (C, A, B), lambda n, d0, m, c, a, b: c * n**a * d0**-b),
     _model("proportional + constant", "c N / d0 + f", (C, FLOOR), lambda n, d0, m, c, f: c * n / d0 + f),
@@ -199,6 +198,27 @@ MODELS: tuple[Model, ...] = (
         (C,),
         lambda n, d0, m, c: c * n / d0,
         lambda c: 1.0,
+    ),
+    _model(
+        "no dead sample, directions",
+        _ALIVE.format(k="1", law="c N / (d0 - 1)"),
+        (C,),
+        lambda n, d0, m, c: c * n / np.maximum(d0 - 1, 1),
+        lambda c: 1.0,
+    ),
+    _model(
+        "dead samples, directions",
+        _ALIVE.format(k="k", law="c N / (d0 - 1)"),
+        (C, K),
+        lambda n, d0, m, c, k: c * n / np.maximum(d0 - 1, 1),
+        lambda c, k: k,
+    ),
+    _model(
+        "dead samples, exponents",
+        _ALIVE.format(k="k", law="c N^a d0^-b"),
+        (C, A, B, K),
+        lambda n, d0, m, c, a, b, k: c * n**a * d0**-b,
+        lambda c, a, b, k: k,
     ),
     _model(
         "no dead sample of one sign, proportional",
@@ -241,7 +261,6 @@ class Fit(NamedTuple):
       log_likelihood: of the counts, without the weak prior.
       deviance: of the counts from the model.
       penalized: the log likelihood with the parameters' own laws, which is as large as can be.
-      steepest: the bound of b.
     """
 
     model: Model
@@ -251,7 +270,6 @@ class Fit(NamedTuple):
     log_likelihood: float
     deviance: float
     penalized: float
-    steepest: float = np.inf
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -271,7 +289,7 @@ class Fit(NamedTuple):
 
     def probability(self, counts: Counts) -> np.ndarray:
         """P(success) of cells."""
-        return special.expit(_logit(self.model, self.transition, self.inner, counts, self.steepest))
+        return special.expit(_logit(self.model, self.transition, self.inner, counts))
 
     def boundary(self, num_samples: Any, d0: Any, parameters: Any = None) -> np.ndarray:
         """The width at which P is 1/2."""
@@ -283,16 +301,48 @@ class Fit(NamedTuple):
         for _ in range(60):  # P grows with d1.
             middle = (low + high) / 2
             cells = Counts(n, d0, np.exp(middle), np.ones_like(n), np.zeros_like(n), m)
-            above = _logit(self.model, self.transition, self.inner, cells, self.steepest) > 0
+            above = _logit(self.model, self.transition, self.inner, cells) > 0
             low, high = np.where(above, low, middle), np.where(above, middle, high)
         return np.exp((low + high) / 2)
 
 
-def _logit(
-    model: Model, transition: tuple[Parameter, ...], inner: np.ndarray, counts: Counts, steepest: float = np.inf
-) -> np.ndarray:
-    """The logit of P(success), cell by cell; no overflow, whatever the numbers."""
-    known = model.parameters + transition
+class Line(NamedTuple):
+    """P(success) of cells, as a straight logit in log d1 times the probability that no sample is dead.
+
+    Attributes:
+      center: log d1* of the law.
+      slope: b.
+      log_alive: log of that probability; None where it is 1.
+    """
+
+    center: np.ndarray
+    slope: np.ndarray
+    log_alive: np.ndarray | None
+
+    def logit(self, counts: Counts, shift: Any = 0.0) -> np.ndarray:
+        """The logit of P(success), cell by cell; no overflow, whatever the numbers.
+
+        Args:
+          counts: the cells that the line was made for.
+          shift: added to log d1*.
+        """
+        eta = np.clip(self.slope * (np.log(counts.d1) - self.center - shift), -500, 500)
+        if self.log_alive is None:
+            return eta
+        log_p = np.clip(self.log_alive - np.logaddexp(0.0, -eta), -500, -1e-200)
+        return log_p - np.log(-np.expm1(log_p))
+
+
+def line(model: Model, transition: Sequence[Parameter], inner: np.ndarray, counts: Counts) -> Line:
+    """A model at its inner numbers.
+
+    Args:
+      model: the law.
+      transition: parameters of the steepness, and others that it does not use.
+      inner: the fitted numbers, of the law and then of the transition.
+      counts: the cells.
+    """
+    known = model.parameters + tuple(transition)
     values = [p.outer(min(max(number, -40.0), 40.0)) for p, number in zip(known, inner, strict=True)]
     own, steep = (
         values[: len(model.parameters)],
@@ -304,14 +354,12 @@ def _logit(
     slope = (
         steep["s"] + steep.get("w", 0.0) * np.log(counts.num_samples / REFERENCE_SIZE) + steep.get("v", 0.0) * center
     )
-    if np.isfinite(steepest):  # Smoothly, for the fit; at half the bound b is 1.5 percent less.
-        slope = -np.logaddexp(-4 * slope, -4 * np.log(steepest)) / 4
-    eta = np.clip(np.exp(np.clip(slope, -20, 20)) * (np.log(counts.d1) - center), -500, 500)
-    if model.alive is None:
-        return eta
-    log_alive = -counts.num_samples * 2.0 ** (-model.alive(*own) * counts.d1)
-    log_p = np.clip(log_alive - np.logaddexp(0.0, -eta), -500, -1e-200)
-    return log_p - np.log(-np.expm1(log_p))
+    alive = None if model.alive is None else -counts.num_samples * 2.0 ** (-model.alive(*own) * counts.d1)
+    return Line(center, np.exp(np.clip(slope, -20, 20)), alive)
+
+
+def _logit(model: Model, transition: Sequence[Parameter], inner: np.ndarray, counts: Counts) -> np.ndarray:
+    return line(model, transition, inner, counts).logit(counts)
 
 
 def log_likelihood(eta: np.ndarray, counts: Counts) -> np.ndarray:
@@ -348,7 +396,6 @@ def fit(
     transition: str = "powers of N and d1*",
     start: np.ndarray | None = None,
     fixed: Mapping[int, float] | None = None,
-    steepest: float = np.inf,
 ) -> Fit:
     """The parameters of the largest likelihood, by Fisher scoring in a trust region.
 
@@ -358,7 +405,6 @@ def fit(
       transition: of `TRANSITIONS`.
       start: inner numbers to begin with.
       fixed: inner numbers that stay, by their place among the parameters.
-      steepest: a bound of b.
 
     Raises:
       ValueError: there is no cell, or no such transition.
@@ -376,7 +422,7 @@ def fit(
         begin[place] = number
     free = [place for place in range(len(known)) if place not in (fixed or {})]
 
-    logit = lambda inner: _logit(model, steep, inner, counts, steepest)
+    logit = lambda inner: _logit(model, steep, inner, counts)
 
     def whole(numbers: np.ndarray) -> np.ndarray:
         inner = begin.copy()
@@ -419,7 +465,7 @@ def fit(
     information = at(numbers)[2] if free else np.zeros((0, 0))
     deviance = 2 * float((saturated(counts) - likelihoods).sum())
     penalized = float(likelihoods.sum() - 0.5 * weight @ (inner - origin) ** 2)
-    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance, penalized, steepest)
+    return Fit(model, steep, inner, information, float(likelihoods.sum()), deviance, penalized)
 
 
 class Estimate(NamedTuple):
@@ -442,7 +488,13 @@ class Estimate(NamedTuple):
 
 
 def intervals(
-    found: Fit, counts: Counts, *, level: float = 0.95, num_resamples: int = 400, seed: int = 0
+    found: Fit,
+    counts: Counts,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 400,
+    seed: int = 0,
+    again: Callable[..., Fit] | None = None,
 ) -> tuple[Estimate, ...]:
     """Every parameter with its two intervals.
 
@@ -452,9 +504,11 @@ def intervals(
       level: coverage of the intervals.
       num_resamples: of the rows.
       seed: of the resamples.
+      again: what made the fit, from counts, `start` and `fixed`; None for `fit`.
     """
-    transition = next(name for name, parameters in TRANSITIONS.items() if parameters == found.transition)
-    again = functools.partial(fit, found.model, transition=transition)
+    if again is None:
+        transition = next(name for name, parameters in TRANSITIONS.items() if parameters == found.transition)
+        again = functools.partial(fit, found.model, transition=transition)
     drop = stats.chi2.ppf(level, 1)
     deviation = np.sqrt(np.diag(np.linalg.inv(found.information)))
     drawn = np.array(
@@ -535,29 +589,31 @@ def leave_out_sizes(counts: Counts, largest: int = 1) -> list[np.ndarray]:
     return [counts.num_samples >= size for size in sizes[-largest:][::-1]] if len(sizes) > largest else []
 
 
-def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray]) -> Scores:
-    """The models' scores on cells that they were not fitted to, with b at most `STEEPEST`.
+def compared(
+    models: Sequence[Model],
+    counts: Counts,
+    folds: Sequence[np.ndarray],
+    again: Callable[..., Fit],
+    foreseen: Callable[[Fit, Counts], np.ndarray],
+) -> Scores:
+    """The models' scores on cells that they were not fitted to.
 
     Args:
       models: see `candidates`.
       counts: all cells.
-      folds: masks of the cells that are left out together; see `leave_out_rows`, `leave_out_sizes`.
+      folds: masks of what is left out together, whole rows; see `leave_out_rows`, `leave_out_sizes`.
+      again: from a model, counts and `start` to a fit.
+      foreseen: from a fit and the counts that were left out to the log likelihood of each of their rows.
 
     Raises:
       ValueError: there is no fold.
     """
     if not len(folds):
         raise ValueError("nothing can be left out: there are too few N")
-    rows = counts.rows
     gained = []
     for model in models:
-        start = fit(model, counts, steepest=STEEPEST).inner
-        scores = []
-        for left_out in folds:
-            found = fit(model, counts.take(~left_out), start=start, steepest=STEEPEST)
-            test = counts.take(left_out)
-            each = log_likelihood(_logit(model, found.transition, found.inner, test, found.steepest), test)
-            scores.append(np.bincount(rows[left_out], each)[np.unique(rows[left_out])])
+        start = again(model, counts).inner
+        scores = [foreseen(again(model, counts.take(~fold), start=start), counts.take(fold)) for fold in folds]
         gained.append(np.concatenate(scores))
     sums = np.stack(gained)  # Models x rows.
     order = np.argsort(-sums.sum(1))

@@ -9,7 +9,7 @@ import pandas
 
 from relu_sgd import Status
 from sweeps import logistic
-from sweeps.boundary import figures, law, scaling
+from sweeps.boundary import figures, law, scaling, scatter
 from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
 from sweeps.boundary.study import BoundaryStudy, condition_of, loss_of
@@ -157,20 +157,19 @@ def boundaries(table: pandas.DataFrame, successes: str = "converged", num_resamp
 def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS) -> pandas.DataFrame:
     """A row a (set-up, what is left out, model), the best first: how well it foresees what is left out.
 
-    `left_out` is "rows" (N, d0), one after the other, or "largest N". `deviance` is that of a fit to all cells and
-    `expected_deviance` what it would be were the model true.
+    `left_out` is "rows" (N, d0), one after the other, or "largest N". `sigma` is the scatter of the rows about the law
+    (`scatter`), `deviance` what is left of a fit to all cells beside it.
     """
     rows = []
     for group, part in _groups(table):
         counts = Counts.of(part)
         known = law.candidates(counts, candidates)
-        fits = {model.name: law.fit(model, counts) for model in known}
-        expected = {name: law.expected_deviance(found.probability(counts), counts) for name, found in fits.items()}
+        fits = {model.name: scatter.fit(model, counts) for model in known}
         folds = {"rows": law.leave_out_rows(counts), "largest N": law.leave_out_sizes(counts)}
         for left_out, masks in folds.items():
             if not len(masks) or all(mask.all() for mask in masks):
                 continue
-            scores = law.held_out(known, counts, masks)
+            scores = scatter.held_out(known, counts, masks)
             for place, name in enumerate(scores.names):
                 found = fits[name]
                 rows.append(
@@ -181,8 +180,9 @@ def models(table: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS
                         "formula": found.model.formula,
                         **_scored(scores, place),
                         "parameters": len(found.parameters),
+                        "sigma": found.values["sigma"],
+                        "log_likelihood": found.log_likelihood,
                         "deviance": found.deviance,
-                        "expected_deviance": expected[name] - len(found.parameters),
                     }
                 )
     return pandas.DataFrame(rows)
@@ -204,10 +204,10 @@ def laws(table: pandas.DataFrame, compared: pandas.DataFrame, num_resamples: int
         chosen = _best(compared, group)
         for model in law.candidates(counts):
             if model.name in (chosen, *REFERENCES):
-                found = law.fit(model, counts)
+                found = scatter.fit(model, counts)
                 rows += [
                     {**group, "model": model.name, "chosen": model.name == chosen, **estimate._asdict()}
-                    for estimate in law.intervals(found, counts, num_resamples=num_resamples)
+                    for estimate in scatter.intervals(found, counts, num_resamples=num_resamples)
                 ]
     return pandas.DataFrame(rows).rename(columns={"name": "parameter"})
 
@@ -239,7 +239,7 @@ def scalings(
     for group, part in _groups(table):
         whole = Counts.of(part)
         chosen = next(model for model in law.MODELS if model.name == _best(compared, group))
-        found = law.fit(chosen, whole)
+        found = scatter.fit(chosen, whole)
         kinds = law.regime(whole.num_samples, whole.d0)
         for kind in ("all", "counting", "between", "floor"):
             counts = whole.take(kinds == kind) if kind != "all" else whole
@@ -354,11 +354,11 @@ def floors(table: pandas.DataFrame) -> pandas.DataFrame:
         sizes = np.unique(counts.num_samples)
         if len(sizes) < 3:
             continue
-        scores = law.held_out(_floor_models(), counts, [counts.num_samples == size for size in sizes])
+        scores = scatter.held_out(_floor_models(), counts, [counts.num_samples == size for size in sizes])
         for place, name in enumerate(scores.names):
             model = next(model for model in _floor_models() if model.name == name)
-            found = law.fit(model, counts)
-            parameters = law.intervals(found, counts, num_resamples=0)[: len(model.parameters)]
+            found = scatter.fit(model, counts)
+            parameters = scatter.intervals(found, counts)[: len(model.parameters)]
             rows.append(
                 {
                     **group,
@@ -368,8 +368,7 @@ def floors(table: pandas.DataFrame) -> pandas.DataFrame:
                     "parameters": "; ".join(
                         f"{p.name} = {p.value:.3g} ({p.low:.3g} to {p.high:.3g})" for p in parameters
                     ),
-                    "deviance": found.deviance,
-                    "expected_deviance": law.expected_deviance(found.probability(counts), counts),
+                    "sigma": found.values["sigma"],
                 }
             )
     return pandas.DataFrame(rows)
@@ -574,8 +573,7 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
             lines.append(f"left out: {left_out} ({compared['rows'].iloc[0]} rows, {compared['runs'].iloc[0]} runs)")
             for model in compared.head(6).itertuples():
                 lines.append(
-                    f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; deviance {model.deviance:.0f}, "
-                    f"of a true one about {model.expected_deviance:.0f}"
+                    f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; rows scatter by {model.sigma:.3f}"
                 )
         for name, parameters in here("laws").groupby("model", sort=False) if len(here("laws")) else ():
             said = [

@@ -86,72 +86,6 @@ def test_rows_drawn_anew_count_what_the_law_misses():
         assert each.rows_high - each.rows_low > 1.5 * (each.high - each.low)
 
 
-@pytest.mark.parametrize(
-    ("truth", "width", "alive", "wrong"),
-    [
-        ("power + log", with_log, 0.0, ("proportional", "power", "dead samples, proportional")),
-        ("power", lambda n, d0: 2 * (n / d0) ** 0.7, 0.0, ("proportional", "counting d0", "proportional + log")),
-        ("no dead sample, proportional", lambda n, d0: 1.1 * n / d0, 1.0, ("power", "proportional + log")),
-    ],
-)  # fmt: skip
-def test_held_out_rows_pick_the_law_and_a_planted_wrong_one_loses(truth, width, alive, wrong):
-    counts = drawn(width, alive=alive, seed=3, runs=32, sizes=(50, 100, 200))
-    models = [MODELS[name] for name in (truth, *wrong)]
-    for folds in (law.leave_out_rows(counts), law.leave_out_sizes(counts)):
-        scores = law.held_out(models, counts, folds)
-        assert not scores.is_behind[scores.names.index(truth)]
-        quantile = stats.t.ppf(0.975, scores.rows - 1)
-        np.testing.assert_allclose(scores.margin, quantile * scores.standard_error)
-        assert scores.runs == sum(counts.runs[fold].sum() for fold in folds)
-    rows = law.held_out(models, counts, law.leave_out_rows(counts))
-    assert rows.rows == len(set(zip(counts.num_samples, counts.d0, strict=True)))
-    assert rows.names[0] == truth
-    assert list(rows.is_behind) == [False, *(True for _ in wrong)]
-
-
-def test_a_law_is_behind_only_by_more_than_chance():
-    """Of the truth and the same law with a further parameter neither is behind; of one row nothing is told."""
-    counts = drawn(lambda n, d0: 1.5 * n / d0, seed=2, sizes=(50, 100))
-    models = [MODELS["proportional"], MODELS["power"]]
-    scores = law.held_out(models, counts, law.leave_out_rows(counts))
-    assert scores.rows == 7
-    assert scores.behind[1] > 0
-    assert not scores.is_behind.any()
-    one = law.held_out(models, counts, law.leave_out_rows(counts)[:1])
-    assert np.isnan(one.margin).all()
-    assert not one.is_behind.any()
-
-
-def test_a_step_stakes_no_score_on_a_single_run():
-    """All runs fail below d1* and succeed above it, but for one run at 1.6 d1*: it costs at most 60 log 1.6."""
-    counts = drawn(lambda n, d0: 1.5 * n / d0 + 4, slope=lambda n, m: 1e4, sizes=(50, 100))
-    half = 1.5 * counts.num_samples / counts.d0 + 4
-    place = int(np.argmin(np.abs(np.log(counts.d1 / half / 1.6))))
-    row = counts.rows == counts.rows[place]
-    assert counts.successes[place] == counts.runs[place]
-    failed = np.where(np.arange(len(half)) == place, counts.runs - 1, counts.successes)
-    model = MODELS["proportional + constant"]
-    free = law.fit(model, counts.take(~row))
-    bounded = law.fit(model, counts.take(~row), steepest=law.STEEPEST)
-    costs = []
-    for found in (free, bounded):
-        cell = counts.take(np.array([place]))
-        p = found.probability(cell)
-        costs.append(float(np.log(1 / np.maximum(1 - p[0], 1e-300) - 1)))
-    whole, less = (
-        law.held_out([model], each, [row]).score[0] * counts.runs[row].sum()
-        for each in (counts, counts._replace(successes=failed))
-    )
-    most = law.STEEPEST * np.log(counts.d1[place] / half[place]) * 1.2
-    assert 5 < whole - less < most < 40
-    assert whole - less == pytest.approx(costs[1], rel=0.05)
-    assert costs[0] > 1.3 * costs[1]
-    # What is not steep is fitted as it was.
-    smooth = drawn(with_log)
-    a, b = (law.fit(MODELS["power + log"], smooth, steepest=bound) for bound in (np.inf, law.STEEPEST))
-    np.testing.assert_allclose(a.probability(smooth), b.probability(smooth), atol=5e-3)
-
-
 def test_the_law_is_found_where_runs_are_undecided_at_random():
     """And of all runs, with undecided ones as failures, another one."""
     counts = drawn(with_log, runs=40, seed=7)
@@ -172,23 +106,6 @@ def test_the_law_is_found_where_runs_are_undecided_at_random():
     n, d0 = np.array([100.0, 200.0, 400.0]), np.array([8.0, 16.0, 64.0])
     np.testing.assert_allclose(law.fit(MODELS["power + log"], known).boundary(n, d0), with_log(n, d0), rtol=0.05)
     assert (law.fit(MODELS["power + log"], failing).boundary(n, d0) > 1.1 * with_log(n, d0)).all()
-
-
-def test_what_is_left_out_is_not_seen():
-    counts = drawn(with_log)
-    (largest,) = law.leave_out_sizes(counts)
-    assert set(counts.num_samples[largest]) == {400}
-    changed = counts._replace(successes=np.where(largest, counts.runs - counts.successes, counts.successes))
-    model = MODELS["power"]
-    a, b = (law.held_out([model], each, [largest]).score[0] for each in (counts, changed))
-    found = law.fit(model, counts.take(~largest))
-    p = found.probability(counts)[largest]
-    test = counts.take(largest)
-    expected = (test.successes * np.log(p) + (test.runs - test.successes) * np.log1p(-p)).sum() / test.runs.sum()
-    assert a == pytest.approx(expected, rel=1e-3)
-    assert b < a
-    with pytest.raises(ValueError, match="too few N"):
-        law.held_out([model], counts, [])
 
 
 @pytest.mark.parametrize("name", MODELS)
