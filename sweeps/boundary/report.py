@@ -194,8 +194,8 @@ def _best(compared: pandas.DataFrame, group: dict[str, str]) -> str:
     return str(part.loc[part["left_out"] == "rows", "model"].iloc[0])
 
 
-def laws(table: pandas.DataFrame, compared: pandas.DataFrame, num_resamples: int = 400) -> pandas.DataFrame:
-    """A row a (set-up, model, parameter), with both intervals: of the model that foresees rows best, `chosen`, and of
+def laws(table: pandas.DataFrame, compared: pandas.DataFrame) -> pandas.DataFrame:
+    """A row a (set-up, model, parameter), with its interval: of the model that foresees rows best, `chosen`, and of
     `REFERENCES`.
     """
     rows = []
@@ -206,10 +206,11 @@ def laws(table: pandas.DataFrame, compared: pandas.DataFrame, num_resamples: int
             if model.name in (chosen, *REFERENCES):
                 found = scatter.fit(model, counts)
                 rows += [
-                    {**group, "model": model.name, "chosen": model.name == chosen, **estimate._asdict()}
-                    for estimate in scatter.intervals(found, counts, num_resamples=num_resamples)
+                    {**group, "model": model.name, "chosen": model.name == chosen, "parameter": each.name}
+                    | {"value": each.value, "low": each.low, "high": each.high}
+                    for each in scatter.intervals(found, counts)
                 ]
-    return pandas.DataFrame(rows).rename(columns={"name": "parameter"})
+    return pandas.DataFrame(rows)
 
 
 def _coordinates(counts: Counts, found: law.Fit) -> dict[str, np.ndarray]:
@@ -423,7 +424,7 @@ def analyze(
       more: further tables.
       candidates: the laws that are compared.
       largest_certified: N up to which certified widths are computed.
-      num_resamples: of rows, for the second intervals.
+      num_resamples: of rows, for the intervals of steepness; of runs, twice as many, for those of boundaries.
     """
     cells = table[table["runs"] > 0].reset_index(drop=True)
     table, cells = outcomes(cells), once(cells)
@@ -435,7 +436,7 @@ def analyze(
     tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
         tables["models"] = models(fitted, candidates)
-        tables["laws"] = laws(fitted, tables["models"], num_resamples)
+        tables["laws"] = laws(fitted, tables["models"])
         tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples)
         tables["floor"] = floors(fitted)
     # Starts and ends are the same whatever a success is called.
@@ -576,10 +577,7 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                     f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; rows scatter by {model.sigma:.3f}"
                 )
         for name, parameters in here("laws").groupby("model", sort=False) if len(here("laws")) else ():
-            said = [
-                f"{p.parameter} = {_said((p.value, p.low, p.high))}, by rows {p.rows_low:.3g} to {p.rows_high:.3g}"
-                for p in parameters.itertuples()
-            ]
+            said = [f"{p.parameter} = {_said((p.value, p.low, p.high))}" for p in parameters.itertuples()]
             lines.append(f"{'chosen law' if parameters['chosen'].iloc[0] else 'law'}: {name}: " + "; ".join(said))
         for row in here("collapse").query("regime == 'all'").itertuples() if len(here("collapse")) else ():
             lines.append(

@@ -189,9 +189,6 @@ def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray
     return law.compared(models, counts, folds, fit, foreseen)
 
 
-def intervals(
-    found: Fit, counts: Counts, *, level: float = 0.95, num_resamples: int = 0, seed: int = 0
-) -> tuple[Estimate, ...]:
+def intervals(found: Fit, counts: Counts, *, level: float = 0.95) -> tuple[Estimate, ...]:
     """Every parameter with its interval from the profile of the marginal likelihood; see `law.intervals`."""
-    again = functools.partial(fit, found.model)
-    return law.intervals(found, counts, level=level, num_resamples=num_resamples, seed=seed, again=again)
+    return law.intervals(found, counts, level=level, num_resamples=0, again=functools.partial(fit, found.model))

@@ -58,7 +58,7 @@ def test_tables_have_the_law_with_intervals(found):
         assert part["behind"].is_monotonic_increasing
     laws = tables["laws"]
     chosen = laws[laws["chosen"]].set_index("parameter")
-    assert list(chosen.index) == ["c", "g", "s", "w", "v"]
+    assert list(chosen.index) == ["c", "g", "s", "w", "v", "sigma"]
     for name, truth in (("c", 1), ("g", 1.3)):
         assert chosen["low"][name] < truth < chosen["high"][name]
     assert (laws[["rows_low", "rows_high"]].notna()).all(axis=None)
