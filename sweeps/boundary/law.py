@@ -11,7 +11,7 @@ how well they foresee rows that were left out (`scatter`). Nothing is fitted to 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -495,6 +495,7 @@ def intervals(
     num_resamples: int = 400,
     seed: int = 0,
     again: Callable[..., Fit] | None = None,
+    leave_out: Collection[str] = (),
 ) -> tuple[Estimate, ...]:
     """Every parameter with its two intervals.
 
@@ -505,6 +506,7 @@ def intervals(
       num_resamples: of the rows.
       seed: of the resamples.
       again: what made the fit, from counts, `start` and `fixed`; None for `fit`.
+      leave_out: names of parameters whose intervals nobody asks for: NaN.
     """
     if again is None:
         transition = next(name for name, parameters in TRANSITIONS.items() if parameters == found.transition)
@@ -516,8 +518,8 @@ def intervals(
     ).reshape(num_resamples, len(found.inner))
     estimates = []
     for place, parameter in enumerate(found.parameters):
-        ends = []
-        for side in (-1, 1):
+        ends = [np.nan, np.nan] if parameter.name in leave_out else []
+        for side in (-1, 1) if not ends else ():
             # Every fit begins where the nearest one ended.
             excess = lambda number, place=place: (
                 2 * (found.penalized - again(counts, start=found.inner, fixed={place: number}).penalized) - drop

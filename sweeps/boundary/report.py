@@ -39,7 +39,7 @@ __all__ = [
 GROUP = ["condition", "trained_layers", "loss", "outcome"]
 SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
-REFERENCES = ("power", "exponents")
+REFERENCES = ("directions", "dead samples, directions", "dead samples, exponents")
 
 
 def _scored(scores: law.Scores, place: int) -> dict[str, Any]:
@@ -194,15 +194,17 @@ def _best(compared: pandas.DataFrame, group: dict[str, str]) -> str:
     return str(part.loc[part["left_out"] == "rows", "model"].iloc[0])
 
 
-def laws(table: pandas.DataFrame, compared: pandas.DataFrame) -> pandas.DataFrame:
+def laws(
+    table: pandas.DataFrame, compared: pandas.DataFrame, candidates: Sequence[law.Model] = law.MODELS
+) -> pandas.DataFrame:
     """A row a (set-up, model, parameter), with its interval: of the model that foresees rows best, `chosen`, and of
-    `REFERENCES`.
+    `REFERENCES` among the candidates.
     """
     rows = []
     for group, part in _groups(table):
         counts = Counts.of(part)
         chosen = _best(compared, group)
-        for model in law.candidates(counts):
+        for model in law.candidates(counts, candidates):
             if model.name in (chosen, *REFERENCES):
                 found = scatter.fit(model, counts)
                 rows += [
@@ -436,7 +438,7 @@ def analyze(
     tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
         tables["models"] = models(fitted, candidates)
-        tables["laws"] = laws(fitted, tables["models"])
+        tables["laws"] = laws(fitted, tables["models"], candidates)
         tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples)
         tables["floor"] = floors(fitted)
     # Starts and ends are the same whatever a success is called.
@@ -577,7 +579,8 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                     f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; rows scatter by {model.sigma:.3f}"
                 )
         for name, parameters in here("laws").groupby("model", sort=False) if len(here("laws")) else ():
-            said = [f"{p.parameter} = {_said((p.value, p.low, p.high))}" for p in parameters.itertuples()]
+            told = parameters[parameters["low"].notna()]
+            said = [f"{p.parameter} = {_said((p.value, p.low, p.high))}" for p in told.itertuples()]
             lines.append(f"{'chosen law' if parameters['chosen'].iloc[0] else 'law'}: {name}: " + "; ".join(said))
         for row in here("collapse").query("regime == 'all'").itertuples() if len(here("collapse")) else ():
             lines.append(

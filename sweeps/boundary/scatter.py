@@ -190,5 +190,8 @@ def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray
 
 
 def intervals(found: Fit, counts: Counts, *, level: float = 0.95) -> tuple[Estimate, ...]:
-    """Every parameter with its interval from the profile of the marginal likelihood; see `law.intervals`."""
-    return law.intervals(found, counts, level=level, num_resamples=0, again=functools.partial(fit, found.model))
+    """The parameters with their intervals from the profile of the marginal likelihood; see `law.intervals`. Of the
+    steepness its power of N alone has one.
+    """
+    again = functools.partial(fit, found.model)
+    return law.intervals(found, counts, level=level, num_resamples=0, again=again, leave_out=("s", "v"))

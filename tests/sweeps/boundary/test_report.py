@@ -61,7 +61,7 @@ def test_tables_have_the_law_with_intervals(found):
     assert list(chosen.index) == ["c", "g", "s", "w", "v", "sigma"]
     for name, truth in (("c", 1), ("g", 1.3)):
         assert chosen["low"][name] < truth < chosen["high"][name]
-    assert (laws[["rows_low", "rows_high"]].notna()).all(axis=None)
+    assert set(laws["model"]) == {"proportional + log"}
     collapse = tables["collapse"].set_index(["regime", "coordinate"])["share_of_rows"]
     assert collapse["all", "d1 / d1* of proportional + log"] > collapse["all", "d0 d1 / N"] + 0.05
     assert set(tables["transition"]["power"]) == {"w", "v"}

@@ -96,6 +96,7 @@ def test_interval_ends_are_where_the_profile_has_fallen():
     found = scatter.fit(MODELS["proportional"], counts)
     estimates = scatter.intervals(found, counts)
     assert [each.name for each in estimates] == ["c", "s", "w", "v", "sigma"]
+    assert np.isnan([estimates[1].low, estimates[3].high]).all()
     for place, each in enumerate(estimates[:1]):
         assert each.low < each.value < each.high
         for end in (each.low, each.high):
