@@ -12,7 +12,7 @@ from relu_sgd import Params, Problem, descend, initialization, problem, relative
 from sweeps import sweep
 
 NUM_SAMPLES, NUM_STEPS = 100, 10_000
-AXES = {"rows": ("orthogonal", "400", "200", "100", "50", "25"), "d1": (8, 12, 16)}
+AXES = {"rows": ("orthogonal", "400", "200", "100", "50", "25"), "d1": (8, 12)}
 
 
 def draw(key, rows, d1):
@@ -22,7 +22,7 @@ def draw(key, rows, d1):
     X = problem.sphere_rows(keys[0], NUM_SAMPLES, d0)
     if rows == "orthogonal":
         X = jnp.linalg.qr(X)[0]
-    start = Params(initialization.lecun_hidden(keys[2], d0, d1), initialization.balanced_sign_output(d1))
+    start = Params(initialization.normal_hidden(keys[2], d0, d1), initialization.balanced_sign_output(d1))
     return start, Problem(X, problem.balanced_labels(keys[1], NUM_SAMPLES))
 
 

@@ -13,7 +13,7 @@ from sweeps.runtime import extension
 from sweeps.runtime.session import configuration_of, open_results
 from sweeps.study import Report, UsageError
 
-__all__ = ["COLUMNS", "SETTINGS", "together"]
+__all__ = ["COLUMNS", "SETTINGS", "Part", "read", "together"]
 
 # What all runs of one law have in common.
 SETTINGS = ("steps_per_sample", "base_seed", "rate", "precision")
@@ -25,14 +25,14 @@ _CAUSES = ("failed", "dead_start", "dead_end", "failed_dead_start", "failed_dead
 COLUMNS = (*_MADE, *SETTINGS, *tables.COLUMNS, "finished", *_CAUSES)
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """The cells of one configuration, columns `COLUMNS`, and where they are from."""
 
     source: Path
     cells: pandas.DataFrame
 
 
-def _of_folder(folder: Path) -> _Part:
+def _of_folder(folder: Path) -> Part:
     store = open_results(folder)
     study = BoundaryStudy.from_science(store.attributes)
     results = {variant: extension.read(store, variant.group) for variant in study.variants()}
@@ -42,10 +42,10 @@ def _of_folder(folder: Path) -> _Part:
         cells = cells.merge(causes.rename(columns={"runs": "finished"}), how="left", on=list(_CELL))
     made = {"configuration": configuration_of(study.science()), "stop": study.stop, "prove": study.prove}
     cells = cells.assign(**made, **{name: getattr(study, name) for name in SETTINGS})
-    return _Part(folder, cells.reindex(columns=list(COLUMNS)))
+    return Part(folder, cells.reindex(columns=list(COLUMNS)))
 
 
-def _of_file(path: Path) -> Iterator[_Part]:
+def _of_file(path: Path) -> Iterator[Part]:
     try:
         table = pandas.read_csv(path, dtype={"configuration": str, "rate": float, "dead_at_start": float})
     except (ValueError, OSError) as error:
@@ -53,10 +53,19 @@ def _of_file(path: Path) -> Iterator[_Part]:
     if missing := [name for name in COLUMNS if name not in table]:
         raise UsageError(f"{path}: no table of counts: it has no column {missing[0]}")
     for _, cells in table.groupby("configuration", sort=False):
-        yield _Part(path, cells[list(COLUMNS)].reset_index(drop=True))
+        yield Part(path, cells[list(COLUMNS)].reset_index(drop=True))
 
 
-def _precedence(part: _Part) -> tuple[Any, ...]:
+def read(source: Path) -> list[Part]:
+    """The counts of a folder of runs, or of a file.
+
+    Raises:
+      UsageError: there are none.
+    """
+    return list(_of_file(source)) if source.is_file() else [_of_folder(source)]
+
+
+def _precedence(part: Part) -> tuple[Any, ...]:
     """The later, the rather a configuration's counts are kept; equal only where all of them are."""
     first = part.cells.iloc[0]
     return (first["stop"] == "first_passage", bool(first["prove"]), first["configuration"], part.cells.to_csv())
@@ -91,10 +100,7 @@ def together(sources: Sequence[Path], least_d0: int = 1, **options: Any) -> Repo
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
         number of steps, seed, rate or precision; a file is no table of counts.
     """
-    parts: list[_Part] = []
-    for source in sources:
-        parts += _of_file(source) if source.is_file() else [_of_folder(source)]
-    parts = [part for part in parts if len(part.cells)]
+    parts = [part for source in sources for part in read(source) if len(part.cells)]
     if not parts:
         raise UsageError("--out: no runs to report")
     shared = {name: parts[0].cells[name].iloc[0] for name in SETTINGS}
