@@ -65,7 +65,7 @@ def _find(store: Store, group: str, statuses: Sequence[int] | None) -> Iterator[
         yield from (Damage(group, where, f"{name_of(where)}: a status is none of {known}") for where in foreign)
     for name, array in arrays.items() if begun else ():
         files = store.chunk_files(group, name) if store.attributes.get("every_chunk") else None
-        whole = _values(array)
+        whole = _whole(store, group, name)
         # A float that was never written is NaN.
         checked = array.dtype.kind == "f" and not store.attributes.get("nan_allowed", False)
         if whole is not None and checked:
@@ -88,7 +88,7 @@ def codes(store: Store, group: str) -> tuple[np.ndarray, list[Where]]:
     status = store.array(group, "status")
     if not store.is_begun(group):
         return np.zeros(status.shape, status.dtype), []
-    if (whole := _values(status)) is not None:
+    if (whole := _whole(store, group, "status")) is not None:
         return whole, []
     found, unreadable = np.zeros(status.shape, status.dtype), []
     for where in store.tiles(group):
@@ -103,10 +103,18 @@ def _read(array: zarr.Array[Any], where: Any = ...) -> np.ndarray:
     return np.asarray(array[where])
 
 
-def _values(array: zarr.Array[Any], where: Any = ...) -> np.ndarray | None:
-    """What an array holds, None where it cannot be read."""
+def _values(array: zarr.Array[Any], where: Any) -> np.ndarray | None:
+    """What a part of an array holds, None where it cannot be read."""
     try:
         return _read(array, where)
+    except Exception:
+        return None
+
+
+def _whole(store: Store, group: str, name: str) -> np.ndarray | None:
+    """What an array holds, None where it cannot be read."""
+    try:
+        return store.whole(group, name)
     except Exception:
         return None
 

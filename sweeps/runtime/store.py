@@ -8,6 +8,7 @@ good one, and every chunk of a finished tile has its file, so that a deleted one
 """
 
 import itertools
+import math
 import os
 import shutil
 import uuid
@@ -183,7 +184,7 @@ class Store:
         if not self.is_begun(group):
             return np.ones(status.shape, bool)
         try:
-            return np.asarray(status[...]) == 0
+            return self.whole(group, "status") == 0
         except Exception as error:  # Zarr and its codecs raise many kinds.
             raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 
@@ -223,6 +224,22 @@ class Store:
         """The files of all chunks of an array that are there, as `chunk_key` names them."""
         folder = self.path / group / name
         return {path.relative_to(folder).as_posix() for path in (folder / "c").rglob("*") if path.is_file()}
+
+    def whole(self, group: str, name: str) -> np.ndarray:
+        """An array of a variant as it is now. Where most chunks are not there they are not asked for: a grid with a few
+        runs has hundreds of thousands, and Zarr takes 0.1 ms for each.
+
+        Raises:
+          StoreError: the group is missing or damaged.
+        """
+        array, files = self.array(group, name), self.chunk_files(group, name)
+        there = [where for where in self.tiles(group) if chunk_key(array, where) in files]
+        if 2 * len(there) > math.prod(array.cdata_shape):
+            return np.asarray(array[...])
+        found = np.full(array.shape, array.fill_value, array.dtype)
+        for where in there:
+            found[where] = array[where]
+        return found
 
     def tiles(self, group: str) -> list[Where]:
         """All chunks of a variant.
@@ -302,7 +319,9 @@ class Store:
         import xarray as xr
 
         try:
-            return xr.open_zarr(self.path, group=group, consolidated=False, chunks=None).load()
+            lazy = xr.open_zarr(self.path, group=group, consolidated=False, chunks=None)
+            stored = {name: lazy[name].copy(data=self.whole(group, str(name))) for name in lazy.data_vars}
+            return lazy.assign(stored).load()
         except Exception as error:
             raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 

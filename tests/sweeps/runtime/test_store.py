@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from sweeps.runtime.store import Store, StoreError
 
@@ -62,6 +63,34 @@ def test_a_chunk_comes_back(store):
     store.verify()
     store.write("hidden", LAST, records(4, 3))
     assert not store.pending("hidden").any()
+
+
+def test_of_a_grid_with_few_runs_only_their_chunks_are_read(tmp_path, monkeypatch):
+    """Zarr asks the disk for every chunk of what it is told to read."""
+    sizes = {"d0": range(30), "d1": range(30), "seed": range(2)}
+    store = Store.create(tmp_path / "r.zarr", ["hidden"], sizes, {"d0": 1, "d1": 1, "seed": 2}, METRICS, {})
+    cells = [(slice(i, i + 1), slice(j, j + 1), slice(0, 2)) for i, j in ((3, 4), (29, 0))]
+    for place, where in enumerate(cells):
+        store.write("hidden", where, records(2, 1 + place))
+    direct = {name: np.asarray(store.array("hidden", name)[...]) for name in METRICS}
+    asked, getitem = [], zarr.Array.__getitem__
+    monkeypatch.setattr(
+        zarr.Array, "__getitem__", lambda array, key: asked.append((array.basename, key)) or getitem(array, key)
+    )
+    for name, values in direct.items():
+        np.testing.assert_array_equal(store.whole("hidden", name), values)
+    np.testing.assert_array_equal(store.pending("hidden"), direct["status"] == 0)
+    assert len(asked) == 2 * (len(METRICS) + 1)
+    store.verify()
+    assert {name for name, key in asked if key is ...} == set(sizes)
+    results = store.read("hidden")
+    for name, values in direct.items():
+        np.testing.assert_array_equal(results[name], values)
+        assert results[name].attrs["description"] == METRICS[name][1]
+    chunk = next(path for path in (store.path / "hidden" / "steps" / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(b"damaged")
+    with pytest.raises(StoreError, match="steps cannot be read"):
+        store.verify()
 
 
 def test_status_is_written_last(store, monkeypatch):
