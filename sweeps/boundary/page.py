@@ -1,5 +1,6 @@
 """Every measured boundary as a page of the documentation, from files of counts."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def boundaries_page(docs: Path, sources: Sequence[str] = tuple(SOURCES)) -> str:
     for name in sources:
         cells = pandas.concat([part.cells for part in read(docs / name)], ignore_index=True)
         made = ", ".join(cells["configuration"].unique())
-        lines.append(f"## {SOURCES[name]}\n\n{int(cells['runs'].sum())} runs of the configurations {made}.")
+        of = textwrap.fill(f"{int(cells['runs'].sum())} runs of the configurations {made}.", 119)
+        lines.append(f"## {SOURCES[name]}\n\n{of}")
         lines += _rows(cells)
         lines.append("")
     return "\n".join(lines)
