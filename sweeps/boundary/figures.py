@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from sweeps import logistic
 from sweeps.boundary import law
 from sweeps.boundary.certified import EXPECTED, MEASURED
+from sweeps.boundary.tables import stable
 from sweeps.reporting import style
 from sweeps.reporting.statistics import interval
 
@@ -71,37 +72,49 @@ def _boundary(
 def _collapse(
     axes: Axes, cells: pandas.DataFrame, tables: Mapping[str, pandas.DataFrame], colours: dict[float, object]
 ) -> None:
-    """Cells of near x together, those of rows whose width is decided by N / d0 filled."""
-    kinds = law.regime(cells["num_samples"].to_numpy(float), cells["d0"].to_numpy(float))
-    x = cells["d0"] * cells["d1"] / cells["num_samples"]
-    bins = np.round(np.log2(x.to_numpy(float)) * 4) / 4
+    """Cells of near x together, those of rows whose width is decided by N / d0 filled; rows that diverge are left out.
+    x is d1 over the boundary of the law that foresees best, where there is one.
+    """
+    cells = stable(cells)
+    n, d0, d1 = (cells[name].to_numpy(float) for name in ("num_samples", "d0", "d1"))
+    laws = tables.get("laws")
+    coordinate, x = "$d_0 d_1 / N$", d0 * d1 / n
+    if laws is not None and len(laws):
+        chosen = laws[laws["chosen"]]
+        extra = float((chosen["trained_layers"] == "both").any())
+        coordinate, x = "$d_1 / d_1^*$ of the law", d1 / _law_of(chosen).boundary(n, d0, d0 + extra)
+    bins = np.round(np.log2(x) * 16) / 16
+    kinds = law.regime(n, d0)
     for face in (True, False):
-        chosen = (kinds == "counting") == face
-        sums = cells[chosen].groupby([cells.loc[chosen, "num_samples"], bins[chosen]])[["runs", "converged"]].sum()
-        for (n, colour), mark in zip(colours.items(), itertools.cycle(_MARKS)):
-            if n not in sums.index.get_level_values(0):
+        chosen_cells = (kinds == "counting") == face
+        by = [cells.loc[chosen_cells, "num_samples"], bins[chosen_cells]]
+        sums = cells[chosen_cells].groupby(by)[["runs", "converged"]].sum()
+        for (size, colour), mark in zip(colours.items(), itertools.cycle(_MARKS)):
+            if size not in sums.index.get_level_values(0):
                 continue
-            part = sums.loc[n]
+            part = sums.loc[size]
             ends = np.array([interval(int(c), int(r)) for r, c in part.itertuples(index=False)]).T
             share = (part["converged"] / part["runs"]).to_numpy()
             axes.errorbar(
                 2.0 ** part.index.to_numpy(float), share, np.maximum([share - ends[0], ends[1] - share], 0),
-                color=colour, marker=mark, markersize=4, linestyle="-" if face else "", linewidth=1, elinewidth=0.8,
-                markerfacecolor=colour if face else "white", label=f"N = {n}" if face else None, zorder=2 + face,
+                color=colour, marker=mark, markersize=4, linestyle="", elinewidth=0.6,
+                markerfacecolor=colour if face else "white", zorder=2 + face,
             )  # fmt: skip
+    for (size, colour), mark in zip(colours.items(), itertools.cycle(_MARKS)):
+        axes.plot([], [], marker=mark, color=colour, linestyle="", markersize=4, label=f"N = {size}")
     axes.plot([], [], "ko", markerfacecolor="white", label="rows with $N / d_0 < 2 \\log_2 N$")
-    axes.axvline(1, color="tab:red", linewidth=1, label="counting: $d_0 d_1 = N$")
+    axes.axvline(1, color="0.8", linewidth=0.8, zorder=0)
     axes.axhline(0.5, color="0.8", linewidth=0.8, zorder=0)
-    style.set_log_x(axes, x.clip(2**-4, 2**5), base=2)
-    axes.set_xlabel("$d_0 d_1 / N$")
+    style.set_log_x(axes, np.clip(x, 0.4, 2.5), base=2)
+    axes.set_xlabel(coordinate)
     axes.set_ylabel("share of runs that succeed")
     title = "collapse"
     if "collapse" in tables:
         table = tables["collapse"]
-        rows = table[(table["coordinate"] == "d0 d1 / N") & table["regime"].isin(["all", "counting"])]
-        said = [f"{row.regime} rows {row.share_of_rows:.3f}" for row in rows.itertuples()]
+        rows = table[(table["regime"] == "all") & (table["coordinate"] != "d1 / log2 N")]
+        said = [f"over {row.coordinate} {row.share_of_rows:.2f}" for row in rows.itertuples()]
         title = "explained by one curve, of what a curve a row explains: " + ", ".join(said) if said else title
-    axes.set_title(title, fontsize="small")
+    axes.set_title(title, fontsize="x-small")
     axes.legend(fontsize="x-small")
 
 

@@ -14,6 +14,7 @@ from sweeps.boundary.certified import CertifiedWidth, certified_widths
 from sweeps.boundary.law import Counts
 from sweeps.boundary.study import BoundaryStudy, condition_of, loss_of
 from sweeps.boundary.tables import counts as counted
+from sweeps.boundary.tables import stable
 from sweeps.reporting.statistics import interval
 from sweeps.runtime.session import configuration_of
 from sweeps.study import Report, Results
@@ -33,7 +34,6 @@ __all__ = [
     "ranks",
     "report",
     "scalings",
-    "stable",
 ]
 
 GROUP = ["condition", "trained_layers", "loss", "outcome"]
@@ -78,15 +78,6 @@ def once(table: pandas.DataFrame) -> pandas.DataFrame:
     total = table["runs"] + table.get("undecided", 0)
     kept = table.loc[total.sort_values(kind="stable").index].drop_duplicates(_cell(table), keep="last")
     return table.loc[kept.index.sort_values()].reset_index(drop=True)
-
-
-def stable(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Without the rows (N, d0) most of whose failures by criterion diverged: those are about the learning rate, and no
-    law of the boundary foresees them.
-    """
-    sums = table.groupby([*GROUP, "num_samples", "d0"])[["runs", "converged", "diverged"]].transform("sum")
-    diverging = (table["outcome"] == "criterion") & (2 * sums["diverged"] > sums["runs"] - sums["converged"])
-    return table[~diverging]
 
 
 def _cell(table: pandas.DataFrame) -> list[str]:

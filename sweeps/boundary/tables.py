@@ -13,7 +13,7 @@ from sweeps.study import Results
 if TYPE_CHECKING:
     from sweeps.boundary.study import BoundaryStudy
 
-__all__ = ["COLUMNS", "counts"]
+__all__ = ["COLUMNS", "counts", "stable"]
 
 COLUMNS = (
     "condition", "trained_layers", "loss", "num_samples", "d0", "d1", "runs", "converged", "proved_global",
@@ -48,3 +48,17 @@ def counts(study: "BoundaryStudy", results: Results) -> pd.DataFrame:
                 int(np.sum(of["full_rank_end"] == 1)),
             ))  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def stable(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows (N, d0) most of whose failures by criterion diverged: those are about the learning rate, and no
+    law of the boundary foresees them.
+
+    Args:
+      table: cells with their outcomes, see `report.outcomes`.
+    """
+    sums = table.groupby(["condition", "trained_layers", "loss", "outcome", "num_samples", "d0"])[
+        ["runs", "converged", "diverged"]
+    ].transform("sum")
+    diverging = (table["outcome"] == "criterion") & (2 * sums["diverged"] > sums["runs"] - sums["converged"])
+    return table[~diverging]

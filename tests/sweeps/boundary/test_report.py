@@ -8,7 +8,7 @@ from scipy import special
 
 from relu_sgd import Status
 from relu_sgd.theory import width_search
-from sweeps.boundary import certified, law, report, scaling
+from sweeps.boundary import certified, law, report, scaling, tables
 from sweeps.study import Variant
 
 
@@ -48,23 +48,23 @@ def found(table):
 
 
 def test_tables_have_the_law_with_intervals(found):
-    tables = found.tables
-    assert next(iter(tables)) == "summary"
-    compared = tables["models"]
+    made = found.tables
+    assert next(iter(made)) == "summary"
+    compared = made["models"]
     assert set(compared["left_out"]) == {"rows", "largest N"}
     assert set(compared["condition"]) == {"as_written"}  # The other has no success to fit.
     for _, part in compared.groupby("left_out"):
         assert part["model"].iloc[0] == "proportional + log"
         assert part["behind"].is_monotonic_increasing
-    laws = tables["laws"]
+    laws = made["laws"]
     chosen = laws[laws["chosen"]].set_index("parameter")
     assert list(chosen.index) == ["c", "g", "s", "w", "v", "sigma"]
     for name, truth in (("c", 1), ("g", 1.3)):
         assert chosen["low"][name] < truth < chosen["high"][name]
     assert set(laws["model"]) == {"proportional + log"}
-    collapse = tables["collapse"].set_index(["regime", "coordinate"])["share_of_rows"]
+    collapse = made["collapse"].set_index(["regime", "coordinate"])["share_of_rows"]
     assert collapse["all", "d1 / d1* of proportional + log"] > collapse["all", "d0 d1 / N"] + 0.05
-    assert set(tables["transition"]["power"]) == {"w", "v"}
+    assert set(made["transition"]["power"]) == {"w", "v"}
 
 
 def test_boundaries_and_ranks(found):
@@ -196,12 +196,12 @@ def test_rows_that_diverge_are_left_out_of_the_laws(table):
     wild = (table["num_samples"] == 80) & (table["d0"] == 4)
     failed = table["runs"] - table["converged"]
     both = report.outcomes(table.assign(diverged=np.where(wild, failed, 0), proved_global=5, proved_local=5))
-    kept = report.stable(both)
+    kept = tables.stable(both)
     left = both.loc[both.index.difference(kept.index)]
     assert set(left["outcome"]) == {"criterion"}  # What is proved does not count runs that diverged.
     assert len(left) == wild.sum()
     assert set(zip(left["num_samples"], left["d0"], strict=True)) == {(80, 4)}
-    assert len(report.stable(report.outcomes(table))) == len(report.outcomes(table))
+    assert len(tables.stable(report.outcomes(table))) == len(report.outcomes(table))
 
 
 def test_certified_widths_are_those_of_the_theory(found):
