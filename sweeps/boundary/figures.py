@@ -55,7 +55,8 @@ def _boundary(
     names = style.LAYERS_TITLES[group["trained_layers"]], group["condition"], f"{group['loss']} loss"
     figure.suptitle(f"{', '.join(names)}, success: {group['outcome']}")
     colours = _colours(np.unique(cells["num_samples"]))
-    limits = tables["boundaries"]
+    kept = stable(cells)[["num_samples", "d0"]].drop_duplicates()
+    limits = tables["boundaries"].merge(kept, on=["num_samples", "d0"]) if len(kept) else tables["boundaries"]
     _collapse(panels[0, 0], cells, tables, colours)
     _widths(panels[0, 1], limits, tables, colours)
     _certified(panels[1, 0], limits, tables.get("certified"), colours)
@@ -76,6 +77,9 @@ def _collapse(
     x is d1 over the boundary of the law that foresees best, where there is one.
     """
     cells = stable(cells)
+    if not len(cells):
+        axes.set_title("all rows diverge", fontsize="x-small")
+        return
     n, d0, d1 = (cells[name].to_numpy(float) for name in ("num_samples", "d0", "d1"))
     laws = tables.get("laws")
     coordinate, x = "$d_0 d_1 / N$", d0 * d1 / n

@@ -13,7 +13,7 @@ from sweeps.runtime import extension
 from sweeps.runtime.session import configuration_of, open_results
 from sweeps.study import Report, UsageError
 
-__all__ = ["COLUMNS", "SETTINGS", "Part", "read", "together"]
+__all__ = ["COLUMNS", "SETTINGS", "Part", "kept", "read", "together"]
 
 # What all runs of one law have in common.
 SETTINGS = ("steps_per_sample", "base_seed", "rate", "precision")
@@ -52,7 +52,7 @@ def _of_file(path: Path) -> Iterator[Part]:
         raise UsageError(f"{path}: no table of counts: {error}") from None
     if missing := [name for name in COLUMNS if name not in table]:
         raise UsageError(f"{path}: no table of counts: it has no column {missing[0]}")
-    for _, cells in table.groupby("configuration", sort=False):
+    for _, cells in table.groupby("configuration", sort=False, dropna=False):
         yield Part(path, cells[list(COLUMNS)].reset_index(drop=True))
 
 
@@ -69,6 +69,19 @@ def _precedence(part: Part) -> tuple[Any, ...]:
     """The later, the rather a configuration's counts are kept; equal only where all of them are."""
     first = part.cells.iloc[0]
     return (first["stop"] == "first_passage", bool(first["prove"]), first["configuration"], part.cells.to_csv())
+
+
+def kept(cells: pandas.DataFrame) -> pandas.DataFrame:
+    """Of every cell the row with the most runs, of equally many the last; and where that has no proofs the row with the
+    most runs that has some, of which `report.outcomes` takes what is proved.
+
+    Args:
+      cells: columns `COLUMNS`.
+    """
+    most = once(cells)
+    proved = once(cells[cells["proved_global"].notna()])
+    without = most.loc[most["proved_global"].isna(), list(_CELL)]
+    return pandas.concat([most, proved.merge(without, on=list(_CELL))], ignore_index=True)
 
 
 def _caption(cells: pandas.DataFrame) -> str:
@@ -112,11 +125,12 @@ def together(sources: Sequence[Path], least_d0: int = 1, **options: Any) -> Repo
                 )
     parts.sort(key=_precedence)
     captions = [_caption(part.cells) for part in parts]
-    joined = once(pandas.concat([part.cells for part in parts], ignore_index=True))
+    joined = kept(pandas.concat([part.cells for part in parts], ignore_index=True))
     joined = joined[joined["d0"] >= least_d0].reset_index(drop=True)
     if not len(joined):
         raise UsageError(f"--least_d0: no row has {least_d0} inputs or more")
-    causes = joined.loc[joined["finished"].notna(), [*_CELL, "finished", *_CAUSES]]
+    causes = once(joined)
+    causes = causes.loc[causes["finished"].notna(), [*_CELL, "finished", *_CAUSES]]
     causes = causes.astype(dict.fromkeys(["finished", *_CAUSES], int)).rename(columns={"finished": "runs"})
     text = f"Configurations: {'; '.join(captions)}." + (f" Rows with d0 >= {least_d0}." if least_d0 > 1 else "")
     more = {"counts": joined, "failures": causes.reset_index(drop=True)}

@@ -4,9 +4,9 @@ A model has a law of d1*, with parameters, and
 
     P(success) = alive(N, d1) / (1 + exp(-b (log d1 - log d1*))),    b = exp(s) (N / 200)^w d1*^v,
 
-where alive is 1, or the probability that no sample is dead, exp(-N 2^(-k d1)). Models are data (`MODELS`), are fitted
-to counts by maximum likelihood, with intervals from the profile and from rows (N, d0) drawn anew, and are compared by
-how well they foresee rows that were left out (`scatter`). Nothing is fitted to boundaries that were themselves fitted.
+where alive is 1, or the probability that no sample is dead, exp(-N 2^(-k d1)). Models are data (`MODELS`). Here they
+are fitted to counts by maximum likelihood, as if they were exact; `scatter` fits and compares them as what they are.
+Nothing is fitted to boundaries that were themselves fitted.
 """
 
 import dataclasses
@@ -166,19 +166,12 @@ MODELS: tuple[Model, ...] = (
     _model("power", "c (N / d0)^a", (C, A), lambda n, d0, m, c, a: c * (n / d0) ** a),
     _model("exponents", "c N^a d0^-b", (C, A, B), lambda n, d0, m, c, a, b: c * n**a * d0**-b),
     _model("proportional + constant", "c N / d0 + f", (C, FLOOR), lambda n, d0, m, c, f: c * n / d0 + f),
-    _model("power + constant", "c (N / d0)^a + f", (C, A, FLOOR), lambda n, d0, m, c, a, f: c * (n / d0) ** a + f),
     _model("proportional + log", "c N / d0 + g log2 N", (C, LOGS), lambda n, d0, m, c, g: c * n / d0 + g * np.log2(n)),
     _model(
         "power + log",
         "c (N / d0)^a + g log2 N",
         (C, A, LOGS),
         lambda n, d0, m, c, a, g: c * (n / d0) ** a + g * np.log2(n),
-    ),
-    _model(
-        "exponents + log",
-        "c N^a d0^-b + g log2 N",
-        (C, A, B, LOGS),
-        lambda n, d0, m, c, a, b, g: c * n**a * d0**-b + g * np.log2(n),
     ),
     _model(
         "counting, corner",
@@ -257,9 +250,9 @@ class Fit(NamedTuple):
       model: the law.
       transition: the parameters of its steepness.
       inner: the numbers that were fitted, of `parameters` in their order.
-      information: Fisher's, of these numbers.
-      log_likelihood: of the counts, without the weak prior.
-      deviance: of the counts from the model.
+      information: Fisher's, of these numbers; with scatter as the fit has seen it.
+      log_likelihood: of the counts, without the weak prior; with scatter its integral.
+      deviance: of the counts from the model; with scatter from its likeliest rows.
       penalized: the log likelihood with the parameters' own laws, which is as large as can be.
     """
 
@@ -474,8 +467,8 @@ class Estimate(NamedTuple):
     Attributes:
       name: of the parameter.
       value: its estimate.
-      low, high: interval from the profile of the likelihood: the law is taken as exact. 0 or infinity where it does
-        not end.
+      low, high: interval from the profile of the likelihood; without scatter the law is taken as exact. 0 or infinity
+        where it does not end, NaN where nobody asked for it.
       rows_low, rows_high: percentiles from whole rows (N, d0) drawn anew: what the law misses counts too. NaN without.
     """
 

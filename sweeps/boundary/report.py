@@ -436,7 +436,7 @@ def analyze(
     tables["dead_samples"], tables["rank"] = dead_samples(cells), ranks(cells)
     pairs = table.loc[table["num_samples"] <= largest_certified, ["num_samples", "d0"]].drop_duplicates()
     tables["certified"] = _certified(tuple((int(n), int(d0)) for n, d0 in pairs.itertuples(index=False)))
-    tables |= {"steepness": _steepness(table), **(more or {})}
+    tables |= {"steepness": _steepness(stable(table)), **(more or {})}
     if "failures" in tables:
         tables["dying"] = dying(tables["failures"])
         tables["dying_rows"] = dying(tables["failures"], by_row=True)

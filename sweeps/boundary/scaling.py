@@ -62,10 +62,10 @@ def _spline(u: np.ndarray, knots: np.ndarray) -> np.ndarray:
 def _curve(u: np.ndarray, knots: np.ndarray, counts: Counts) -> tuple[float, float]:
     """The deviance of the counts from a logistic curve in a natural spline of u, and what is expected of it.
 
-    A slight ridge keeps the curve finite.
+    A ridge, far below what the counts say of any coefficient, keeps the curve finite.
     """
     basis = _spline(u, knots)
-    ridge = 1e-3 * np.eye(basis.shape[1])
+    ridge = 1e-7 * np.eye(basis.shape[1])
 
     def value(beta: np.ndarray) -> float:
         return float(-log_likelihood(basis @ beta, counts).sum() + 0.5 * beta @ ridge @ beta)
@@ -105,8 +105,7 @@ def collapse(coordinate: np.ndarray, counts: Counts, *, num_knots: int = 4) -> C
     groups = [counts.num_samples == size for size in np.unique(counts.num_samples)]
     rows = leave_out_rows(counts)
     one, _ = _curve(u, knots, counts)
-    # The ridge may keep several curves behind one, which is among them.
-    each_size = min(sum(_curve(u[group], knots, counts.take(group))[0] for group in groups), one)
+    each_size = sum(_curve(u[group], knots, counts.take(group))[0] for group in groups)
     each_row, expected = np.sum([_curve(u[row], knots[[0, -1]], counts.take(row)) for row in rows], axis=0).tolist()
     share = counts.successes.sum() / counts.runs.sum()
     none = 2 * float((saturated(counts) - log_likelihood(special.logit(np.full(len(u), share)), counts)).sum())

@@ -24,7 +24,7 @@ __all__ = ["SCATTER", "fit", "foreseen", "held_out", "intervals", "shifts"]
 SCATTER = Parameter("sigma", 0.1, scale=2.0)
 # Of log d1*: no row is farther from a law.
 _FARTHEST = 6.0
-_NODES = 401
+_NODES, _FINE = 401, 0.25  # At least so many nodes, and so near in units of 1 / b.
 _STEP, _RESTARTS = 1e-4, 5
 
 
@@ -167,7 +167,7 @@ def foreseen(found: Fit, counts: Counts) -> np.ndarray:
     at = law.line(found.model, found.transition, found.inner, counts)
     sigma = SCATTER.outer(found.inner[-1])
     rows = counts.rows
-    nodes = np.linspace(-6, 6, _NODES)
+    nodes = np.linspace(-6, 6, max(_NODES, min(int(12 * sigma * at.slope.max() / _FINE), 20_000)))
     weights = -(nodes**2) / 2
     weights -= special.logsumexp(weights)
     each = [law.log_likelihood(at.logit(counts, sigma * node), counts) for node in nodes]

@@ -183,10 +183,7 @@ class Store:
         status = self.array(group, "status")
         if not self.is_begun(group):
             return np.ones(status.shape, bool)
-        try:
-            return self.whole(group, "status") == 0
-        except Exception as error:  # Zarr and its codecs raise many kinds.
-            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
+        return self.whole(group, "status") == 0
 
     def is_begun(self, group: str) -> bool:
         """Whether any chunk of it was finished. Asking for thousands that were not, one by one, takes seconds."""
@@ -234,11 +231,14 @@ class Store:
         """
         array, files = self.array(group, name), self.chunk_files(group, name)
         there = [where for where in self.tiles(group) if chunk_key(array, where) in files]
-        if 2 * len(there) > math.prod(array.cdata_shape):
-            return np.asarray(array[...])
-        found = np.full(array.shape, array.fill_value, array.dtype)
-        for where in there:
-            found[where] = array[where]
+        try:
+            if 2 * len(there) > math.prod(array.cdata_shape):
+                return np.asarray(array[...])
+            found = np.full(array.shape, array.fill_value, array.dtype)
+            for where in there:
+                found[where] = array[where]
+        except Exception as error:  # Zarr and its codecs raise many kinds.
+            raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
         return found
 
     def tiles(self, group: str) -> list[Where]:
@@ -320,8 +320,11 @@ class Store:
 
         try:
             lazy = xr.open_zarr(self.path, group=group, consolidated=False, chunks=None)
+            # Values as they are stored: nothing here is encoded.
             stored = {name: lazy[name].copy(data=self.whole(group, str(name))) for name in lazy.data_vars}
             return lazy.assign(stored).load()
+        except StoreError:
+            raise
         except Exception as error:
             raise StoreError(f"group {group!r} of {self.path} is damaged: {one_line(error)}") from error
 

@@ -181,6 +181,14 @@ def test_counts_collapse_over_the_right_coordinate_only():
         scaling.collapse(counts.d1, counts._replace(successes=counts.runs))
 
 
+def test_curves_for_each_size_fit_no_worse_than_one():
+    """Steep transitions have spline coefficients of thousands: the ridge must not count there."""
+    counts = drawn(lambda n, d0: 1.1 * n / (d0 - 1), slope=lambda n, m: 30 + 0 * n, runs=64, per_octave=16)
+    found = scaling.collapse(counts.d0 * counts.d1 / counts.num_samples, counts)
+    assert found.each_size < found.one
+    assert found.share_of_sizes < 1
+
+
 def test_a_curve_a_size_sees_a_transition_that_sharpens():
     """Boundaries collapse and widths do not: where one curve fails though every N has the same boundary."""
     counts = drawn(lambda n, d0: 1.5 * n / d0, slope=lambda n, m: 6 * (n / 200) ** 0.8, seed=1)

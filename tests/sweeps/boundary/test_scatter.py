@@ -55,6 +55,24 @@ def test_the_likelihood_of_a_row_is_an_integral_over_its_shift(name):
     assert found.log_likelihood == pytest.approx(seen.sum(), abs=0.15 * len(seen))
 
 
+def test_quadrature_is_fine_enough_for_a_wide_scatter_and_a_steep_curve():
+    """Against 100 times as many nodes; with 401 it would be wrong by up to a nat and more a row."""
+    counts = drawn(lambda n, d0: 1.3 * n / d0, slope=100.0, sigma=0.5, runs=64, seed=2, sizes=(50, 100))
+    model = MODELS["proportional"]
+    transition = (*law.TRANSITIONS["powers of N and d1*"], scatter.SCATTER)
+    inner = np.array([np.log(1.3), np.log(100.0), 0.0, 0.0, np.log(0.5)])
+    found = law.Fit(model, transition, inner, np.eye(5), 0.0, 0.0, 0.0)
+    at = law.line(model, transition, inner, counts)
+    nodes = np.linspace(-6, 6, 10_001)
+    weights = -(nodes**2) / 2
+    weights -= special.logsumexp(weights)
+    table = np.stack([
+        np.bincount(counts.rows, law.log_likelihood(at.logit(counts, 0.5 * node), counts)) for node in nodes
+    ])  # fmt: skip
+    exact = special.logsumexp(table + weights[:, None], axis=0)
+    np.testing.assert_allclose(scatter.foreseen(found, counts), exact, atol=0.02)
+
+
 def test_shifts_are_the_likeliest():
     counts = drawn(with_log, sigma=0.2, seed=4)
     found = scatter.fit(MODELS["power + log"], counts)
