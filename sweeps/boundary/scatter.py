@@ -170,8 +170,8 @@ def foreseen(found: Fit, counts: Counts) -> np.ndarray:
     nodes = np.linspace(-6, 6, max(_NODES, min(int(12 * sigma * at.slope.max() / _FINE), 20_000)))
     weights = -(nodes**2) / 2
     weights -= special.logsumexp(weights)
-    each = [law.log_likelihood(at.logit(counts, sigma * node), counts) for node in nodes]
-    table = np.stack([np.bincount(rows, values) for values in each])
+    each = law.log_likelihood(at.logit(counts, sigma * nodes[:, None]), counts)  # Nodes x cells.
+    table = each @ (rows[:, None] == np.arange(rows.max() + 1))
     return np.asarray(special.logsumexp(table + weights[:, None], axis=0))
 
 
