@@ -21,8 +21,8 @@ from relu_sgd._checks import finite_arrays
 
 __all__ = ["flow_limit_loss", "is_unsupported", "success_probability"]
 
-# Inner products of rows below this times their norms are taken for rounding.
-_ORTHOGONAL = 1e-9
+# Inner products of rows below this times their norms are taken for rounding, that of float32 too.
+_ORTHOGONAL = 1e-6
 
 
 def is_unsupported(
@@ -60,6 +60,7 @@ def flow_limit_loss(
       ValueError: shapes do not fit, an entry is not finite, rows are not orthogonal, or a preactivation is 0.
     """
     unsupported = is_unsupported(X, y, W, v)
+    X, y, W, v = finite_arrays(X=X, y=y, W=W, v=v)
     norms = np.linalg.norm(X, axis=1)
     if np.any(np.abs(X @ X.T - np.diag(norms**2)) > _ORTHOGONAL * np.outer(norms, norms)) or not norms.all():
         raise ValueError("the rows of X must be orthogonal, and none of them 0")

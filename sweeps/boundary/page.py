@@ -18,7 +18,7 @@ __all__ = ["SOURCES", "boundaries_page"]
 SOURCES = {
     "boundary/counts.csv": "At most 250 N steps",
     "boundary/twice_the_steps.csv": "At most 500 N steps",
-    "boundary/foreseen.csv": "N = 1,600, begun, at most 250 N steps",
+    "boundary/foreseen.csv": "N = 1,600, begun, at most 250 N steps (the cells that tell are on the law's page)",
 }
 _HEAD = """# Every boundary
 

@@ -74,6 +74,13 @@ def test_probability_against_simulation():
     assert orthogonal.success_probability(np.abs(y), np.abs(v)) == pytest.approx((1 - 2.0**-6) ** 8)
 
 
+def test_lists_and_rows_rounded_to_single_precision():
+    X, y, W, v = drawn(20, 25, 4, 1)
+    limit = orthogonal.flow_limit_loss(X, y, W, v)
+    assert orthogonal.flow_limit_loss(X.astype(np.float32), y, W, v) == limit > 0
+    assert orthogonal.flow_limit_loss(*(part.tolist() for part in (X, y, W, v))) == limit
+
+
 def test_what_is_refused():
     X, y, W, v = drawn(4, 5, 6, 0)
     with pytest.raises(ValueError, match="orthogonal"):
