@@ -32,7 +32,6 @@ __all__ = [
     "Parameter",
     "Scores",
     "candidates",
-    "compared",
     "crossing",
     "expected_deviance",
     "fit",
@@ -582,43 +581,6 @@ def leave_out_sizes(counts: Counts, largest: int = 1) -> list[np.ndarray]:
     """Masks of what is left out: the largest N, and in turn as many of the next, each foreseen from smaller ones."""
     sizes = np.unique(counts.num_samples)
     return [counts.num_samples >= size for size in sizes[-largest:][::-1]] if len(sizes) > largest else []
-
-
-def compared(
-    models: Sequence[Model],
-    counts: Counts,
-    folds: Sequence[np.ndarray],
-    again: Callable[..., Fit],
-    foreseen: Callable[[Fit, Counts], np.ndarray],
-) -> Scores:
-    """The models' scores on cells that they were not fitted to.
-
-    Args:
-      models: see `candidates`.
-      counts: all cells.
-      folds: masks of what is left out together, whole rows; see `leave_out_rows`, `leave_out_sizes`.
-      again: from a model, counts and `start` to a fit.
-      foreseen: from a fit and the counts that were left out to the log likelihood of each of their rows.
-
-    Raises:
-      ValueError: there is no fold.
-    """
-    if not len(folds):
-        raise ValueError("nothing can be left out: there are too few N")
-    gained = []
-    for model in models:
-        start = again(model, counts).inner
-        scores = [foreseen(again(model, counts.take(~fold), start=start), counts.take(fold)) for fold in folds]
-        gained.append(np.concatenate(scores))
-    sums = np.stack(gained)  # Models x rows.
-    order = np.argsort(-sums.sum(1))
-    difference = sums[order[0]] - sums[order]
-    runs = int(sum(counts.runs[fold].sum() for fold in folds))
-    count, behind = sums.shape[1], difference.sum(1)
-    error = difference.std(axis=1, ddof=1) * np.sqrt(count) if count > 1 else np.full(len(models), np.nan)
-    margin = error * (stats.t.ppf(0.975, count - 1) if count > 1 else np.nan)
-    names = tuple(models[place].name for place in order)
-    return Scores(names, sums[order].sum(1) / runs, behind, error, margin, behind > margin, count, runs)
 
 
 def regime(num_samples: np.ndarray, d0: np.ndarray) -> np.ndarray:
