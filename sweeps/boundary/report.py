@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from absl import logging
 
 from relu_sgd import Status
 from sweeps import logistic
@@ -39,7 +40,7 @@ __all__ = [
 GROUP = ["condition", "trained_layers", "loss", "outcome"]
 SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
-REFERENCES = ("directions", "dead samples, directions", "dead samples, exponents")
+REFERENCES = ("dead samples, directions", "dead samples, exponents")
 
 
 def _scored(scores: law.Scores, place: int) -> dict[str, Any]:
@@ -428,6 +429,8 @@ def analyze(
     fitted = stable(table[enough & (table.groupby(GROUP)["converged"].transform("sum") > 0)])
     tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
+        groups = fitted.groupby(GROUP).ngroups
+        logging.info("fitting %d laws to %d set-ups: up to some minutes for each", len(candidates), groups)
         tables["models"] = models(fitted, candidates)
         tables["laws"] = laws(fitted, tables["models"], candidates)
         tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples)
