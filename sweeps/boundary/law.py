@@ -44,6 +44,7 @@ __all__ = [
     "saturated",
 ]
 
+LEAST = 1e-200  # Of -log P, so that the logit of P is finite.
 REFERENCE_SIZE = 200.0  # N at which exp(s) is the slope, where v = 0.
 
 
@@ -318,10 +319,10 @@ class Line(NamedTuple):
           counts: the cells that the line was made for.
           shift: added to log d1*.
         """
-        eta = np.clip(self.slope * (np.log(counts.d1) - self.center - shift), -500, 500)
+        eta = self.slope * (np.log(counts.d1) - self.center - shift)
         if self.log_alive is None:
             return eta
-        log_p = np.clip(self.log_alive - np.logaddexp(0.0, -eta), -500, -1e-200)
+        log_p = np.minimum(self.log_alive - np.logaddexp(0.0, -eta), -LEAST)
         return log_p - np.log(-np.expm1(log_p))
 
 

@@ -12,6 +12,7 @@ parameters count its scatter.
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -26,47 +27,82 @@ SCATTER = Parameter("sigma", 0.1, scale=2.0)
 _FARTHEST = 6.0
 _NODES, _FINE = 401, 0.25  # At least so many nodes, and so near in units of 1 / b.
 _STEP, _RESTARTS = 1e-4, 5
+_STEPS, _HALVINGS, _NEAR = 60, 4, 1e-9  # Of the search for shifts.
+_SIGMAS = (-12.0, 4.0)  # Logarithms.
 
 
-def _pull(at: Line, counts: Counts, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The derivative of every cell's log likelihood in its row's shift, and Fisher's information of that."""
-    eta = np.clip(at.slope * (np.log(counts.d1) - at.center - shift), -500, 500)
-    below = special.expit(-eta)
-    failures = counts.runs - counts.successes
-    if at.log_alive is None:
-        pull = at.slope * (counts.runs * (1 - below) - counts.successes)
-        return pull, counts.runs * at.slope**2 * below * (1 - below)
-    log_p = np.clip(at.log_alive + np.log1p(-np.minimum(below, 1 - 1e-16)), -500, -1e-16)
-    odds = 1 / np.expm1(-log_p)  # P / (1 - P)
-    return at.slope * below * (failures * odds - counts.successes), counts.runs * (at.slope * below) ** 2 * odds
+class _Cells(NamedTuple):
+    """Derivatives of every cell's log likelihood l and of Fisher's information i of its row's shift.
+
+    A cell's P is alive times expit(u), u = b (log d1 - log d1* - shift), so that l and i are functions of u, of log b
+    and of log alive alone.
+
+    Attributes:
+      u: the logit without alive.
+      slope: b.
+      pull: dl / du.
+      bend: d2l / du2.
+      alive, alive_pull: dl / d log alive, and d2l / (du d log alive).
+      information, in_u, in_alive: i, di / du, and di / d log alive.
+    """
+
+    u: np.ndarray
+    slope: np.ndarray
+    pull: np.ndarray
+    bend: np.ndarray
+    alive: np.ndarray
+    alive_pull: np.ndarray
+    information: np.ndarray
+    in_u: np.ndarray
+    in_alive: np.ndarray
 
 
-def shifts(at: Line, counts: Counts, sigma: float, near: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _cells(at: Line, counts: Counts, shift: np.ndarray) -> _Cells:
+    b, runs, successes = at.slope, counts.runs, counts.successes
+    u = b * (np.log(counts.d1) - at.center - shift)
+    p, q = special.expit(u), special.expit(-u)
+    failures = runs - successes
+    log_p = np.minimum(special.log_expit(u) + (0.0 if at.log_alive is None else at.log_alive), -law.LEAST)
+    odds = np.exp(log_p) / -np.expm1(log_p)  # P / (1 - P)
+    r = q * odds  # At most 1.
+    pull, information = q * successes - failures * r, runs * b**2 * q * r
+    return _Cells(
+        u, b, pull, -failures * r * (q + r) - p * pull, successes - failures * odds, -failures * r * (1 + odds),
+        information, information * (q + r - 2 * p), runs * b**2 * r * (q + r),
+    )  # fmt: skip
+
+
+def shifts(at: Line, counts: Counts, sigma: float, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest shift of every row, and Fisher's information of it, without that of its own law.
 
     Args:
       at: the law.
       counts: its cells.
       sigma: the scatter.
-      near: shifts that are nearly the likeliest, for a short way.
+      rows: the number of every cell's row; by default `counts.rows`.
     """
-    rows = counts.rows
+    rows = counts.rows if rows is None else rows
     number = rows.max() + 1
     low, high = np.full(number, -_FARTHEST), np.full(number, _FARTHEST)
-    sums = lambda values: np.bincount(rows, values, minlength=number)
-    if near is None:
-        for _ in range(12):
-            e = (low + high) / 2
-            rises = sums(_pull(at, counts, e[rows])[0]) > e / sigma**2
-            low, high = np.where(rises, e, low), np.where(rises, high, e)
-        near = (low + high) / 2
-    e = near
-    for _ in range(3):  # Fisher's steps, within the bracket.
-        pull, information = (sums(values) for values in _pull(at, counts, e[rows]))
-        gradient = pull - e / sigma**2
+    e = np.zeros(number)
+    for step in range(_STEPS):
+        cells = _cells(at, counts, e[rows])
+        gradient = _sums(-cells.slope * cells.pull, rows) - e / sigma**2
         low, high = np.where(gradient > 0, e, low), np.where(gradient > 0, high, e)
-        e = np.clip(e + gradient / (information + 1 / sigma**2), low, high)
-    return e, sums(_pull(at, counts, e[rows])[1])
+        # Newton's step where it stays between them.
+        moved = e + gradient / (1 / sigma**2 - _sums(cells.slope**2 * cells.bend, rows))
+        inside = (moved > low) & (moved < high) & (step >= _HALVINGS)
+        moved = np.where(inside, moved, (low + high) / 2)
+        near = np.abs(moved - e).max() < _NEAR * sigma
+        e = moved
+        if near:
+            break
+    return e, _sums(_cells(at, counts, e[rows]).information, rows)
+
+
+def _sums(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of the cells of every row."""
+    return np.bincount(rows, values)
 
 
 class _Marginal:
@@ -77,45 +113,84 @@ class _Marginal:
         known = model.parameters + self.transition
         self.origin = np.array([p.inner(p.start) for p in known])
         self._weight = np.array([1 / p.scale**2 for p in known])
-        self._model, self._counts = model, counts
+        self._model, self._counts, self._rows = model, counts, counts.rows
 
-    def at(self, inner: np.ndarray, near: np.ndarray | None = None) -> tuple[float, float, np.ndarray]:
+    def at(self, inner: np.ndarray) -> tuple[float, float, np.ndarray]:
         """The value without and with the prior, and the likeliest shifts."""
         counts = self._counts
         at = law.line(self._model, self.transition, inner, counts)
-        sigma = SCATTER.outer(min(max(inner[-1], -12.0), 4.0))
-        e, information = shifts(at, counts, sigma, near)
-        likelihood = law.log_likelihood(at.logit(counts, e[counts.rows]), counts).sum()
+        sigma = SCATTER.outer(np.clip(inner[-1], *_SIGMAS))
+        e, information = shifts(at, counts, sigma, self._rows)
+        likelihood = law.log_likelihood(at.logit(counts, e[self._rows]), counts).sum()
         value = float(np.sum((e / sigma) ** 2 + np.log1p(sigma**2 * information)) / 2 - likelihood)
         return value, value + 0.5 * float(self._weight @ (inner - self.origin) ** 2), e
 
-    def __call__(self, inner: np.ndarray) -> float:
-        return self.at(inner)[1]
+    def gradient(self, inner: np.ndarray, e: np.ndarray) -> np.ndarray:
+        """Of the value with the prior; exact, with the shifts' own change.
 
-    def gradient(self, inner: np.ndarray, free: Sequence[int]) -> np.ndarray:
-        """By differences; shifts change little with a step."""
-        e = self.at(inner)[2]
-        moves = _STEP * np.eye(len(inner))[free]
-        return np.array([(self.at(inner + move, e)[1] - self.at(inner - move, e)[1]) / (2 * _STEP) for move in moves])
+        Args:
+          inner: the numbers.
+          e: the likeliest shifts there.
+        """
+        counts, rows = self._counts, self._rows
+        at = law.line(self._model, self.transition, inner, counts)
+        variance = SCATTER.outer(np.clip(inner[-1], *_SIGMAS)) ** 2
+        cells = _cells(at, counts, e[rows])
+        b = cells.slope
+        # Of J = e^2 / (2 sigma^2) - l of every row: J_e is 0, and e changes with a number by -J_e,number / J_ee.
+        half = variance / (1 + variance * _sums(cells.information, rows)) / 2
+        stiff = 1 / variance - _sums(b**2 * cells.bend, rows)
+        carried = -half * _sums(-b * cells.in_u, rows) / stiff
+        half, moved = half[rows], carried[rows]
+        # Derivatives of the value in a cell's log d1*, log b and log alive.
+        in_center = b * cells.pull - half * b * cells.in_u - moved * b**2 * cells.bend
+        in_slope = (
+            -cells.u * cells.pull
+            + half * (2 * cells.information + cells.u * cells.in_u)
+            + moved * b * (cells.pull + cells.u * cells.bend)
+        )
+        in_alive = -cells.alive + half * cells.in_alive + moved * b * cells.alive_pull
+        found = np.empty(len(inner))
+        own = len(self._model.parameters)
+        s, w, v = range(own, own + 3)
+        found[s] = in_slope.sum()
+        found[w] = in_slope @ np.log(counts.num_samples / law.REFERENCE_SIZE)
+        found[v] = in_slope @ at.center
+        for place in range(own):
+            move = np.zeros(len(inner))
+            move[place] = _STEP
+            above, below = (law.line(self._model, self.transition, inner + way, counts) for way in (move, -move))
+            change = (above.center - below.center) / (2 * _STEP)
+            found[place] = (in_center + inner[v] * in_slope) @ change
+            if above.log_alive is not None and below.log_alive is not None:
+                found[place] += in_alive @ ((above.log_alive - below.log_alive) / (2 * _STEP))
+        known = _sums(cells.information, rows) * variance
+        found[-1] = float(np.sum(known / (1 + known) - e**2 / variance) - 2 * carried @ e / variance)
+        return found + self._weight * (inner - self.origin)
 
 
 def _descended(value: _Marginal, begin: np.ndarray, free: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """A minimum over the free numbers, and the inverse of the curvature there as BFGS has seen it. It begins again
     where a line search ends it early.
     """
-    inner, curvature, before = begin.copy(), np.eye(len(free)), np.inf
+    inner = begin.copy()
     if not free:
-        return inner, curvature
+        return inner, np.zeros((0, 0))
 
     def whole(numbers: np.ndarray) -> np.ndarray:
         placed = begin.copy()
         placed[free] = numbers
         return placed
 
+    def both(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        _, penalized, e = value.at(whole(numbers))
+        return penalized, value.gradient(whole(numbers), e)[free]
+
+    before = np.inf
     for _ in range(_RESTARTS):
         found = optimize.minimize(
-            lambda numbers: value(whole(numbers)), inner[free], method="BFGS",
-            jac=lambda numbers: value.gradient(whole(numbers), free), options={"gtol": 1e-2, "maxiter": 100},
+            lambda numbers: both(numbers), inner[free], method="BFGS", jac=True,
+            options={"gtol": 1e-2, "maxiter": 100},
         )  # fmt: skip
         inner, curvature = whole(found.x), found.hess_inv
         if found.success or before - found.fun < 1e-2:
@@ -141,25 +216,41 @@ def fit(
     Raises:
       ValueError: there is no cell.
     """
+    return _fits(model, counts, [start] if start is not None else _starts(model, counts), fixed)[0]
+
+
+def _starts(model: Model, counts: Counts) -> list[np.ndarray]:
+    """Steepness as fitted without scatter, which may be far too small; and as it is before any count is seen."""
+    alone = law.fit(model, counts).inner
+    unseen = [p.inner(p.start) for p in law.TRANSITIONS["powers of N and d1*"]]
+    return [
+        np.append(alone, SCATTER.inner(0.1)),
+        np.concatenate([alone[: len(model.parameters)], unseen, [SCATTER.inner(0.5)]]),
+    ]
+
+
+def _fits(
+    model: Model,
+    counts: Counts,
+    starts: Sequence[np.ndarray],
+    fixed: Mapping[int, float] | None = None,
+) -> list[Fit]:
+    """A fit from every start, the likeliest first; arguments as `fit`'s."""
     value = _Marginal(model, counts)
-    if start is not None:
-        starts = [np.array(start, float)]
-    else:
-        # Steepness as fitted without scatter, which may be far too small; and as it is before any count is seen.
-        alone = law.fit(model, counts).inner
-        starts = [np.append(alone, SCATTER.inner(0.1)), np.append(alone[: len(model.parameters)], value.origin[-4:])]
-        starts[1][-1] = SCATTER.inner(0.5)
-    for begin in starts:
+    free = [place for place in range(len(value.origin)) if place not in (fixed or {})]
+    found = []
+    for start in starts:
+        begin = np.array(start, float)
         for place, number in (fixed or {}).items():
             begin[place] = number
-    free = [place for place in range(len(value.origin)) if place not in (fixed or {})]
-    found = [_descended(value, begin, free) for begin in starts]
-    inner, curvature = min(found, key=lambda each: value(each[0]))
-    marginal, penalized, moved = value.at(inner)
-    at = law.line(model, value.transition, inner, counts)
-    likelihoods = law.log_likelihood(at.logit(counts, moved[counts.rows]), counts)
-    deviance = 2 * float((law.saturated(counts) - likelihoods).sum())
-    return Fit(model, value.transition, inner, np.linalg.inv(curvature), -marginal, deviance, -penalized)
+        inner, inverse = _descended(value, begin, free)
+        marginal, penalized, moved = value.at(inner)
+        at = law.line(model, value.transition, inner, counts)
+        likelihoods = law.log_likelihood(at.logit(counts, moved[counts.rows]), counts)
+        deviance = 2 * float((law.saturated(counts) - likelihoods).sum())
+        information = np.linalg.inv((inverse + inverse.T) / 2)
+        found.append(Fit(model, value.transition, inner, information, -marginal, deviance, -penalized))
+    return sorted(found, key=lambda each: -each.penalized)
 
 
 def foreseen(found: Fit, counts: Counts) -> np.ndarray:
@@ -190,8 +281,12 @@ def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray
         raise ValueError("nothing can be left out: there are too few N")
     gained = []
     for model in models:
-        start = fit(model, counts).inner
-        scores = [foreseen(fit(model, counts.take(~fold), start=start), counts.take(fold)) for fold in folds]
+        # Every optimum of all counts is where one of fewer may be.
+        starts = [each.inner for each in _fits(model, counts, _starts(model, counts))]
+        scores = []
+        for fold in folds:
+            found = _fits(model, counts.take(~fold), starts)[0]
+            scores.append(foreseen(found, counts.take(fold)))
         gained.append(np.concatenate(scores))
     sums = np.stack(gained)  # Models x rows.
     order = np.argsort(-sums.sum(1))

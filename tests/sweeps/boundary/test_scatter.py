@@ -73,22 +73,56 @@ def test_quadrature_is_fine_enough_for_a_wide_scatter_and_a_steep_curve():
     np.testing.assert_allclose(scatter.foreseen(found, counts), exact, atol=0.02)
 
 
-def test_shifts_are_the_likeliest():
-    counts = drawn(with_log, sigma=0.2, seed=4)
-    found = scatter.fit(MODELS["power + log"], counts)
-    at = law.line(found.model, found.transition, found.inner, counts)
-    sigma = found.values["sigma"]
-    best, information = scatter.shifts(at, counts, sigma)
+@pytest.mark.parametrize(("name", "alive"), [("power + log", 0.0), ("dead samples, directions", 0.9)])
+def test_shifts_are_the_likeliest(name, alive):
+    """Among all on a fine grid; where a sample may be dead Fisher's information is not the observed one."""
+    model, origin = MODELS[name], scatter._Marginal(MODELS[name], drawn(with_log)).origin
+    generator = np.random.default_rng(4)
+    for seed in range(6):
+        counts = drawn(with_log, sigma=0.2, alive=alive, seed=seed)
+        inner = origin + 0.15 * generator.standard_normal(len(origin))
+        at = law.line(model, (*law.TRANSITIONS["powers of N and d1*"], scatter.SCATTER), inner, counts)
+        sigma = np.exp(inner[-1])
+        best, information = scatter.shifts(at, counts, sigma)
 
-    def value(shift):
-        each = law.log_likelihood(at.logit(counts, shift[counts.rows]), counts)
-        return np.bincount(counts.rows, each) - (shift / sigma) ** 2 / 2
+        def value(shift, at=at, counts=counts, sigma=sigma):
+            each = law.log_likelihood(at.logit(counts, shift[counts.rows]), counts)
+            return np.bincount(counts.rows, each) - (shift / sigma) ** 2 / 2
 
-    step = 1e-3
-    assert (value(best) >= np.maximum(value(best + step), value(best - step))).all()
-    curvature = -(value(best + step) - 2 * value(best) + value(best - step)) / step**2
-    # Fisher's information is the observed one of a logistic curve.
-    np.testing.assert_allclose(curvature, information + 1 / sigma**2, rtol=1e-2)
+        known = value(best)
+        for shift in np.linspace(-1, 1, 201):
+            assert (known >= value(np.full(len(best), shift)) - 1e-6).all()
+        step = 1e-4
+        np.testing.assert_allclose(value(best + step) - value(best - step), 0, atol=1e-3)
+        if not alive:
+            curvature = -(value(best + step) - 2 * known + value(best - step)) / step**2
+            np.testing.assert_allclose(curvature, information + 1 / sigma**2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_that_of_the_value(name):
+    """Against central differences, the shifts' own change with it."""
+    generator = np.random.default_rng(1)
+    for seed, alive in enumerate((0.0, 0.9, 0.9)):
+        counts = drawn(lambda n, d0: 1.3 * n / d0, sigma=0.2, alive=alive, seed=seed, sizes=(50, 200))
+        value = scatter._Marginal(MODELS[name], counts)
+        inner = value.origin + 0.15 * generator.standard_normal(len(value.origin))
+        step = 1e-5
+        near = [[value.at(inner + way)[1] for way in (move, -move)] for move in step * np.eye(len(inner))]
+        expected = -np.diff(near, axis=1)[:, 0] / (2 * step)
+        np.testing.assert_allclose(value.gradient(inner, value.at(inner)[2]), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_better_of_two_optima_is_found():
+    """Steps of rows that differ look like one wide transition without scatter, which is the lesser optimum."""
+    counts = drawn(lambda n, d0: 1.1 * n / d0, sigma=0.03, slope=150.0, alive=0.9, runs=64, seed=5)
+    model = MODELS["dead samples, exponents"]
+    found = scatter.fit(model, counts)
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        start = found.inner + 0.2 * generator.standard_normal(len(found.inner))
+        start[4], start[-1] = generator.uniform(2, 5), np.log(generator.choice([0.02, 0.1, 0.4]))
+        assert scatter.fit(model, counts, start=start).penalized <= found.penalized + 1e-2
 
 
 def test_a_law_with_scatter_is_found_and_its_intervals_cover():
