@@ -1,13 +1,12 @@
 """Dana, Bach and Pillaud-Vivien 2025: when p neurons fit n points in R^d by gradient descent. See docs/examples.md."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from scipy import stats
 
+from examples.command_line import read
 from relu_sgd import Params, Problem, descend, problem
 from sweeps import sweep
 
@@ -36,7 +35,8 @@ def train(key, d_p_n):
 
 
 if __name__ == "__main__":
-    found = sweep(train, axes={"d_p_n": tuple(PUBLISHED)}, seeds=int([*sys.argv, 40][2]), out=sys.argv[1])
+    asked = read(__doc__, seeds=40)
+    found = sweep(train, axes={"d_p_n": tuple(PUBLISHED)}, seeds=asked.seeds, out=asked.out)
     for cell, (successes, of) in PUBLISHED.items():
         status = found["status"].sel(d_p_n=cell)[:of]
         count, made = int((status == 1).sum()), len(status)

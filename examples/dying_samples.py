@@ -2,12 +2,11 @@
 orthogonal rows all of them, and of others the fewer the fewer inputs there are. See docs/examples.md.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from examples.command_line import read
 from relu_sgd import Params, Problem, descend, initialization, problem, relative_error_below
 from sweeps import sweep
 
@@ -38,7 +37,8 @@ def train(key, rows, d1):
 
 
 if __name__ == "__main__":
-    found = sweep(train, axes=AXES, seeds=int([*sys.argv, 100][2]), out=sys.argv[1])
+    asked = read(__doc__, seeds=100)
+    found = sweep(train, axes=AXES, seeds=asked.seeds, out=asked.out)
     for rows in AXES["rows"]:
         for d1 in AXES["d1"]:
             cell = found.sel(rows=rows, d1=d1)

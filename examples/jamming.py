@@ -1,11 +1,10 @@
 """Geiger et al. 2018: how many random labels P a deep ReLU network of N parameters fits. See docs/examples.md."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from examples.command_line import read
 from relu_sgd import approximators, descend, problem
 from sweeps import sweep
 
@@ -36,7 +35,8 @@ def train(key, ratio, num_steps):
 
 
 if __name__ == "__main__":
-    runs, steps = map(int, [*sys.argv[2:], 12, 30_000][:1] + [*sys.argv[3:], 30_000][:1])
-    found = sweep(train, axes={"ratio": RATIOS, "num_steps": (steps,)}, seeds=runs, out=sys.argv[1], lanes=1)
+    asked = read(__doc__, seeds=12, steps=30_000)
+    axes = {"ratio": RATIOS, "num_steps": (asked.steps,)}
+    found = sweep(train, axes=axes, seeds=asked.seeds, out=asked.out, lanes=1)
     for ratio, count in (found["status"] == 1).sum("seed").squeeze("num_steps").to_series().items():
-        print(f"P / N = {ratio}: {count} of {runs} at zero loss")
+        print(f"P / N = {ratio}: {count} of {asked.seeds} at zero loss")

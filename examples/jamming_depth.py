@@ -2,12 +2,11 @@
 weights of their code. See docs/examples.md.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from examples.command_line import read
 from relu_sgd import approximators, descend, problem
 from sweeps import sweep
 
@@ -34,9 +33,10 @@ def train(key, hidden_layers, ratio, num_steps):
 
 
 if __name__ == "__main__":
-    runs, steps = map(int, [*sys.argv[2:], 12, 30_000][:1] + [*sys.argv[3:], 30_000][:1])
-    found = sweep(train, axes={**AXES, "num_steps": (steps,)}, seeds=runs, out=sys.argv[1], lanes=1)
+    asked = read(__doc__, seeds=12, steps=30_000)
+    axes = {**AXES, "num_steps": (asked.steps,)}
+    found = sweep(train, axes=axes, seeds=asked.seeds, out=asked.out, lanes=1)
     counts = {"zero loss": found["status"] == 1, "at most 4 samples not satisfied": found["few"]}
     for name, made in counts.items():
         for (layers, ratio), count in made.squeeze("num_steps").sum("seed").to_series().items():
-            print(f"{layers} hidden layers, P / N = {ratio}: {count} of {runs} at {name}")
+            print(f"{layers} hidden layers, P / N = {ratio}: {count} of {asked.seeds} at {name}")

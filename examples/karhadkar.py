@@ -2,12 +2,11 @@
 beside where descent from the same weights succeeds. See docs/examples.md.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import optax
 
+from examples.command_line import read
 from relu_sgd import Params, Problem, descend, initialization, jacobian_gram, problem, relative_error_below
 from sweeps import sweep
 
@@ -34,7 +33,8 @@ def train(key, d0, d1):
 
 
 if __name__ == "__main__":
-    runs = dict(seeds=int([*sys.argv, 20][2]), out=sys.argv[1], precision="float64", lanes=1)
+    asked = read(__doc__, seeds=20)
+    runs = dict(seeds=asked.seeds, out=asked.out, precision="float64", lanes=1)
     found = sweep(train, axes=AXES, **runs)
     found["success"] = found["status"] == 1
     for d0 in AXES["d0"]:

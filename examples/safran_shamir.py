@@ -1,12 +1,11 @@
 """Safran and Shamir 2018: k ReLU neurons learn k orthogonal ones, on the population loss. See docs/examples.md."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import optax
 from scipy import stats
 
+from examples.command_line import read
 from relu_sgd import Evaluation, descend, gradient_norm_below
 from sweeps import sweep
 
@@ -34,7 +33,8 @@ def train(key, k):
 
 
 if __name__ == "__main__":
-    runs = dict(seeds=int([*sys.argv, 500][2]), out=sys.argv[1], precision="float64", lanes=50)
+    asked = read(__doc__, seeds=500)
+    runs = dict(seeds=asked.seeds, out=asked.out, precision="float64", lanes=50)
     for k, count in sweep(train, axes={"k": tuple(PUBLISHED)}, **runs)["not_global"].sum("seed").to_series().items():
         p = stats.fisher_exact([[count, runs["seeds"] - count], [PUBLISHED[k], 500 - PUBLISHED[k]]]).pvalue
         print(f"k = {k}: {count} of {runs['seeds']} not global, {PUBLISHED[k]} of 500 published; Fisher's p = {p:.2f}")

@@ -28,6 +28,29 @@ def test_examples_are_short(name):
     assert max(map(len, lines)) < 120
 
 
+@pytest.mark.parametrize("name", LINES)
+def test_a_wrong_command_line_is_refused_in_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    said = {(): "DIR", ("out", "abc"): "invalid positive whole number value: 'abc'", ("out", "0"): "'0'"}
+    said |= {("--hlep",): "DIR", ("out", "1", "1", "1"): "unrecognized arguments"}
+    for words, part in said.items():
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(f"examples.{name}", run_name="__main__")
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert part in error
+        assert len(error.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"examples.{name}", run_name="__main__")
+    assert not stopped.value.code
+    help_text = capsys.readouterr().out
+    assert importlib.import_module(f"examples.{name}").__doc__ in help_text
+    assert re.search(r"runs of a cell\s+\(default: \d+\)", help_text)
+    assert not list(tmp_path.iterdir())
+
+
 # Words of the command, what a line of its output looks like, and how many of them.
 RUNS = {
     "safran_shamir": (["3"], r"k = (7|8|10): [0-3] of 3 not global, \d+ of 500 published; Fisher's p = [01]\.\d\d", 3),
