@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -59,14 +60,33 @@ def fingerprints() -> tuple[tuple[str, str], ...]:
 
 def is_as_in_file(module: ModuleType) -> bool:
     """Whether a module holds what its file makes when it is run once more, beside it."""
-    if module.__spec__ is None or module.__spec__.loader is None:
+    spec = module.__spec__
+    if spec is None or spec.loader is None:
         return True
-    copy = importlib.util.module_from_spec(module.__spec__)
     try:
-        module.__spec__.loader.exec_module(copy)
+        changed = os.stat(spec.origin).st_mtime_ns if spec.origin and spec.has_location else 0
+        _made_by_file(spec.name, _fingerprint(module), changed)
     except Exception:  # Whatever was written into it.
         return False
-    return _fingerprint(copy) == _fingerprint(module)
+    return True
+
+
+@functools.cache
+def _made_by_file(name: str, fingerprint: str, changed: int) -> None:
+    """Remembered once it has passed, and not where it fails: a copy imports what other modules hold at the time.
+
+    Raises:
+      ValueError: the file makes something else.
+      Exception: it cannot be run.
+    """
+    del changed
+    spec = sys.modules[name].__spec__
+    if spec is None or spec.loader is None:
+        raise ValueError(name)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    if _fingerprint(copy) != fingerprint:
+        raise ValueError(name)
 
 
 def check() -> None:

@@ -1,6 +1,8 @@
 """A law that a script has replaced is refused: workers would not know of it, and the configuration does not name it."""
 
 import functools
+import importlib.util
+import sys
 
 import pytest
 from support.launchers import command
@@ -76,3 +78,24 @@ def test_one_process_refuses_a_table_of_the_sweeps_that_was_replaced(monkeypatch
     done = command("convergence_map", f"--out={tmp_path / 'out'}", *words)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("convergence_map: sweeps.protocol.draw was changed")
+
+
+def test_a_module_that_passed_is_refused_once_it_is_changed_and_passes_when_it_is_as_before(monkeypatch, tmp_path):
+    file = tmp_path / "sweeps_test_module.py"
+    file.write_text("from sweeps.protocol.draw import STREAMS\nvalue = 1\n")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, file.stem, module)
+    spec.loader.exec_module(module)
+    assert patched.is_as_in_file(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "value", 2)
+        assert not patched.is_as_in_file(module)
+    with monkeypatch.context() as patch:  # Its file would import another table now, which is then the other's fault.
+        patch.setattr(draw, "STREAMS", {**draw.STREAMS, "W": 7})
+        patched.is_as_in_file(module)
+    assert patched.is_as_in_file(module)
+    file.write_text(file.read_text().replace("1", "3"))
+    assert not patched.is_as_in_file(module)
+    file.write_text("raise RuntimeError")
+    assert not patched.is_as_in_file(module)
