@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pandas
 
-from sweeps.boundary import tables
+from sweeps.boundary import foreseeing, tables
 from sweeps.boundary.report import GROUP, analyze, failures, once
 from sweeps.boundary.study import BoundaryStudy
 from sweeps.runtime import extension
@@ -93,7 +93,7 @@ def _caption(cells: pandas.DataFrame) -> str:
     )
 
 
-def together(sources: Sequence[Path], least_d0: int = 1, **options: Any) -> Report:
+def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path] = (), **options: Any) -> Report:
     """One report of the results in several folders, finished or not, and of counts.csv of earlier such reports; it is
     the same in whatever order they are given.
 
@@ -104,18 +104,56 @@ def together(sources: Sequence[Path], least_d0: int = 1, **options: Any) -> Repo
     Args:
       sources: folders of runs of the study, and files.
       least_d0: rows of fewer inputs are left out: where N / d0 is large the step limit may decide them.
+      foresee: further such sources. Of their rows (N, d0) that no other source has any run of, the report says how well
+        the laws, which are fitted without them, foresee them; of nothing else in it they are a part.
       options: of `report.analyze`.
 
     Returns:
-      The report, with a table more: `counts`, columns `COLUMNS`; `finished` runs did not diverge.
+      The report, with a table more: `counts`, columns `COLUMNS`; `finished` runs did not diverge. With `foresee` two
+      more: `foreseen` and `foreseen_rows`, see `foreseeing.foreseen`.
 
     Raises:
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
-        number of steps, seed, rate or precision; a file is no table of counts.
+        number of steps, seed, rate or precision; a file is no table of counts; no row is left to foresee.
+    """
+    parts, new = (_parts(given, "--out: no runs to report") if given else [] for given in (sources, foresee))
+    _check_same([*parts, *new])
+    joined = _joined(parts, least_d0)
+    causes = once(joined)
+    causes = causes.loc[causes["finished"].notna(), [*_CELL, "finished", *_CAUSES]]
+    causes = causes.astype(dict.fromkeys(["finished", *_CAUSES], int)).rename(columns={"finished": "runs"})
+    text = f"Configurations: {'; '.join(_caption(part.cells) for part in parts)}."
+    text += f" Rows with d0 >= {least_d0}." if least_d0 > 1 else ""
+    more = {"counts": joined, "failures": causes.reset_index(drop=True)}
+    if new:
+        cells = foreseeing.unseen(joined, _joined(new, least_d0))
+        if not len(cells):
+            raise UsageError("--foresee: there is no row that the other folders have not")
+        text += f" Foreseen: {'; '.join(_caption(part.cells) for part in new)}."
+        known = {name: options[name] for name in ("candidates",) if name in options}
+        found = foreseeing.foreseen(joined[list(tables.COLUMNS)], cells[list(tables.COLUMNS)], **known)
+        more |= dict(zip(("foreseen", "foreseen_rows"), found, strict=True))
+    return analyze(joined[list(tables.COLUMNS)], caption=text, more=more, **options)
+
+
+def _parts(sources: Sequence[Path], nothing: str) -> list[Part]:
+    """What has runs, the later the rather it is kept.
+
+    Raises:
+      UsageError: there is nothing.
     """
     parts = [part for source in sources for part in read(source) if len(part.cells)]
     if not parts:
-        raise UsageError("--out: no runs to report")
+        raise UsageError(nothing)
+    return sorted(parts, key=_precedence)
+
+
+def _check_same(parts: Sequence[Part]) -> None:
+    """Refuses what is no part of one law.
+
+    Raises:
+      UsageError: a part is of other runs than the first.
+    """
     shared = {name: parts[0].cells[name].iloc[0] for name in SETTINGS}
     for part in parts:
         for name, value in shared.items():
@@ -123,15 +161,11 @@ def together(sources: Sequence[Path], least_d0: int = 1, **options: Any) -> Repo
                 raise UsageError(
                     f"{part.source}: --{name}={other.iloc[0]}, where {parts[0].source} has {value}: no runs of one law"
                 )
-    parts.sort(key=_precedence)
-    captions = [_caption(part.cells) for part in parts]
+
+
+def _joined(parts: Sequence[Part], least_d0: int) -> pandas.DataFrame:
     joined = kept(pandas.concat([part.cells for part in parts], ignore_index=True))
     joined = joined[joined["d0"] >= least_d0].reset_index(drop=True)
     if not len(joined):
         raise UsageError(f"--least_d0: no row has {least_d0} inputs or more")
-    causes = once(joined)
-    causes = causes.loc[causes["finished"].notna(), [*_CELL, "finished", *_CAUSES]]
-    causes = causes.astype(dict.fromkeys(["finished", *_CAUSES], int)).rename(columns={"finished": "runs"})
-    text = f"Configurations: {'; '.join(captions)}." + (f" Rows with d0 >= {least_d0}." if least_d0 > 1 else "")
-    more = {"counts": joined, "failures": causes.reset_index(drop=True)}
-    return analyze(joined[list(tables.COLUMNS)], caption=text, more=more, **options)
+    return joined

@@ -572,6 +572,8 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                 lines.append(
                     f"  {model.model}: {model.score:.5f} a run, {_distance(model)}; rows scatter by {model.sigma:.3f}"
                 )
+        for model in here("foreseen").head(6).itertuples():
+            lines.append(f"foreseen: {model.model}: {model.score:.5f} a run, {_distance(model)}")
         for name, parameters in here("laws").groupby("model", sort=False) if len(here("laws")) else ():
             told = parameters[parameters["low"].notna()]
             said = [f"{p.parameter} = {_said((p.value, p.low, p.high))}" for p in told.itertuples()]

@@ -55,7 +55,7 @@ def test_a_new_folder_an_empty_one_and_an_earlier_report_are_written_to(monkeypa
     asked = []
     made = Report({}, {}, (), "a text", {})
     monkeypatch.setattr(
-        joined, "together", lambda folders, least_d0: asked.append([path.name for path in folders]) or made
+        joined, "together", lambda folders, least_d0, foresee: asked.append([path.name for path in folders]) or made
     )
     out = tmp_path / "in" / "out"
     assert ended(monkeypatch, out, "b", "a") == 0
