@@ -118,7 +118,7 @@ class Parameter(NamedTuple):
 
 C, A, B = Parameter("c", 1.0, scale=3.0), Parameter("a", 1.0, scale=1.0), Parameter("b", 1.0, scale=1.0)
 FLOOR, LOGS, CORNER = Parameter("f", 5.0, scale=3.0), Parameter("g", 1.0, scale=3.0), Parameter("p", 3.0, scale=2.0)
-K = Parameter("k", 0.7, scale=1.0)
+K, Q = Parameter("k", 0.7, scale=1.0), Parameter("q", 1.0, scale=1.0)
 S = Parameter("s", 2.0, positive=False)
 W, V = (Parameter(name, 0.0, positive=False, scale=1.0) for name in "wv")
 
@@ -140,20 +140,28 @@ class Model:
       formula: of d1*, and of P where a sample may be dead.
       parameters: of the law.
       width: from their values, N, d0 and the parameters of a neuron to d1*.
-      alive: from their values to k of exp(-N 2^(-k d1)); None where no sample is dead.
+      alive: from N, d0 and their values to k of exp(-N 2^(-k d1)); None where no sample is dead.
     """
 
     name: str
     formula: str
     parameters: tuple[Parameter, ...]
     width: Callable[..., np.ndarray]
-    alive: Callable[..., float] | None = None
+    alive: Callable[..., np.ndarray | float] | None = None
 
 
 def _model(name: str, formula: str, parameters: Sequence[Parameter], width: Any, alive: Any = None) -> Model:
     return Model(name, formula, tuple(parameters), width, alive)
 
 
+def _by_rows(n: np.ndarray, d0: np.ndarray, q: float) -> np.ndarray:
+    """The k that is 1/2 where rows are as good as orthogonal (`relu_sgd.theory.orthogonal`), and 1 where only samples
+    that are dead at the start are so at the end. An observation, not a theorem.
+    """
+    return 1 - 1 / (2 + q * n / d0)
+
+
+_BY_ROWS = "[1 - 1 / (2 + q N / d0)]"
 _ALIVE = "P = exp(-N 2^(-{k} d1)) / (1 + (d1 / d1*)^-b), d1* = {law}"
 # A width takes N, d0 and the parameters of a neuron, and then the law's own parameters by name.
 MODELS: tuple[Model, ...] = (
@@ -190,49 +198,70 @@ MODELS: tuple[Model, ...] = (
         _ALIVE.format(k="1", law="c N / d0"),
         (C,),
         lambda n, d0, m, c: c * n / d0,
-        lambda c: 1.0,
+        lambda n, d0, c: 1.0,
     ),
     _model(
         "no dead sample, directions",
         _ALIVE.format(k="1", law="c N / (d0 - 1)"),
         (C,),
         lambda n, d0, m, c: c * n / np.maximum(d0 - 1, 1),
-        lambda c: 1.0,
+        lambda n, d0, c: 1.0,
     ),
     _model(
         "dead samples, directions",
         _ALIVE.format(k="k", law="c N / (d0 - 1)"),
         (C, K),
         lambda n, d0, m, c, k: c * n / np.maximum(d0 - 1, 1),
-        lambda c, k: k,
+        lambda n, d0, c, k: k,
     ),
     _model(
         "dead samples, exponents",
         _ALIVE.format(k="k", law="c N^a d0^-b"),
         (C, A, B, K),
         lambda n, d0, m, c, a, b, k: c * n**a * d0**-b,
-        lambda c, a, b, k: k,
+        lambda n, d0, c, a, b, k: k,
     ),
     _model(
         "no dead sample of one sign, proportional",
         _ALIVE.format(k="1/2", law="c N / d0"),
         (C,),
         lambda n, d0, m, c: c * n / d0,
-        lambda c: 0.5,
+        lambda n, d0, c: 0.5,
     ),
     _model(
         "dead samples, proportional",
         _ALIVE.format(k="k", law="c N / d0"),
         (C, K),
         lambda n, d0, m, c, k: c * n / d0,
-        lambda c, k: k,
+        lambda n, d0, c, k: k,
     ),
     _model(
         "dead samples, power",
         _ALIVE.format(k="k", law="c (N / d0)^a"),
         (C, A, K),
         lambda n, d0, m, c, a, k: c * (n / d0) ** a,
-        lambda c, a, k: k,
+        lambda n, d0, c, a, k: k,
+    ),
+    _model(
+        "dying samples, proportional",
+        _ALIVE.format(k=_BY_ROWS, law="c N / d0"),
+        (C, Q),
+        lambda n, d0, m, c, q: c * n / d0,
+        lambda n, d0, c, q: _by_rows(n, d0, q),
+    ),
+    _model(
+        "dying samples, directions",
+        _ALIVE.format(k=_BY_ROWS, law="c N / (d0 - 1)"),
+        (C, Q),
+        lambda n, d0, m, c, q: c * n / np.maximum(d0 - 1, 1),
+        lambda n, d0, c, q: _by_rows(n, d0, q),
+    ),
+    _model(
+        "dying samples, exponents",
+        _ALIVE.format(k=_BY_ROWS, law="c N^a d0^-b"),
+        (C, A, B, Q),
+        lambda n, d0, m, c, a, b, q: c * n**a * d0**-b,
+        lambda n, d0, c, a, b, q: _by_rows(n, d0, q),
     ),
 )  # fmt: skip
 
@@ -347,7 +376,9 @@ def line(model: Model, transition: Sequence[Parameter], inner: np.ndarray, count
     slope = (
         steep["s"] + steep.get("w", 0.0) * np.log(counts.num_samples / REFERENCE_SIZE) + steep.get("v", 0.0) * center
     )
-    alive = None if model.alive is None else -counts.num_samples * 2.0 ** (-model.alive(*own) * counts.d1)
+    alive = None
+    if model.alive is not None:
+        alive = -counts.num_samples * 2.0 ** (-model.alive(counts.num_samples, counts.d0, *own) * counts.d1)
     return Line(center, np.exp(np.clip(slope, -20, 20)), alive)
 
 

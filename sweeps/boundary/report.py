@@ -40,7 +40,7 @@ __all__ = [
 GROUP = ["condition", "trained_layers", "loss", "outcome"]
 SETUP = GROUP[:-1]
 # Fitted besides the best one, so that set-ups can be compared.
-REFERENCES = ("dead samples, directions", "dead samples, exponents")
+REFERENCES = ("dying samples, directions", "dying samples, exponents", "dead samples, directions")
 
 
 def _scored(scores: law.Scores, place: int) -> dict[str, Any]:
@@ -506,7 +506,7 @@ def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
       causes: see `failures`.
       by_row: whether every (N, d0) has its k.
     """
-    model = law.Model("dead", "exp(-N 2^(-k d1))", (law.K,), lambda n, d0, m, k: 1e-9 + 0 * n, lambda k: k)
+    model = law.Model("dead", "exp(-N 2^(-k d1))", (law.K,), lambda n, d0, m, k: 1e-9 + 0 * n, lambda n, d0, k: k)
     rows = []
     for group, part in causes.groupby(SETUP, sort=False):
         for place, chosen in _parts(part, by_row):
