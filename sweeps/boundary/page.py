@@ -18,7 +18,7 @@ __all__ = ["SOURCES", "boundaries_page"]
 SOURCES = {
     "boundary/counts.csv": "At most 250 N steps",
     "boundary/twice_the_steps.csv": "At most 500 N steps",
-    "boundary/foreseen.csv": "N = 1,600, begun, at most 250 N steps (the cells that tell are on the law's page)",
+    "boundary/foreseen.csv": "Run after laws had foreseen them, at most 250 N steps",
 }
 _HEAD = """# Every boundary
 
@@ -52,14 +52,14 @@ def _rows(cells: pandas.DataFrame) -> Iterator[str]:
     limits = limits.merge(steady, how="left", on=keys).fillna({"diverging": True})
     order = ["trained_layers", "loss", "outcome", "condition"]
     for (layers, loss, outcome, condition), part in limits.groupby(order, sort=False):
-        inputs = sorted(part["d0"].unique())
+        sizes = sorted(part["num_samples"].unique())
         trained = "both layers" if layers == "both" else "hidden layer"
         yield f"\n### {trained}, {loss.replace('_', ' ')}, {outcome}, {condition.replace('_', ' ')}\n"
-        yield "| N | " + " | ".join(f"d0 = {d0}" for d0 in inputs) + " |"
-        yield "|---" * (len(inputs) + 1) + "|"
-        for n, of in part.groupby("num_samples"):
-            found = {row.d0: _widths(row) for row in of.itertuples()}
-            yield f"| {n} | " + " | ".join(found.get(d0, "") for d0 in inputs) + " |"
+        yield "| d0 | " + " | ".join(f"N = {n:,}" for n in sizes) + " |"
+        yield "|---" * (len(sizes) + 1) + "|"
+        for d0, of in part.groupby("d0"):
+            found = {row.num_samples: _widths(row) for row in of.itertuples()}
+            yield f"| {d0} | " + " | ".join(found.get(n, "") for n in sizes) + " |"
 
 
 def boundaries_page(docs: Path, sources: Sequence[str] = tuple(SOURCES)) -> str:

@@ -65,6 +65,22 @@ def test_a_chunk_comes_back(store):
     assert not store.pending("hidden").any()
 
 
+def test_of_what_is_recorded_along_runs_only_the_chunks_that_are_there_are_read(tmp_path):
+    sizes = {"d0": range(9), "d1": range(9), "seed": range(2)}
+    metrics = {"loss": (np.float64, "at every record"), "status": METRICS["status"]}
+    store = Store.create(
+        tmp_path / "r.zarr", ["a"], sizes, {"d0": 1, "d1": 2, "seed": 2}, metrics, {}, ("record", [0, 10, 20])
+    )
+    where = (slice(4, 5), slice(8, 9), slice(0, 2))  # The last chunk of d1 is cut off.
+    store.write("a", where, {"loss": np.arange(6.0), "status": np.ones(2)})
+    loss = store.whole("a", "loss")
+    assert loss.shape == (9, 9, 2, 3)
+    np.testing.assert_array_equal(loss[where], np.arange(6.0).reshape(1, 1, 2, 3))
+    np.testing.assert_array_equal(loss, store.array("a", "loss")[...])
+    assert np.count_nonzero(store.whole("a", "status")) == 2
+    store.verify()
+
+
 def test_of_a_grid_with_few_runs_only_their_chunks_are_read(tmp_path, monkeypatch):
     """Zarr asks the disk for every chunk of what it is told to read."""
     sizes = {"d0": range(30), "d1": range(30), "seed": range(2)}
