@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 from scipy import special
 
-from relu_sgd import Status
-from relu_sgd.theory import width_search
+from relu_sgd import Params, Problem, Status
+from relu_sgd.theory import flip_certificate, width_search
 from sweeps.boundary import certified, law, report, scaling, tables
 from sweeps.study import Variant
 
@@ -207,7 +207,7 @@ def test_rows_that_diverge_are_left_out_of_the_laws(table):
 def test_certified_widths_are_those_of_the_theory(found):
     rows = {(row.certificate, row.source): row for row in certified.certified_widths([(20, 8)], measured_width=1e3)}
     assert set(rows) == {("path", "expected"), ("(10)", "expected"), ("(54)", "expected"), ("path", "measured"),
-                         ("flips", "none up to here")}  # fmt: skip
+                         ("flips", "extrapolated")}  # fmt: skip
     generator = np.random.default_rng([0, 20, 8])
     X = generator.standard_normal((20, 8))
     X /= np.linalg.norm(X, axis=1, keepdims=True)
@@ -215,7 +215,11 @@ def test_certified_widths_are_those_of_the_theory(found):
     assert rows["path", "expected"].width == width_search.population_widths(X, Y)["path"]
     at = width_search.certificates(X, Y, [int(rows["path", "measured"].width)])
     assert width_search.CONDITIONS["path"](next(iter(at.values()))) < 1
-    assert rows["flips", "none up to here"].width == 640
+    # The left side falls as d1^(-1/2): at 64 times the widest of those that are drawn it is an eighth.
+    W = generator.standard_normal((8, 81_920))
+    V = np.where(np.arange(81_920) % 2, 1.0, -1.0)[:, None] / np.sqrt(81_920)
+    wide = flip_certificate.flip_certificate(Params(W, V), Problem(X, Y))
+    assert rows["flips", "extrapolated"].width == pytest.approx(81_920 * wide.left_side**2, rel=0.35)
     # Many samples in few dimensions: lambda(X) is 0 up to rounding.
     close = certified.certified_widths([(400, 1)])
     assert all(np.isinf(row.width) for row in close)
