@@ -1,5 +1,6 @@
 """examples/: each is short, runs with few seeds, and computes what it says."""
 
+import ast
 import functools
 import importlib
 import re
@@ -12,10 +13,10 @@ import numpy as np
 import pandas
 import pytest
 from support import ROOT
+from support.launchers import sketched
 
 from relu_sgd import Params, Problem, predict
 from relu_sgd.theory import orthogonal
-from sweeps.reporting import style
 
 FOLDER = ROOT / "examples"
 LINES = {"safran_shamir": 40, "dana": 45, "jamming": 45, "jamming_depth": 45, "karhadkar": 45, "dying_samples": 50}
@@ -46,7 +47,8 @@ def test_a_wrong_command_line_is_refused_in_one_line(name, tmp_path, monkeypatch
         runpy.run_module(f"examples.{name}", run_name="__main__")
     assert not stopped.value.code
     help_text = capsys.readouterr().out
-    assert importlib.import_module(f"examples.{name}").__doc__ in help_text
+    source = ast.parse((FOLDER / f"{name}.py").read_text())
+    assert ast.get_docstring(source, clean=False) in help_text
     assert re.search(r"runs of a cell\s+\(default: \d+\)", help_text)
     assert not list(tmp_path.iterdir())
 
@@ -62,7 +64,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_runs_and_its_second_call_prints_the_same(name, tmp_path, monkeypatch, capsys):
     words, pattern, count = RUNS[name]
-    monkeypatch.setattr(style, "FORMATS", ("png",))
+    sketched(monkeypatch)
     monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "out"), *words])
     runpy.run_module(f"examples.{name}", run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if re.fullmatch(pattern, line)]

@@ -37,8 +37,22 @@ class Done(NamedTuple):
     stderr: str
 
 
+def sketched(patch):
+    """Figures as small pictures without a layout, which is most of what they cost; they have tests of their own."""
+
+    def save(figure, folder, name, configuration):
+        del configuration
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.set_layout_engine("none")
+        figure.savefig(folder / f"{name}.png", dpi=20)
+        return [folder / f"{name}.png"]
+
+    patch.setattr(style, "FORMATS", ("png",))
+    patch.setattr(style, "save", save)
+
+
 def command(name, *words):
-    """The study in this process, with its figures in one format."""
+    """The study in this process, its figures sketched."""
     out, error, status = io.StringIO(), io.StringIO(), 0
     with (
         flagsaver.flagsaver(),
@@ -46,7 +60,7 @@ def command(name, *words):
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
     ):
-        patch.setattr(style, "FORMATS", ("png",))
+        sketched(patch)
         try:
             app.execute(STUDIES[name], [name, *words])
         except SystemExit as left:

@@ -7,9 +7,9 @@ import time
 
 import pytest
 from support.faulty import Faulty, train
+from support.launchers import sketched
 
 from sweeps import status, sweep
-from sweeps.reporting import style
 from sweeps.runtime import journal
 from sweeps.study import TileError, UsageError
 
@@ -165,7 +165,7 @@ def root(key, x, name):
 
 
 def test_a_study_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "FORMATS", ("png",))
+    sketched(monkeypatch)
     arguments = dict(axes={"x": [1, 2.5], "name": ["a"]}, seeds=range(3, 5), out=tmp_path / "out", num_processes=1)
     found = sweep(root, **arguments)
     assert "2 of 2 tiles done" in status.look(tmp_path / "out", verify=True).text

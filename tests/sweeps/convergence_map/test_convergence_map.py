@@ -12,12 +12,12 @@ import pandas
 import pytest
 import xarray as xr
 from absl.testing import flagsaver
+from support.launchers import sketched
 
 from sweeps.command import app
 from sweeps.convergence_map import report
 from sweeps.convergence_map.study import ConvergenceMap
 from sweeps.protocol import runs
-from sweeps.reporting import style
 from sweeps.runtime import extension, session
 from sweeps.runtime.store import Store
 from sweeps.study import Execution, Tile, Variant
@@ -38,7 +38,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _restore(monkeypatch, cache):
-    monkeypatch.setattr(style, "FORMATS", ("png",))  # The other formats have their own tests.
+    sketched(monkeypatch)
     monkeypatch.setitem(os.environ, "RELU_SGD_TEST_CACHE", str(cache))
     with flagsaver.flagsaver():
         yield

@@ -15,11 +15,11 @@ import optax
 import pandas
 import pytest
 from support import ROOT
+from support.launchers import sketched
 
 from relu_sgd import Descent, Params, Problem
 from relu_sgd.dynamics import Status
 from sweeps import sweep
-from sweeps.reporting import style
 from sweeps.reporting.statistics import interval
 from sweeps.study import UsageError
 
@@ -28,7 +28,7 @@ SCRIPT = ROOT / "scripts" / "own_experiment"
 
 @pytest.fixture(autouse=True)
 def _one_format(monkeypatch):
-    monkeypatch.setattr(style, "FORMATS", ("png",))
+    sketched(monkeypatch)
 
 
 def walk(key, law, length):

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.launchers import sketched
 
 from relu_sgd import Status, Stepwise
 from sweeps import sweep
-from sweeps.reporting import style
 from sweeps.study import UsageError
 
 pytestmark = pytest.mark.compiled_alike
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.compiled_alike
 @pytest.fixture(autouse=True)
 def _one_format(monkeypatch):
     """Figures in three formats take longer than the runs."""
-    monkeypatch.setattr(style, "FORMATS", ("png",))
+    sketched(monkeypatch)
 
 
 def toss(key, bias, side):

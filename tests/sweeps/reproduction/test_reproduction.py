@@ -13,11 +13,11 @@ import pytest
 import xarray as xr
 from absl.testing import flagsaver
 from support import ROOT
+from support.launchers import sketched
 
 from relu_sgd.theory import hidden_layer
 from sweeps.command import app
 from sweeps.comparison_ode.study import Comparison
-from sweeps.reporting import style
 from sweeps.reproduction import ledger, measure, publish, run, studies
 from sweeps.reproduction.ledger import Verdict
 from sweeps.reproduction.page import text as page_text
@@ -42,7 +42,7 @@ KINDS = {key: dataclasses.replace(studies.KINDS[key], sizes=sizes) for key, size
 @pytest.fixture(scope="module", autouse=True)
 def _quietly():
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
-        patch.setattr(style, "FORMATS", ("png",))
+        sketched(patch)
         yield
     jax.config.update("jax_enable_x64", True)
 
