@@ -36,6 +36,7 @@ __all__ = [
     "expected_deviance",
     "fit",
     "intervals",
+    "k_by_rows",
     "leave_out_rows",
     "leave_out_sizes",
     "line",
@@ -154,9 +155,10 @@ def _model(name: str, formula: str, parameters: Sequence[Parameter], width: Any,
     return Model(name, formula, tuple(parameters), width, alive)
 
 
-def _by_rows(n: np.ndarray, d0: np.ndarray, q: float) -> np.ndarray:
-    """The k that is 1/2 where rows are as good as orthogonal (`relu_sgd.theory.orthogonal`), and 1 where only samples
-    that are dead at the start are so at the end. An observation, not a theorem.
+def k_by_rows(n: Any, d0: Any, q: float) -> Any:
+    """The k of exp(-N 2^(-k d1)), 1 - 1 / (2 + q N / d0): 1/2 where rows are as good as orthogonal
+    (`relu_sgd.theory.orthogonal`), and 1 where only samples that are dead at the start are so at the end. An observation,
+    not a theorem.
     """
     return 1 - 1 / (2 + q * n / d0)
 
@@ -247,21 +249,21 @@ MODELS: tuple[Model, ...] = (
         _ALIVE.format(k=_BY_ROWS, law="c N / d0"),
         (C, Q),
         lambda n, d0, m, c, q: c * n / d0,
-        lambda n, d0, c, q: _by_rows(n, d0, q),
+        lambda n, d0, c, q: k_by_rows(n, d0, q),
     ),
     _model(
         "dying samples, directions",
         _ALIVE.format(k=_BY_ROWS, law="c N / (d0 - 1)"),
         (C, Q),
         lambda n, d0, m, c, q: c * n / np.maximum(d0 - 1, 1),
-        lambda n, d0, c, q: _by_rows(n, d0, q),
+        lambda n, d0, c, q: k_by_rows(n, d0, q),
     ),
     _model(
         "dying samples, exponents",
         _ALIVE.format(k=_BY_ROWS, law="c N^a d0^-b"),
         (C, A, B, Q),
         lambda n, d0, m, c, a, b, q: c * n**a * d0**-b,
-        lambda n, d0, c, a, b, q: _by_rows(n, d0, q),
+        lambda n, d0, c, a, b, q: k_by_rows(n, d0, q),
     ),
 )  # fmt: skip
 

@@ -495,9 +495,24 @@ def report(study: BoundaryStudy, results: Results) -> Report:
     return analyze(counted(study, results), caption=caption, more={"failures": failures(results)})
 
 
+def _dying_model(name: str, parameters: tuple[law.Parameter, ...], k: Any) -> law.Model:
+    return law.Model(name, "exp(-N 2^(-k d1))", parameters, lambda n, d0, m, *of: 1e-9 + 0 * n, k)
+
+
+_DYING = (
+    _dying_model("k", (law.K,), lambda n, d0, k: k),
+    _dying_model("1 - 1 / (2 + q N / d0)", (law.Q,), law.k_by_rows),
+    _dying_model(
+        "1 - 1 / (2 + q (N / d0)^p)",
+        (law.Q, law.Parameter("p", 1.0, scale=1.0)),
+        lambda n, d0, q, p: law.k_by_rows((n / d0) ** p, 1.0, q),
+    ),
+)
+
+
 def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
-    """How fast dead samples become rare: k of P(no dead sample) = exp(-N 2^(-k d1)), a row a (set-up, regime, moment),
-    or a (set-up, N, d0, moment).
+    """How fast dead samples become rare: k of P(no dead sample) = exp(-N 2^(-k d1)), a row a (set-up, regime, moment,
+    law of k, parameter), or a (set-up, N, d0, moment).
 
     At the start k is 1 if samples are dead independently; where k is 1/2 a sample is as good as dead when the half of
     the neurons whose output has its label's sign is inactive on it (`relu_sgd.theory.orthogonal`).
@@ -505,8 +520,12 @@ def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
     Args:
       causes: see `failures`.
       by_row: whether every (N, d0) has its k.
+
+    Returns:
+      Columns SETUP, regime or num_samples and d0, moment, runs, with_dead, law, parameter, value, low, high, and, but
+      `by_row`, rows_low and rows_high (see `law.Estimate`), deviance, expected_deviance. At the end, of many rows, laws
+      by which k depends on N / d0 are fitted besides.
     """
-    model = law.Model("dead", "exp(-N 2^(-k d1))", (law.K,), lambda n, d0, m, k: 1e-9 + 0 * n, lambda n, d0, k: k)
     rows = []
     for group, part in causes.groupby(SETUP, sort=False):
         for place, chosen in _parts(part, by_row):
@@ -515,16 +534,21 @@ def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
                 if not 0 < dead < int(chosen["runs"].sum()):
                     continue
                 counts = Counts.of(chosen.assign(alive=chosen["runs"] - chosen[f"dead_{moment}"]), "alive")
-                found = law.fit(model, counts, transition="constant")
-                k = law.intervals(found, counts, num_resamples=0 if by_row else 100)[0]
-                rows.append(
-                    dict(zip(SETUP, group, strict=True))
-                    | {**place, "moment": moment, "runs": int(counts.runs.sum()), "with_dead": dead}
-                    | {"k": k.value, "low": k.low, "high": k.high}
-                    | ({} if by_row else {"rows_low": k.rows_low, "rows_high": k.rows_high})
-                    | {"deviance": found.deviance}
-                    | {"expected_deviance": law.expected_deviance(found.probability(counts), counts)}
-                )
+                here = dict(zip(SETUP, group, strict=True)) | place
+                here |= {"moment": moment, "runs": int(counts.runs.sum()), "with_dead": dead}
+                for model in _DYING if moment == "end" and not by_row else _DYING[:1]:
+                    found = law.fit(model, counts, transition="constant")
+                    fitted = {
+                        "deviance": found.deviance,
+                        "expected_deviance": law.expected_deviance(found.probability(counts), counts),
+                    }
+                    estimates = law.intervals(
+                        found, counts, num_resamples=0 if by_row else 100, leave_out=[p.name for p in found.transition]
+                    )
+                    for each in estimates[: len(model.parameters)]:
+                        around = {} if by_row else {"rows_low": each.rows_low, "rows_high": each.rows_high}
+                        value = {"value": each.value, "low": each.low, "high": each.high}
+                        rows.append(here | {"law": model.name, "parameter": each.name} | value | around | fitted)
     return pandas.DataFrame(rows)
 
 
@@ -611,8 +635,9 @@ def _lines(table: pandas.DataFrame, tables: dict[str, pandas.DataFrame]) -> list
                 )
         for row in here("dying").query("regime in ('all', 'floor')").itertuples() if len(here("dying")) else ():
             lines.append(
-                f"no dead sample at the {row.moment}, {row.regime} rows: exp(-N 2^(-k d1)) with k = "
-                f"{_said((row.k, row.low, row.high))}, by rows {row.rows_low:.3g} to {row.rows_high:.3g}; deviance "
+                f"no dead sample at the {row.moment}, {row.regime} rows: exp(-N 2^(-k d1)) with "
+                f"{'' if row.law == 'k' else f'k = {row.law}, '}{row.parameter} = "
+                f"{_said((row.value, row.low, row.high))}, by rows {row.rows_low:.3g} to {row.rows_high:.3g}; deviance "
                 f"{row.deviance:.0f}, of a true one about {row.expected_deviance:.0f}"
             )
         for moment, row in here("rank").groupby("moment", sort=False) if len(here("rank")) else ():

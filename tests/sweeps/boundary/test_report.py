@@ -163,11 +163,28 @@ def test_how_fast_samples_die_is_found():
     )
     for moment, k in (("start", 1.0), ("end", 0.5)):
         columns[f"dead_{moment}"] = generator.binomial(40, 1 - np.exp(-n * 2.0 ** (-k * d1)))
-    found = report.dying(pandas.DataFrame(columns)).set_index(["regime", "moment"])
+    found = report.dying(pandas.DataFrame(columns)).set_index(["regime", "moment", "law", "parameter"])
     for moment, k in (("start", 1.0), ("end", 0.5)):
-        row = found.loc["all", moment]
+        row = found.loc["all", moment, "k", "k"]
         assert row["low"] < k < row["high"] < 1.2 * k
         assert row["deviance"] < 1.8 * row["expected_deviance"]
+
+
+def test_a_share_of_dying_samples_that_depends_on_their_number_to_a_dimension_is_found():
+    generator = np.random.default_rng(6)
+    n, ratio, d1 = (axis.ravel() for axis in np.meshgrid([32, 64, 128, 256], [1, 2, 4, 8, 16], np.arange(4, 24, 2)))
+    dead = generator.binomial(40, 1 - np.exp(-n * 2.0 ** (-(1 - 1 / (2 + 1.5 * ratio)) * d1)))
+    columns = dict(
+        condition="scaled", trained_layers="hidden", loss="squared", num_samples=n, d0=n // ratio, d1=d1, runs=40,
+        dead_start=0, dead_end=dead,
+    )  # fmt: skip
+    found = report.dying(pandas.DataFrame(columns)).query("regime == 'all'").set_index(["law", "parameter"])
+    one = found.loc["1 - 1 / (2 + q N / d0)", "q"]
+    assert one["low"] < 1.5 < one["high"] < 1.4 * one["low"]
+    assert one["deviance"] < 1.3 * one["expected_deviance"]
+    power = found.loc["1 - 1 / (2 + q (N / d0)^p)", "p"]
+    assert power["low"] < 1 < power["high"] < 1.5 * power["low"]
+    assert found.loc["k", "k"]["deviance"] > 2 * one["deviance"]
 
 
 def test_every_row_has_its_own_share_of_dying_samples():
@@ -188,7 +205,9 @@ def test_every_row_has_its_own_share_of_dying_samples():
     found = report.dying(pandas.DataFrame(columns | {"dead_end": dead}), by_row=True).set_index(["num_samples", "d0"])
     for inputs, k in ((4, 0.9), (32, 0.6)):
         row = found.loc[64, inputs]
+        assert row["parameter"] == "k"
         assert row["low"] < k < row["high"] < 1.1 * k
+        assert row["value"] == pytest.approx(k, rel=0.05)
 
 
 def test_rows_that_diverge_are_left_out_of_the_laws(table):
