@@ -157,8 +157,8 @@ def _model(name: str, formula: str, parameters: Sequence[Parameter], width: Any,
 
 def k_by_rows(n: Any, d0: Any, q: float) -> Any:
     """The k of exp(-N 2^(-k d1)), 1 - 1 / (2 + q N / d0): 1/2 where rows are as good as orthogonal
-    (`relu_sgd.theory.orthogonal`), and 1 where only samples that are dead at the start are so at the end. An observation,
-    not a theorem.
+    (`relu_sgd.theory.orthogonal`), and 1 where only samples that are dead at the start are so at the end. An
+    observation, not a theorem.
     """
     return 1 - 1 / (2 + q * n / d0)
 
