@@ -310,12 +310,17 @@ def dead_samples(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def dead_ratio(dead: pandas.DataFrame, num_resamples: int = 1000) -> tuple[float, float, float]:
-    """Dead samples counted over those expected, over all cells, and the interval from cells drawn anew."""
-    measured, expected = (dead["runs"] * dead[name] for name in ("measured", "expected"))
-    generator = np.random.default_rng(0)
-    places = generator.integers(len(dead), size=(num_resamples, len(dead)))
-    drawn = measured.to_numpy()[places].sum(1) / expected.to_numpy()[places].sum(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    """Dead samples counted over those expected, over all cells, and the interval from (d0, d1) drawn anew: runs of the
+    same (d0, d1, seed) have the same weights at every N.
+    """
+    sums = (
+        pandas.DataFrame({name: dead["runs"] * dead[name] for name in ("measured", "expected")})
+        .groupby([dead["d0"], dead["d1"]])
+        .sum()
+    )
+    measured, expected = (sums[name].to_numpy() for name in ("measured", "expected"))
+    places = np.random.default_rng(0).integers(len(sums), size=(num_resamples, len(sums)))
+    low, high = np.quantile(measured[places].sum(1) / expected[places].sum(1), [0.025, 0.975])
     return float(measured.sum() / expected.sum()), float(low), float(high)
 
 
