@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas
 
 from sweeps.boundary import law, scatter
@@ -32,8 +31,9 @@ def foreseen(
       candidates: the laws.
 
     Returns:
-      A row a (set-up, law), the best first: `score` to `runs` as in `scatter.held_out`. And a row a (set-up, N, d0,
-      law): the measured boundary with its interval, and `foreseen`, the law's. Rows that diverge are left out of both,
+      A row a (set-up, law), the best first: `score` to `runs` as in `scatter.scored`. And a row a (set-up, N, d0,
+      law): the measured boundary with its interval, NaN where there is one width, and `foreseen`, that of the same
+      fit. Rows that diverge are left out of both,
       and set-ups where either has no success, or `known` has one N alone.
 
     Raises:
@@ -49,20 +49,21 @@ def foreseen(
         if own["num_samples"].nunique() < 2 or not own["converged"].sum() or not part["converged"].sum():
             continue
         fitted, test = Counts.of(own), Counts.of(part)
-        both = Counts(*(np.concatenate(columns) for columns in zip(fitted, test, strict=True)))
-        models = law.candidates(both, candidates)
-        last = np.arange(len(both.runs)) >= len(fitted.runs)
-        found = scatter.held_out(models, both, [last])
+        models = law.candidates(fitted, candidates)
+        fits = [scatter.fit(model, fitted) for model in models]
+        found = scatter.scored(fits, test)
         for place, name in enumerate(found.names):
             columns = ("score", "behind", "standard_error", "margin", "is_behind")
             said = {column: getattr(found, column)[place] for column in columns}
             scores.append({**group, "model": name, **said, "rows": found.rows, "runs": found.runs})
+        here = part.groupby(["num_samples", "d0"], as_index=False)["runs"].sum()
         measured = boundaries(part)
-        for model in models:
-            widths = scatter.fit(model, fitted).boundary(
-                measured["num_samples"], measured["d0"], measured["d0"] + (group["trained_layers"] == "both")
-            )
-            kept = ["num_samples", "d0", "runs", "boundary", "boundary_low", "boundary_high", "place"]
-            rows.append(measured[kept].assign(**group, model=model.name, foreseen=widths))
+        if len(measured):  # A row of one cell has none.
+            kept = ["num_samples", "d0", "boundary", "boundary_low", "boundary_high", "place"]
+            here = here.merge(measured[kept], how="left", on=["num_samples", "d0"])
+        for each in fits:
+            neuron = here["d0"] + (group["trained_layers"] == "both")
+            widths = each.boundary(here["num_samples"], here["d0"], neuron)
+            rows.append(here.assign(**group, model=each.model.name, foreseen=widths))
     empty = pandas.DataFrame()
     return pandas.DataFrame(scores), pandas.concat(rows, ignore_index=True) if rows else empty

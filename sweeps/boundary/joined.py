@@ -116,8 +116,12 @@ def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path]
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
         number of steps, seed, rate or precision; a file is no table of counts; no row is left to foresee.
     """
-    parts, new = (_parts(given, "--out: no runs to report") if given else [] for given in (sources, foresee))
+    parts, new = (_parts(given) if given else [] for given in (sources, foresee))
+    for given, flag in ((parts, "--out"), (new if foresee else parts, "--foresee")):
+        if not given:
+            raise UsageError(f"{flag}: no runs to report")
     _check_same([*parts, *new])
+    parts, new = (sorted(given, key=_precedence) for given in (parts, new))
     joined = _joined(parts, least_d0)
     causes = once(joined)
     causes = causes.loc[causes["finished"].notna(), [*_CELL, "finished", *_CAUSES]]
@@ -136,16 +140,8 @@ def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path]
     return analyze(joined[list(tables.COLUMNS)], caption=text, more=more, **options)
 
 
-def _parts(sources: Sequence[Path], nothing: str) -> list[Part]:
-    """What has runs, the later the rather it is kept.
-
-    Raises:
-      UsageError: there is nothing.
-    """
-    parts = [part for source in sources for part in read(source) if len(part.cells)]
-    if not parts:
-        raise UsageError(nothing)
-    return sorted(parts, key=_precedence)
+def _parts(sources: Sequence[Path]) -> list[Part]:
+    return [part for source in sources for part in read(source) if len(part.cells)]
 
 
 def _check_same(parts: Sequence[Part]) -> None:

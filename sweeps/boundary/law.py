@@ -41,6 +41,7 @@ __all__ = [
     "leave_out_sizes",
     "line",
     "log_likelihood",
+    "logit_of",
     "regime",
     "saturated",
 ]
@@ -350,11 +351,15 @@ class Line(NamedTuple):
           counts: the cells that the line was made for.
           shift: added to log d1*.
         """
-        eta = self.slope * (np.log(counts.d1) - self.center - shift)
-        if self.log_alive is None:
-            return eta
-        log_p = np.minimum(self.log_alive - np.logaddexp(0.0, -eta), -LEAST)
-        return log_p - np.log(-np.expm1(log_p))
+        return logit_of(self.slope * (np.log(counts.d1) - self.center - shift), self.log_alive)
+
+
+def logit_of(u: np.ndarray, log_alive: np.ndarray | None) -> np.ndarray:
+    """The logit of exp(log_alive) / (1 + exp(-u)); u where no sample may be dead."""
+    if log_alive is None:
+        return u
+    log_p = np.minimum(log_alive - np.logaddexp(0.0, -u), -LEAST)
+    return log_p - np.log(-np.expm1(log_p))
 
 
 def line(model: Model, transition: Sequence[Parameter], inner: np.ndarray, counts: Counts) -> Line:

@@ -528,8 +528,8 @@ def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
 
     Returns:
       Columns SETUP, regime or num_samples and d0, moment, runs, with_dead, law, parameter, value, low, high, and, but
-      `by_row`, rows_low and rows_high (see `law.Estimate`), deviance, expected_deviance. At the end, of many rows, laws
-      by which k depends on N / d0 are fitted besides.
+      `by_row`, rows_low and rows_high (see `law.Estimate`), deviance, expected_deviance. At the end, of
+      three N / d0 or more, laws by which k depends on N / d0 are fitted besides.
     """
     rows = []
     for group, part in causes.groupby(SETUP, sort=False):
@@ -541,7 +541,8 @@ def dying(causes: pandas.DataFrame, by_row: bool = False) -> pandas.DataFrame:
                 counts = Counts.of(chosen.assign(alive=chosen["runs"] - chosen[f"dead_{moment}"]), "alive")
                 here = dict(zip(SETUP, group, strict=True)) | place
                 here |= {"moment": moment, "runs": int(counts.runs.sum()), "with_dead": dead}
-                for model in _DYING if moment == "end" and not by_row else _DYING[:1]:
+                several = not by_row and len(np.unique(counts.num_samples / counts.d0)) > 2
+                for model in _DYING if moment == "end" and several else _DYING[:1]:
                     found = law.fit(model, counts, transition="constant")
                     fitted = {
                         "deviance": found.deviance,

@@ -6,8 +6,8 @@ cells with probabilities near 0, so that its score is that of its worst cell. He
     log d1* = the law's + sigma times an independent standard normal number,
 
 and sigma is fitted with the rest: it is about the relative error of the law. Likelihoods are integrals over these
-numbers, by Laplace's approximation in the fit and by quadrature where rows are foreseen. Intervals of a law's
-parameters count its scatter.
+numbers, by quadrature: where samples may be dead a row may have several likely shifts. Intervals of a law's parameters
+count its scatter.
 """
 
 import functools
@@ -20,93 +20,86 @@ from scipy import optimize, special, stats
 from sweeps.boundary import law
 from sweeps.boundary.law import Counts, Estimate, Fit, Line, Model, Parameter, Scores
 
-__all__ = ["SCATTER", "fit", "foreseen", "held_out", "intervals", "shifts"]
+__all__ = ["SCATTER", "fit", "foreseen", "held_out", "intervals", "scored"]
 
 SCATTER = Parameter("sigma", 0.1, scale=2.0)
-# Of log d1*: no row is farther from a law.
-_FARTHEST = 6.0
-_NODES, _FINE = 401, 0.25  # At least so many nodes, and so near in units of 1 / b.
+_SIGMAS = (-12.0, 4.0)  # Logarithms that are told apart.
+# Of a row's shift: nodes over 12 sigma, and at a cell's width plus these multiples of 1 / b, where the likelihood is
+# looked for; what it must have there of its greatest value, as a logarithm; and nodes where it is found.
+_COARSE, _MULTIPLES, _LEAST_SHARE, _FINE = 49, np.array([-5.0, -3, -2, -1, 0, 1, 2, 3, 5]), -20.0, 121
 _STEP, _RESTARTS = 1e-4, 5
-_STEPS, _HALVINGS, _NEAR = 60, 4, 1e-9  # Of the search for shifts.
-_SIGMAS = (-12.0, 4.0)  # Logarithms.
 
 
-class _Cells(NamedTuple):
-    """Derivatives of every cell's log likelihood l and of Fisher's information i of its row's shift.
-
-    A cell's P is alive times expit(u), u = b (log d1 - log d1* - shift), so that l and i are functions of u, of log b
-    and of log alive alone.
+class _Integral(NamedTuple):
+    """Over the shift of every row.
 
     Attributes:
-      u: the logit without alive.
-      slope: b.
-      pull: dl / du.
-      bend: d2l / du2.
-      alive, alive_pull: dl / d log alive, and d2l / (du d log alive).
-      information, in_u, in_alive: i, di / du, and di / d log alive.
+      shifts: nodes, rows x nodes.
+      logits: u = b (log d1 - log d1* - shift), cells x nodes.
+      likelihoods: log of every cell's, cells x nodes.
+      log_integrals: of every row.
+      weights: of a node given the row's counts, rows x nodes, sum 1.
     """
 
-    u: np.ndarray
-    slope: np.ndarray
-    pull: np.ndarray
-    bend: np.ndarray
-    alive: np.ndarray
-    alive_pull: np.ndarray
-    information: np.ndarray
-    in_u: np.ndarray
-    in_alive: np.ndarray
+    shifts: np.ndarray
+    logits: np.ndarray
+    likelihoods: np.ndarray
+    log_integrals: np.ndarray
+    weights: np.ndarray
 
 
-def _cells(at: Line, counts: Counts, shift: np.ndarray) -> _Cells:
-    b, runs, successes = at.slope, counts.runs, counts.successes
-    u = b * (np.log(counts.d1) - at.center - shift)
-    p, q = special.expit(u), special.expit(-u)
-    failures = runs - successes
-    log_p = np.minimum(special.log_expit(u) + (0.0 if at.log_alive is None else at.log_alive), -law.LEAST)
-    odds = np.exp(log_p) / -np.expm1(log_p)  # P / (1 - P)
-    r = q * odds  # At most 1.
-    pull, information = q * successes - failures * r, runs * b**2 * q * r
-    return _Cells(
-        u, b, pull, -failures * r * (q + r) - p * pull, successes - failures * odds, -failures * r * (1 + odds),
-        information, information * (q + r - 2 * p), runs * b**2 * r * (q + r),
-    )  # fmt: skip
+def _integral(at: Line, counts: Counts, rows: np.ndarray, sigma: float) -> _Integral:
+    nodes = _nodes(at, counts, rows, sigma)
+    logits, each = _likelihoods(at, counts, nodes[rows])
+    ends = np.concatenate([nodes[:, :1], (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes[:, -1:]], axis=1)
+    steps = np.maximum(np.diff(ends, axis=1) / sigma, 1e-300)
+    together = _sums(each, rows) - (nodes / sigma) ** 2 / 2 + np.log(steps / np.sqrt(2 * np.pi))
+    totals = special.logsumexp(together, axis=1)
+    return _Integral(nodes, logits, each, totals, np.exp(together - totals[:, None]))
 
 
-def shifts(at: Line, counts: Counts, sigma: float, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest shift of every row, and Fisher's information of it, without that of its own law.
+def _likelihoods(at: Line, counts: Counts, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits without alive and log likelihoods of every cell at its shifts, cells x nodes."""
+    u = at.slope[:, None] * ((np.log(counts.d1) - at.center)[:, None] - shift)
+    eta = law.logit_of(u, None if at.log_alive is None else at.log_alive[:, None])
+    return u, counts.successes[:, None] * eta - counts.runs[:, None] * np.logaddexp(0.0, eta)
 
-    Args:
-      at: the law.
-      counts: its cells.
-      sigma: the scatter.
-      rows: the number of every cell's row; by default `counts.rows`.
-    """
-    rows = counts.rows if rows is None else rows
+
+def _nodes(at: Line, counts: Counts, rows: np.ndarray, sigma: float) -> np.ndarray:
+    """Of every row's shift, where its likelihood times its law is not negligible; rows x nodes, ascending."""
     number = rows.max() + 1
-    low, high = np.full(number, -_FARTHEST), np.full(number, _FARTHEST)
-    e = np.zeros(number)
-    for step in range(_STEPS):
-        cells = _cells(at, counts, e[rows])
-        gradient = _sums(-cells.slope * cells.pull, rows) - e / sigma**2
-        low, high = np.where(gradient > 0, e, low), np.where(gradient > 0, high, e)
-        # Newton's step where it stays between them.
-        moved = e + gradient / (1 / sigma**2 - _sums(cells.slope**2 * cells.bend, rows))
-        inside = (moved > low) & (moved < high) & (step >= _HALVINGS)
-        moved = np.where(inside, moved, (low + high) / 2)
-        near = np.abs(moved - e).max() < _NEAR * sigma
-        e = moved
-        if near:
-            break
-    return e, _sums(_cells(at, counts, e[rows]).information, rows)
+    steps = (np.log(counts.d1) - at.center)[:, None] - _MULTIPLES / at.slope[:, None]
+    order = np.argsort(rows, kind="stable")
+    place = np.empty(len(rows), int)  # Of a cell within its row.
+    place[order] = np.arange(len(rows)) - np.searchsorted(rows[order], rows[order])
+    own = np.zeros((number, place.max() + 1, len(_MULTIPLES)))
+    own[rows, place] = steps
+    even = np.broadcast_to(sigma * np.linspace(-6, 6, _COARSE), (number, _COARSE))
+    coarse = np.concatenate([even, np.clip(own.reshape(number, -1), -6 * sigma, 6 * sigma)], axis=1)
+    coarse.sort(axis=1)
+    density = _sums(_likelihoods(at, counts, coarse[rows])[1], rows) - (coarse / sigma) ** 2 / 2
+    kept = density > density.max(axis=1, keepdims=True) + _LEAST_SHARE
+    last = coarse.shape[1] - 1
+    first, final = np.maximum(kept.argmax(1) - 1, 0), np.minimum(last - kept[:, ::-1].argmax(1) + 1, last)
+    low, high = (coarse[np.arange(number), end] for end in (first, final))
+    shares = np.linspace(0, 1, _FINE)
+    nodes = low[:, None] + (high - low)[:, None] * shares
+    # What is negligible in between has no nodes: as many in every other interval.
+    parts = np.cumsum(np.pad((kept[:, 1:] | kept[:, :-1]).astype(float), ((0, 0), (1, 0))), axis=1)
+    for row in np.flatnonzero(parts[:, -1] < final - first):
+        nodes[row] = np.interp(shares * parts[row, -1], parts[row], coarse[row])
+    return nodes
 
 
 def _sums(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Of the cells of every row."""
-    return np.bincount(rows, values)
+    """Of the cells of every row; cells x nodes to rows x nodes."""
+    belongs = np.zeros((rows.max() + 1, len(rows)))
+    belongs[rows, np.arange(len(rows))] = 1.0
+    return belongs @ values
 
 
 class _Marginal:
-    """Minus the log likelihood with the shifts integrated out, by Laplace's approximation, and with the prior."""
+    """Minus the log likelihood with the shifts integrated out, and with the prior."""
 
     def __init__(self, model: Model, counts: Counts) -> None:
         self.transition = (*law.TRANSITIONS["powers of N and d1*"], SCATTER)
@@ -115,58 +108,51 @@ class _Marginal:
         self._weight = np.array([1 / p.scale**2 for p in known])
         self._model, self._counts, self._rows = model, counts, counts.rows
 
-    def at(self, inner: np.ndarray) -> tuple[float, float, np.ndarray]:
-        """The value without and with the prior, and the likeliest shifts."""
-        counts = self._counts
-        at = law.line(self._model, self.transition, inner, counts)
+    def integral(self, inner: np.ndarray) -> tuple[Line, _Integral]:
+        """The law at the numbers, and the integral over every row's shift."""
+        at = law.line(self._model, self.transition, inner, self._counts)
         sigma = SCATTER.outer(np.clip(inner[-1], *_SIGMAS))
-        e, information = shifts(at, counts, sigma, self._rows)
-        likelihood = law.log_likelihood(at.logit(counts, e[self._rows]), counts).sum()
-        value = float(np.sum((e / sigma) ** 2 + np.log1p(sigma**2 * information)) / 2 - likelihood)
-        return value, value + 0.5 * float(self._weight @ (inner - self.origin) ** 2), e
+        return at, _integral(at, self._counts, self._rows, sigma)
 
-    def gradient(self, inner: np.ndarray, e: np.ndarray) -> np.ndarray:
-        """Of the value with the prior; exact, with the shifts' own change.
+    def penalty(self, inner: np.ndarray) -> float:
+        """Of the prior."""
+        return 0.5 * float(self._weight @ (inner - self.origin) ** 2)
 
-        Args:
-          inner: the numbers.
-          e: the likeliest shifts there.
-        """
+    def __call__(self, inner: np.ndarray) -> tuple[float, np.ndarray]:
+        """The value, and its gradient: means, given the counts, of the derivatives at every shift."""
         counts, rows = self._counts, self._rows
-        at = law.line(self._model, self.transition, inner, counts)
-        variance = SCATTER.outer(np.clip(inner[-1], *_SIGMAS)) ** 2
-        cells = _cells(at, counts, e[rows])
-        b = cells.slope
-        # Of J = e^2 / (2 sigma^2) - l of every row: J_e is 0, and e changes with a number by -J_e,number / J_ee.
-        half = variance / (1 + variance * _sums(cells.information, rows)) / 2
-        stiff = 1 / variance - _sums(b**2 * cells.bend, rows)
-        carried = -half * _sums(-b * cells.in_u, rows) / stiff
-        half, moved = half[rows], carried[rows]
-        # Derivatives of the value in a cell's log d1*, log b and log alive.
-        in_center = b * cells.pull - half * b * cells.in_u - moved * b**2 * cells.bend
-        in_slope = (
-            -cells.u * cells.pull
-            + half * (2 * cells.information + cells.u * cells.in_u)
-            + moved * b * (cells.pull + cells.u * cells.bend)
-        )
-        in_alive = -cells.alive + half * cells.in_alive + moved * b * cells.alive_pull
-        found = np.empty(len(inner))
+        at, found = self.integral(inner)
+        weights = found.weights[rows]
+        p, q = special.expit(found.logits), special.expit(-found.logits)
+        successes, failures = counts.successes[:, None], (counts.runs - counts.successes)[:, None]
+        if at.log_alive is None:
+            pull = successes * q - failures * p
+            in_alive = None
+        else:
+            log_p = np.minimum(at.log_alive[:, None] + special.log_expit(found.logits), -law.LEAST)
+            odds = np.exp(log_p) / -np.expm1(log_p)  # P / (1 - P)
+            pull = q * successes - failures * (q * odds)
+            in_alive = (weights * (successes - failures * odds)).sum(1)
+        # Of the log likelihood in a cell's log d1* and log b.
+        in_center = -at.slope * (weights * pull).sum(1)
+        in_slope = (weights * pull * found.logits).sum(1)
         own = len(self._model.parameters)
+        gradient = np.empty(len(inner))
         s, w, v = range(own, own + 3)
-        found[s] = in_slope.sum()
-        found[w] = in_slope @ np.log(counts.num_samples / law.REFERENCE_SIZE)
-        found[v] = in_slope @ at.center
+        gradient[s] = in_slope.sum()
+        gradient[w] = in_slope @ np.log(counts.num_samples / law.REFERENCE_SIZE)
+        gradient[v] = in_slope @ at.center
         for place in range(own):
             move = np.zeros(len(inner))
             move[place] = _STEP
             above, below = (law.line(self._model, self.transition, inner + way, counts) for way in (move, -move))
             change = (above.center - below.center) / (2 * _STEP)
-            found[place] = (in_center + inner[v] * in_slope) @ change
-            if above.log_alive is not None and below.log_alive is not None:
-                found[place] += in_alive @ ((above.log_alive - below.log_alive) / (2 * _STEP))
-        known = _sums(cells.information, rows) * variance
-        found[-1] = float(np.sum(known / (1 + known) - e**2 / variance) - 2 * carried @ e / variance)
-        return found + self._weight * (inner - self.origin)
+            gradient[place] = (in_center + inner[v] * in_slope) @ change
+            if in_alive is not None and above.log_alive is not None and below.log_alive is not None:
+                gradient[place] += in_alive @ ((above.log_alive - below.log_alive) / (2 * _STEP))
+        gradient[-1] = -(at.slope[:, None] * weights * pull * found.shifts[rows]).sum()  # At the same shift over sigma.
+        value = -float(found.log_integrals.sum()) + self.penalty(inner)
+        return value, -gradient + self._weight * (inner - self.origin)
 
 
 def _descended(value: _Marginal, begin: np.ndarray, free: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -183,14 +169,13 @@ def _descended(value: _Marginal, begin: np.ndarray, free: Sequence[int]) -> tupl
         return placed
 
     def both(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-        _, penalized, e = value.at(whole(numbers))
-        return penalized, value.gradient(whole(numbers), e)[free]
+        found, gradient = value(whole(numbers))
+        return found, gradient[free]
 
     before = np.inf
     for _ in range(_RESTARTS):
         found = optimize.minimize(
-            lambda numbers: both(numbers), inner[free], method="BFGS", jac=True,
-            options={"gtol": 1e-2, "maxiter": 100},
+            both, inner[free], method="BFGS", jac=True, options={"gtol": 1e-2, "maxiter": 100}
         )  # fmt: skip
         inner, curvature = whole(found.x), found.hess_inv
         if found.success or before - found.fun < 1e-2:
@@ -244,26 +229,24 @@ def _fits(
         for place, number in (fixed or {}).items():
             begin[place] = number
         inner, inverse = _descended(value, begin, free)
-        marginal, penalized, moved = value.at(inner)
-        at = law.line(model, value.transition, inner, counts)
-        likelihoods = law.log_likelihood(at.logit(counts, moved[counts.rows]), counts)
+        whole = value.integral(inner)[1]
+        # The likeliest node of every row.
+        best = whole.weights.argmax(1)[counts.rows]
+        likelihoods = whole.likelihoods[np.arange(len(best)), best]
         deviance = 2 * float((law.saturated(counts) - likelihoods).sum())
         information = np.linalg.inv((inverse + inverse.T) / 2)
-        found.append(Fit(model, value.transition, inner, information, -marginal, deviance, -penalized))
+        marginal = float(whole.log_integrals.sum())
+        found.append(
+            Fit(model, value.transition, inner, information, marginal, deviance, marginal - value.penalty(inner))
+        )
     return sorted(found, key=lambda each: -each.penalized)
 
 
 def foreseen(found: Fit, counts: Counts) -> np.ndarray:
-    """The log likelihood of every row's counts, its shift integrated out by quadrature."""
+    """The log likelihood of every row's counts, its shift integrated out."""
     at = law.line(found.model, found.transition, found.inner, counts)
-    sigma = SCATTER.outer(found.inner[-1])
-    rows = counts.rows
-    nodes = np.linspace(-6, 6, max(_NODES, min(int(12 * sigma * at.slope.max() / _FINE), 20_000)))
-    weights = -(nodes**2) / 2
-    weights -= special.logsumexp(weights)
-    each = law.log_likelihood(at.logit(counts, sigma * nodes[:, None]), counts)  # Nodes x cells.
-    table = each @ (rows[:, None] == np.arange(rows.max() + 1))
-    return np.asarray(special.logsumexp(table + weights[:, None], axis=0))
+    sigma = SCATTER.outer(np.clip(found.inner[-1], *_SIGMAS))
+    return _integral(at, counts, counts.rows, sigma).log_integrals
 
 
 def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray]) -> Scores:
@@ -288,15 +271,24 @@ def held_out(models: Sequence[Model], counts: Counts, folds: Sequence[np.ndarray
             found = _fits(model, counts.take(~fold), starts)[0]
             scores.append(foreseen(found, counts.take(fold)))
         gained.append(np.concatenate(scores))
-    sums = np.stack(gained)  # Models x rows.
-    order = np.argsort(-sums.sum(1))
-    difference = sums[order[0]] - sums[order]
-    runs = int(sum(counts.runs[fold].sum() for fold in folds))
-    count, behind = sums.shape[1], difference.sum(1)
+    return _scores(models, np.stack(gained), int(sum(counts.runs[fold].sum() for fold in folds)))
+
+
+def scored(fits: Sequence[Fit], counts: Counts) -> Scores:
+    """The scores of fits on counts that they have not seen."""
+    gained = np.stack([foreseen(each, counts) for each in fits])
+    return _scores([each.model for each in fits], gained, int(counts.runs.sum()))
+
+
+def _scores(models: Sequence[Model], gained: np.ndarray, runs: int) -> Scores:
+    """From log likelihoods, models x rows."""
+    order = np.argsort(-gained.sum(1))
+    difference = gained[order[0]] - gained[order]
+    count, behind = gained.shape[1], difference.sum(1)
     error = difference.std(axis=1, ddof=1) * np.sqrt(count) if count > 1 else np.full(len(models), np.nan)
     margin = error * (stats.t.ppf(0.975, count - 1) if count > 1 else np.nan)
     names = tuple(models[place].name for place in order)
-    return Scores(names, sums[order].sum(1) / runs, behind, error, margin, behind > margin, count, runs)
+    return Scores(names, gained[order].sum(1) / runs, behind, error, margin, behind > margin, count, runs)
 
 
 def intervals(found: Fit, counts: Counts, *, level: float = 0.95) -> tuple[Estimate, ...]:

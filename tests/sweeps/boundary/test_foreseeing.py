@@ -5,7 +5,7 @@ import pandas
 import pytest
 from scipy import special
 
-from sweeps.boundary import foreseeing, joined, law, report
+from sweeps.boundary import foreseeing, joined, law, report, scatter
 from sweeps.study import UsageError
 
 MODELS = [model for model in law.MODELS if model.name in ("proportional", "power", "counting d0")]
@@ -40,9 +40,9 @@ def test_the_law_foresees_rows_that_it_has_not_seen():
     assert scores["behind"].is_monotonic_increasing
     assert (scores[["rows", "runs"]] == [3, NEW["runs"].sum()]).all(axis=None)
     own = rows[rows["model"] == "proportional"]
-    assert list(zip(own["num_samples"], own["d0"], strict=True)) == [(200, 12), (100, 6), (400, 24)]
+    assert list(zip(own["num_samples"], own["d0"], strict=True)) == [(100, 6), (200, 12), (400, 24)]
     np.testing.assert_allclose(own["foreseen"], 1.3 * own["num_samples"] / own["d0"], rtol=0.03)
-    measured = report.boundaries(report.outcomes(NEW))
+    measured = report.boundaries(report.outcomes(NEW)).sort_values("num_samples")
     assert own["boundary"].tolist() == measured["boundary"].tolist()
     assert ((own["boundary_low"] < own["foreseen"]) & (own["foreseen"] < own["boundary_high"])).sum() >= 2
 
@@ -52,6 +52,23 @@ def test_what_is_foreseen_does_not_depend_on_the_new_counts():
     _, others = foreseeing.foreseen(KNOWN, drawn([(200, 12), (100, 6), (400, 24)], factor=2.0), MODELS)
     assert rows["foreseen"].tolist() == others["foreseen"].tolist()
     assert rows["boundary"].tolist() != others["boundary"].tolist()
+
+
+def test_a_row_of_one_width_is_scored_and_shown():
+    one = NEW.groupby(["num_samples", "d0"]).nth(3)
+    scores, rows = foreseeing.foreseen(KNOWN, one, MODELS)
+    assert set(scores["rows"]) == {3}
+    assert len(rows) == 3 * len(MODELS)
+    assert "boundary" not in rows
+    _, mixed = foreseeing.foreseen(KNOWN, pandas.concat([one.iloc[:1], NEW[NEW["num_samples"] != 200]]), MODELS)
+    assert mixed["boundary"].isna().sum() == len(MODELS)
+    fits = {model.name: scatter.fit(model, law.Counts.of(KNOWN)) for model in MODELS}
+    for row in rows.itertuples():
+        assert row.foreseen == pytest.approx(float(fits[row.model].boundary(row.num_samples, row.d0)))
+    best = scores.iloc[0]
+    assert best["score"] * best["runs"] == pytest.approx(
+        scatter.foreseen(fits[best["model"]], law.Counts.of(one)).sum()
+    )
 
 
 def test_known_rows_are_not_foreseen():
@@ -85,6 +102,9 @@ def test_a_report_says_how_well_and_is_else_as_without(tmp_path):
     assert "Foreseen: N = 200, 100, 400" in found.text
     with pytest.raises(UsageError, match="no row that the other folders have not"):
         joined.together([known, mixed], foresee=[known], **options)
+    NEW.iloc[:0].to_csv(new, index=False)
+    with pytest.raises(UsageError, match="--foresee: no runs to report"):
+        joined.together([known], foresee=[new], **options)
     NEW.assign(steps_per_sample=500).to_csv(new, index=False)
     with pytest.raises(UsageError, match="no runs of one law"):
         joined.together([known], foresee=[new], **options)

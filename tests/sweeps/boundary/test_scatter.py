@@ -1,10 +1,14 @@
 """Laws with a scatter of the rows, on counts that are drawn from one."""
 
+import itertools
+
 import numpy as np
+import pandas
 import pytest
 from scipy import integrate, special, stats
+from support import ROOT
 
-from sweeps.boundary import law, scatter
+from sweeps.boundary import law, report, scatter, tables
 
 MODELS = {model.name: model for model in law.MODELS}
 
@@ -30,7 +34,7 @@ def with_log(n, d0):
 
 @pytest.mark.parametrize("name", ["proportional", "dead samples, proportional"])
 def test_the_likelihood_of_a_row_is_an_integral_over_its_shift(name):
-    """Against adaptive quadrature of the binomial likelihoods; Laplace's approximation is near."""
+    """Against adaptive quadrature of the binomial likelihoods."""
     counts = drawn(lambda n, d0: 1.3 * n / d0, sigma=0.2, alive=0.9 if "dead" in name else 0.0, seed=1, sizes=(50, 100))
     found = scatter.fit(MODELS[name], counts)
     values = found.values
@@ -52,11 +56,11 @@ def test_the_likelihood_of_a_row_is_an_integral_over_its_shift(name):
             -8 * values["sigma"], 8 * values["sigma"], limit=400, points=np.linspace(-1, 1, 9) * values["sigma"],
         )  # fmt: skip
         assert value == pytest.approx(np.log(whole / 1e8), abs=1e-3)
-    assert found.log_likelihood == pytest.approx(seen.sum(), abs=0.15 * len(seen))
+    assert found.log_likelihood == pytest.approx(seen.sum())
 
 
 def test_quadrature_is_fine_enough_for_a_wide_scatter_and_a_steep_curve():
-    """Against 100 times as many nodes; with 401 it would be wrong by up to a nat and more a row."""
+    """Against 10,000 nodes; with 401 of them it would be wrong by up to a nat and more a row."""
     counts = drawn(lambda n, d0: 1.3 * n / d0, slope=100.0, sigma=0.5, runs=64, seed=2, sizes=(50, 100))
     model = MODELS["proportional"]
     transition = (*law.TRANSITIONS["powers of N and d1*"], scatter.SCATTER)
@@ -73,44 +77,67 @@ def test_quadrature_is_fine_enough_for_a_wide_scatter_and_a_steep_curve():
     np.testing.assert_allclose(scatter.foreseen(found, counts), exact, atol=0.02)
 
 
-@pytest.mark.parametrize(("name", "alive"), [("power + log", 0.0), ("dead samples, directions", 0.9)])
-def test_shifts_are_the_likeliest(name, alive):
-    """Among all on a fine grid; where a sample may be dead Fisher's information is not the observed one."""
-    model, origin = MODELS[name], scatter._Marginal(MODELS[name], drawn(with_log)).origin
-    generator = np.random.default_rng(4)
-    for seed in range(6):
-        counts = drawn(with_log, sigma=0.2, alive=alive, seed=seed)
-        inner = origin + 0.15 * generator.standard_normal(len(origin))
-        at = law.line(model, (*law.TRANSITIONS["powers of N and d1*"], scatter.SCATTER), inner, counts)
-        sigma = np.exp(inner[-1])
-        best, information = scatter.shifts(at, counts, sigma)
+@pytest.mark.parametrize("name", ["proportional", "dead samples, proportional"])
+def test_rows_with_several_likely_shifts_are_integrated_over_all(name):
+    """Rows of any counts, far from a law and with successes below failures, against many nodes."""
+    model, generator = MODELS[name], np.random.default_rng(7)
+    transition = (*law.TRANSITIONS["powers of N and d1*"], scatter.SCATTER)
+    several = 0
+    for steep, sigma in itertools.product([8.0, 60.0, 300.0], [0.01, 0.1, 0.5]):
+        n = np.repeat(100.0 + np.arange(8), 5)  # A row each.
+        runs = generator.choice([8.0, 16.0, 64.0], 40)
+        widths = np.tile([16.0, 20, 24, 28, 40], 8)
+        counts = law.Counts(
+            n, np.full(40, 4.0), widths, runs, generator.binomial(runs.astype(int), 0.6) * 1.0, n / n * 4
+        )
+        inner = np.array([np.log(0.95), *([np.log(0.3)] if "dead" in name else []), np.log(steep), 0, 0, np.log(sigma)])
+        at = law.line(model, transition, inner, counts)
+        nodes = np.linspace(-6, 6, 20_001)
+        density = _density(at, counts, sigma * nodes) - nodes**2 / 2
+        exact = special.logsumexp(density, axis=1) + np.log(12 / 20_000 / np.sqrt(2 * np.pi))
+        found = law.Fit(model, transition, inner, np.eye(len(inner)), 0.0, 0.0, 0.0)
+        np.testing.assert_allclose(scatter.foreseen(found, counts), exact, atol=0.1)
+        inside = density[:, 1:-1]
+        peaks = (inside > density[:, :-2]) & (inside > density[:, 2:]) & (inside > density.max(1, keepdims=True) - 15)
+        several += (peaks.sum(1) > 1).sum()
+    assert (several > 0) == ("dead" in name)  # A logistic curve alone has one.
 
-        def value(shift, at=at, counts=counts, sigma=sigma):
-            each = law.log_likelihood(at.logit(counts, shift[counts.rows]), counts)
-            return np.bincount(counts.rows, each) - (shift / sigma) ** 2 / 2
 
-        known = value(best)
-        for shift in np.linspace(-1, 1, 201):
-            assert (known >= value(np.full(len(best), shift)) - 1e-6).all()
-        step = 1e-4
-        np.testing.assert_allclose(value(best + step) - value(best - step), 0, atol=1e-3)
-        if not alive:
-            curvature = -(value(best + step) - 2 * known + value(best - step)) / step**2
-            np.testing.assert_allclose(curvature, information + 1 / sigma**2, rtol=1e-2)
+def _density(at, counts, shifts):
+    """Log likelihoods, rows x shifts."""
+    each = np.stack([law.log_likelihood(at.logit(counts, shift), counts) for shift in shifts], axis=1)
+    return np.stack([each[counts.rows == row].sum(axis=0) for row in range(counts.rows.max() + 1)])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_gradient_is_that_of_the_value(name):
-    """Against central differences, the shifts' own change with it."""
+    """Against central differences; with flat and with steep transitions, whose rows are far from their law."""
     generator = np.random.default_rng(1)
-    for seed, alive in enumerate((0.0, 0.9, 0.9)):
+    for seed, (alive, steep) in enumerate([(0.0, 2.0), (0.9, 2.0), (0.9, 4.5), (0.0, 5.5)]):
         counts = drawn(lambda n, d0: 1.3 * n / d0, sigma=0.2, alive=alive, seed=seed, sizes=(50, 200))
         value = scatter._Marginal(MODELS[name], counts)
         inner = value.origin + 0.15 * generator.standard_normal(len(value.origin))
+        inner[-4], inner[-1] = steep, np.log(0.2)
         step = 1e-5
-        near = [[value.at(inner + way)[1] for way in (move, -move)] for move in step * np.eye(len(inner))]
+        near = [[value(inner + way)[0] for way in (move, -move)] for move in step * np.eye(len(inner))]
         expected = -np.diff(near, axis=1)[:, 0] / (2 * step)
-        np.testing.assert_allclose(value.gradient(inner, value.at(inner)[2]), expected, rtol=1e-5, atol=1e-4)
+        # Nodes move with the numbers; where a row is far from its law they are few.
+        scale = (1e-4 if steep < 3 else 2e-2) * (1 + np.abs(expected).max())
+        np.testing.assert_allclose(value(inner)[1], expected, atol=scale)
+
+
+@pytest.mark.parametrize(
+    ("special_case", "wider"),
+    [("proportional", "exponents"), ("dead samples, proportional", "dead samples, exponents")],
+)
+def test_a_wider_law_is_at_least_as_likely(special_case, wider):
+    """On the measured counts, where an earlier fit of the wider one stopped 31 nats below."""
+    cells = pandas.read_csv(ROOT / "docs" / "boundary" / "counts.csv")
+    cells = cells[(cells["d0"] >= 8) & (cells["condition"] == "as_written") & (cells["trained_layers"] == "hidden")]
+    cells = report.outcomes(cells[(cells["loss"] == "squared")]).query("outcome == 'criterion'")
+    counts = law.Counts.of(tables.stable(cells))
+    found = [scatter.fit(MODELS[name], counts).penalized for name in (special_case, wider)]
+    assert found[1] > found[0] - 1e-2  # a = b = 1 is where their prior is.
 
 
 def test_the_better_of_two_optima_is_found():

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import sys
 
 import pytest
@@ -80,22 +81,38 @@ def test_one_process_refuses_a_table_of_the_sweeps_that_was_replaced(monkeypatch
     assert done.stderr.splitlines()[-1].startswith("convergence_map: sweeps.protocol.draw was changed")
 
 
-def test_a_module_that_passed_is_refused_once_it_is_changed_and_passes_when_it_is_as_before(monkeypatch, tmp_path):
-    file = tmp_path / "sweeps_test_module.py"
+def test_what_has_passed_is_refused_once_a_module_or_a_file_is_changed_and_passes_when_all_is_as_before(
+    monkeypatch, tmp_path
+):
+    """With what was imported from a patched module, too."""
+    file = tmp_path / "sweeps" / "test_module.py"
+    file.parent.mkdir()
     file.write_text("from sweeps.protocol.draw import STREAMS\nvalue = 1\n")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location("sweeps.test_module", file)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, file.stem, module)
+    monkeypatch.setitem(sys.modules, "sweeps.test_module", module)
     spec.loader.exec_module(module)
-    assert patched.is_as_in_file(module)
+    patched.check_here()
+
+    def refused(name="test_module"):
+        with pytest.raises(UsageError, match=rf"{name} was changed after it was imported"):
+            patched.check_here()
+
     with monkeypatch.context() as patch:
         patch.setattr(module, "value", 2)
-        assert not patched.is_as_in_file(module)
-    with monkeypatch.context() as patch:  # Its file would import another table now, which is then the other's fault.
-        patch.setattr(draw, "STREAMS", {**draw.STREAMS, "W": 7})
-        patched.is_as_in_file(module)
-    assert patched.is_as_in_file(module)
+        refused()
+    other = {**draw.STREAMS, "W": 7}
+    with monkeypatch.context() as patch:
+        patch.setattr(draw, "STREAMS", other)
+        patch.setattr(module, "STREAMS", other)
+        refused("draw")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "STREAMS", other)
+        refused()
+    patched.check_here()
+    before = file.stat()
     file.write_text(file.read_text().replace("1", "3"))
-    assert not patched.is_as_in_file(module)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused()
     file.write_text("raise RuntimeError")
-    assert not patched.is_as_in_file(module)
+    refused()
