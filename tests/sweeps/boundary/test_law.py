@@ -1,10 +1,12 @@
 """The law of the boundary on counts that are drawn from a known one."""
 
+import jax
 import numpy as np
 import pandas
 import pytest
 from scipy import special, stats
 
+from relu_sgd import initialization, problem
 from sweeps.boundary import law, report, scaling
 
 MODELS = {model.name: model for model in law.MODELS}
@@ -216,6 +218,18 @@ def test_the_exponents_of_samples_and_width_are_told_apart():
     assert (found.estimate < found.rows_high).all()
     with pytest.raises(ValueError, match="two N"):
         scaling.transition_exponent(counts.take(counts.num_samples == 50))
+
+
+@pytest.mark.parametrize(("d0", "d1"), [(16, 6), (50, 4)])
+def test_starts_of_the_protocol_have_as_many_dead_samples_as_expected(d0, d1):
+    """N = 100; each of 2,000 starts."""
+
+    def dead(key):
+        X, W = problem.sphere_rows(key, 100, d0), initialization.normal_hidden(jax.random.fold_in(key, 1), d0, d1)
+        return (X @ W <= 0).all(axis=1).sum()
+
+    found = np.asarray(jax.jit(jax.vmap(dead))(jax.random.split(jax.random.key(0), 2000)))
+    assert scaling.expected_dead(100, d1) == pytest.approx(found.mean(), abs=4 * found.std() / 2000**0.5)
 
 
 def test_dead_samples_are_as_many_as_expected():
