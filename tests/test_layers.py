@@ -8,7 +8,7 @@ from support import ROOT
 
 PLOTS_AND_TABLES = {"matplotlib", "pandas", "xarray", "PIL"}
 LAUNCHERS = {"absl", "sweeps", "zarr", "filelock", "tqdm", *PLOTS_AND_TABLES}
-REPORTING = {"report", "reporting", "figures", "tables", "page", "measure", "publish", "joined"}
+REPORTING = {"report", "reporting", "figures", "tables", "page", "measure", "publish", "joined", "foreseeing"}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("relu_sgd", "sweeps")
