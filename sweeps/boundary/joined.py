@@ -116,7 +116,7 @@ def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path]
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
         number of steps, seed, rate or precision; a file is no table of counts; no row is left to foresee.
     """
-    parts, new = (_parts(given) if given else [] for given in (sources, foresee))
+    parts, new = _parts(sources, "--out"), _parts(foresee, "--foresee")
     for given, flag in ((parts, "--out"), (new if foresee else parts, "--foresee")):
         if not given:
             raise UsageError(f"{flag}: no runs to report")
@@ -140,8 +140,12 @@ def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path]
     return analyze(joined[list(tables.COLUMNS)], caption=text, more=more, **options)
 
 
-def _parts(sources: Sequence[Path]) -> list[Part]:
-    return [part for source in sources for part in read(source) if len(part.cells)]
+def _parts(sources: Sequence[Path], flag: str) -> list[Part]:
+    """What has runs; errors name the flag."""
+    try:
+        return [part for source in sources for part in read(source) if len(part.cells)]
+    except UsageError as error:
+        raise UsageError(str(error).replace("--out", flag)) from None
 
 
 def _check_same(parts: Sequence[Part]) -> None:

@@ -102,6 +102,8 @@ def test_a_report_says_how_well_and_is_else_as_without(tmp_path):
     assert "Foreseen: N = 200, 100, 400" in found.text
     with pytest.raises(UsageError, match="no row that the other folders have not"):
         joined.together([known, mixed], foresee=[known], **options)
+    with pytest.raises(UsageError, match=r"--foresee: there are no results at"):
+        joined.together([known], foresee=[tmp_path / "none"], **options)
     NEW.iloc[:0].to_csv(new, index=False)
     with pytest.raises(UsageError, match="--foresee: no runs to report"):
         joined.together([known], foresee=[new], **options)
