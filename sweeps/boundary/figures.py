@@ -19,6 +19,7 @@ __all__ = ["draw"]
 
 _GROUP = ["condition", "trained_layers", "loss", "outcome"]
 _MARKS = "osD^vP*X"
+_RANKS = {"start": "_", "end": "x"}  # Of the moments.
 
 
 def draw(cells: pandas.DataFrame, tables: Mapping[str, pandas.DataFrame], caption: str) -> dict[str, Figure]:
@@ -144,18 +145,22 @@ def _widths(
         _bars(axes, limits[limits["num_samples"] == n], colour, f"N = {n}", mark)
         axes.axhline(np.log2(float(n)), color=colour, linestyle=":", linewidth=1)
         if rank is not None and len(rank):
-            part = rank[(rank["num_samples"] == n) & (rank["moment"] == "start") & (rank["place"] == logistic.INSIDE)]
-            axes.plot(part["num_samples"] / part["d0"], part["boundary"], "_", color=colour, markersize=11)
+            inside = rank[(rank["num_samples"] == n) & (rank["place"] == logistic.INSIDE)]
+            for moment, mark_of in _RANKS.items():
+                part = inside[inside["moment"] == moment]
+                axes.plot(part["num_samples"] / part["d0"], part["boundary"], mark_of, color=colour, markersize=9)
         if laws is not None and len(laws):
             chosen = laws[laws["chosen"]]
             found = _law_of(chosen)
-            d0 = np.geomspace(4, float(n) / 2, 60)
+            d0 = np.geomspace(float(limits["d0"].min()), float(n) / 2, 60)
             extra = float((chosen["trained_layers"] == "both").any())
             axes.plot(float(n) / d0, found.boundary(float(n), d0, d0 + extra), "-", color=colour, linewidth=1)
     ratio = np.geomspace(2, float((limits["num_samples"] / limits["d0"]).max()), 50)
     axes.plot(ratio, ratio, "-", color="tab:red", linewidth=1, label="counting: $d_0 d_1 = N$")
     axes.plot([], [], "k:", label="$\\log_2 N$ (order of Dana et al. 2025)")
-    axes.plot([], [], "k_", markersize=11, label="half of the Jacobians have rank N (start)")
+    for moment, mark in _RANKS.items():
+        if rank is not None and (rank["moment"] == moment).any():
+            axes.plot([], [], f"k{mark}", markersize=9, label=f"half of the Jacobians have rank N ({moment})")
     if laws is not None and len(laws):
         chosen = laws[laws["chosen"]]
         values = ", ".join(
