@@ -25,6 +25,9 @@ def read(doc: str, *, seeds: int, steps: int | None = None) -> argparse.Namespac
     Args:
       doc: the example's docstring.
       seeds, steps: the defaults.
+
+    Raises:
+      SystemExit: with status 2 and one line, where words are wrong; with 0 for --help.
     """
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="DIR", help="folder of the results: new, or of an earlier call, which goes on")

@@ -146,9 +146,9 @@ def _widths(
         axes.axhline(np.log2(float(n)), color=colour, linestyle=":", linewidth=1)
         if rank is not None and len(rank):
             inside = rank[(rank["num_samples"] == n) & (rank["place"] == logistic.INSIDE)]
-            for moment, mark_of in _RANKS.items():
+            for moment, sign in _RANKS.items():
                 part = inside[inside["moment"] == moment]
-                axes.plot(part["num_samples"] / part["d0"], part["boundary"], mark_of, color=colour, markersize=9)
+                axes.plot(part["num_samples"] / part["d0"], part["boundary"], sign, color=colour, markersize=9)
         if laws is not None and len(laws):
             chosen = laws[laws["chosen"]]
             found = _law_of(chosen)
@@ -158,9 +158,9 @@ def _widths(
     ratio = np.geomspace(2, float((limits["num_samples"] / limits["d0"]).max()), 50)
     axes.plot(ratio, ratio, "-", color="tab:red", linewidth=1, label="counting: $d_0 d_1 = N$")
     axes.plot([], [], "k:", label="$\\log_2 N$ (order of Dana et al. 2025)")
-    for moment, mark in _RANKS.items():
+    for moment, sign in _RANKS.items():
         if rank is not None and (rank["moment"] == moment).any():
-            axes.plot([], [], f"k{mark}", markersize=9, label=f"half of the Jacobians have rank N ({moment})")
+            axes.plot([], [], f"k{sign}", markersize=9, label=f"half of the Jacobians have rank N ({moment})")
     if laws is not None and len(laws):
         chosen = laws[laws["chosen"]]
         values = ", ".join(

@@ -116,10 +116,7 @@ def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path]
       UsageError: a folder has no results of this study, or of runs that are others than those of the first: by another
         number of steps, seed, rate or precision; a file is no table of counts; no row is left to foresee.
     """
-    parts, new = _parts(sources, "--out"), _parts(foresee, "--foresee")
-    for given, flag in ((parts, "--out"), (new if foresee else parts, "--foresee")):
-        if not given:
-            raise UsageError(f"{flag}: no runs to report")
+    parts, new = _parts(sources, "--out"), _parts(foresee, "--foresee") if foresee else []
     _check_same([*parts, *new])
     parts, new = (sorted(given, key=_precedence) for given in (parts, new))
     joined = _joined(parts, least_d0)
@@ -141,11 +138,18 @@ def together(sources: Sequence[Path], least_d0: int = 1, foresee: Sequence[Path]
 
 
 def _parts(sources: Sequence[Path], flag: str) -> list[Part]:
-    """What has runs; errors name the flag."""
+    """What has runs.
+
+    Raises:
+      UsageError: there is nothing, or what cannot be read; it names the flag.
+    """
     try:
-        return [part for source in sources for part in read(source) if len(part.cells)]
+        parts = [part for source in sources for part in read(source) if len(part.cells)]
     except UsageError as error:
         raise UsageError(str(error).replace("--out", flag)) from None
+    if not parts:
+        raise UsageError(f"{flag}: no runs to report")
+    return parts
 
 
 def _check_same(parts: Sequence[Part]) -> None:

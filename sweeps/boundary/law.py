@@ -36,7 +36,7 @@ __all__ = [
     "expected_deviance",
     "fit",
     "intervals",
-    "k_by_rows",
+    "k_of_ratio",
     "leave_out_rows",
     "leave_out_sizes",
     "line",
@@ -156,15 +156,15 @@ def _model(name: str, formula: str, parameters: Sequence[Parameter], width: Any,
     return Model(name, formula, tuple(parameters), width, alive)
 
 
-def k_by_rows(n: Any, d0: Any, q: float) -> Any:
-    """The k of exp(-N 2^(-k d1)), 1 - 1 / (2 + q N / d0): 1/2 where rows are as good as orthogonal
+def k_of_ratio(ratio: Any, q: float) -> Any:
+    """The k of exp(-N 2^(-k d1)), 1 - 1 / (2 + q N / d0), from N / d0: 1/2 where rows are as good as orthogonal
     (`relu_sgd.theory.orthogonal`), and 1 where only samples that are dead at the start are so at the end. An
     observation, not a theorem.
     """
-    return 1 - 1 / (2 + q * n / d0)
+    return 1 - 1 / (2 + q * ratio)
 
 
-_BY_ROWS = "[1 - 1 / (2 + q N / d0)]"
+_OF_RATIO = "[1 - 1 / (2 + q N / d0)]"
 _ALIVE = "P = exp(-N 2^(-{k} d1)) / (1 + (d1 / d1*)^-b), d1* = {law}"
 # A width takes N, d0 and the parameters of a neuron, and then the law's own parameters by name.
 MODELS: tuple[Model, ...] = (
@@ -247,24 +247,24 @@ MODELS: tuple[Model, ...] = (
     ),
     _model(
         "dying samples, proportional",
-        _ALIVE.format(k=_BY_ROWS, law="c N / d0"),
+        _ALIVE.format(k=_OF_RATIO, law="c N / d0"),
         (C, Q),
         lambda n, d0, m, c, q: c * n / d0,
-        lambda n, d0, c, q: k_by_rows(n, d0, q),
+        lambda n, d0, c, q: k_of_ratio(n / d0, q),
     ),
     _model(
         "dying samples, directions",
-        _ALIVE.format(k=_BY_ROWS, law="c N / (d0 - 1)"),
+        _ALIVE.format(k=_OF_RATIO, law="c N / (d0 - 1)"),
         (C, Q),
         lambda n, d0, m, c, q: c * n / np.maximum(d0 - 1, 1),
-        lambda n, d0, c, q: k_by_rows(n, d0, q),
+        lambda n, d0, c, q: k_of_ratio(n / d0, q),
     ),
     _model(
         "dying samples, exponents",
-        _ALIVE.format(k=_BY_ROWS, law="c N^a d0^-b"),
+        _ALIVE.format(k=_OF_RATIO, law="c N^a d0^-b"),
         (C, A, B, Q),
         lambda n, d0, m, c, a, b, q: c * n**a * d0**-b,
-        lambda n, d0, c, a, b, q: k_by_rows(n, d0, q),
+        lambda n, d0, c, a, b, q: k_of_ratio(n / d0, q),
     ),
 )  # fmt: skip
 

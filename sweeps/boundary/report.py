@@ -435,7 +435,7 @@ def analyze(
     tables: dict[str, pandas.DataFrame] = {"summary": cells, "boundaries": limits}
     if len(fitted):
         groups = fitted.groupby(GROUP).ngroups
-        logging.info("fitting %d laws to %d set-ups: up to some minutes for each", len(candidates), groups)
+        logging.info("fitting laws to %d set-ups: up to some minutes for each", groups)
         tables["models"] = models(fitted, candidates)
         tables["laws"] = laws(fitted, tables["models"], candidates)
         tables["collapse"], tables["transition"] = scalings(fitted, tables["models"], num_resamples)
@@ -506,11 +506,11 @@ def _dying_model(name: str, parameters: tuple[law.Parameter, ...], k: Any) -> la
 
 _DYING = (
     _dying_model("k", (law.K,), lambda n, d0, k: k),
-    _dying_model("1 - 1 / (2 + q N / d0)", (law.Q,), law.k_by_rows),
+    _dying_model("1 - 1 / (2 + q N / d0)", (law.Q,), lambda n, d0, q: law.k_of_ratio(n / d0, q)),
     _dying_model(
         "1 - 1 / (2 + q (N / d0)^p)",
         (law.Q, law.Parameter("p", 1.0, scale=1.0)),
-        lambda n, d0, q, p: law.k_by_rows((n / d0) ** p, 1.0, q),
+        lambda n, d0, q, p: law.k_of_ratio((n / d0) ** p, q),
     ),
 )
 
